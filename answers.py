@@ -1,0 +1,284 @@
+r"""Reading a response: the one parser of its sections, and the check of its final answer against the gold answer.
+
+    parse(response)                      Sections(description, rationales, steps, answer)
+    correct(candidate, gold, choices)    True when the candidate says the same as the gold answer
+
+Both are pure and never raise on model text. `correct` fails closed: two answers, no answer, or anything it does not
+understand is wrong, because a policy soon finds whatever is rewarded by mistake. What it understands:
+
+    letter      gold "B":            B   (b)   B.   **B**   Option B   (B) 30°   and the text of option B
+    yes / no    gold "Yes":          yes   Yes.   yes, it is
+    text        gold "red cube":     Red cube   red cube.   \boxed{\text{red cube}}
+    list        gold "[1, 2]":       [1,2]   1, 2                order and brackets count; {2, 1} is {1, 2}
+    number      gold "0.5":          1/2   \frac{1}{2}   .50   5*10^{-1}   50%   0.5 cm   x = 0.5
+
+Numbers are exact fractions. Algebra is beyond it: \sqrt{8} for 2\sqrt{2}, or x^2+2x+1 for (x+1)^2, is wrong here.
+"""
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from data import ANSWER
+from data import DESCRIPTION
+from data import RATIONALES
+from data import STEP
+
+# ---------------------------------------------------------------- the sections of a response
+
+
+@dataclass(frozen=True)
+class Sections:
+    """What stands below each header: None when the header is missing, "" when nothing stands below it."""
+    description: str | None                        # of the first such header
+    rationales: str | None                         # of the first such header
+    steps: tuple[str, ...]                         # Step 1, Step 2, ... up to the first number that is missing
+    answer: str | None                             # "" also when there are two different ones
+
+
+def header(name: str) -> re.Pattern:
+    """Matches the name after ###, in any case and spacing, with or without a colon."""
+    words = r"\s*".join(re.escape(word) for word in name.split())
+    return re.compile(rf"\s*{words}(?!\w)\s*:?", re.IGNORECASE)
+
+
+DESCRIPTION_HEADER = header(DESCRIPTION)
+RATIONALES_HEADER = header(RATIONALES)
+STEP_HEADER = re.compile(rf"\s*{STEP}\s*(\d{{1,3}})(?!\w)\s*:?", re.IGNORECASE)
+ANSWER_HEADER = header(ANSWER)
+SPECIAL_TOKEN = re.compile(r"<\|\w+\|>|</s>")      # <|im_end|> belongs to no section
+
+
+def texts_below(chunks: list[str], pattern: re.Pattern) -> list[str]:
+    matches = [(chunk, pattern.match(chunk)) for chunk in chunks]
+    return [chunk[match.end():].strip() for chunk, match in matches if match]
+
+
+def parse(response: str) -> Sections:
+    """The sections of a response. A section ends at the next ###, whatever follows it, or at the end of the text."""
+    chunks = re.split("#{3,}", SPECIAL_TOKEN.sub(" ", response))[1:]     # [0] stands before the first header
+    descriptions = texts_below(chunks, DESCRIPTION_HEADER)
+    rationales = texts_below(chunks, RATIONALES_HEADER)
+    answers = texts_below(chunks, ANSWER_HEADER)
+    stated = [answer for answer in answers if answer]
+    different = {" ".join(answer.casefold().split()) for answer in stated}
+    steps = []
+    for chunk in chunks:
+        match = STEP_HEADER.match(chunk)
+        if match and int(match[1]) == len(steps) + 1:
+            steps.append(chunk[match.end():].strip())
+    return Sections(
+        description=descriptions[0] if descriptions else None,
+        rationales=rationales[0] if rationales else None,
+        steps=tuple(steps),
+        answer=None if not answers else stated[0] if len(different) == 1 else "",
+    )
+
+
+# ---------------------------------------------------------------- one spelling
+
+SPELLING = {                                       # applied in this order
+    "−": "-", "–": "-", "×": r"\times ", "π": r"\pi ", "∈": r"\in ", "≈": r"\approx ", "²": "^2", "³": "^3",
+    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\left": "", r"\right": "", r"\(": "", r"\)": "", r"\[": "", r"\]": "",
+    r"^{\circ}": "°", r"^\circ": "°", r"\%": "%", r"\$": "$", r"\,": " ", "{,}": ",", "√{": r"\sqrt{",
+}
+ROOT = re.compile(r"√(\d+)")
+FRACTION = re.compile(r"\\frac\{(-?[\d.,]+)\}\{([\d.,]+)\}")
+WRAPPER = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\{((?:[^{}]|\{[^{}]*\})*)\}")
+LEAD_IN = re.compile(r"^(?:the )?(?:final |correct )?answer(?: is:?|:) ?", re.IGNORECASE)
+LEFT_SIDE = re.compile(r"[A-Za-z\\_∠ ]{0,20}?(?:=|\\in(?![a-z])|\\approx(?![a-z])) ?")
+
+
+def clean(text: str) -> str:
+    """The bare answer: no LaTeX or markdown around it, no "the answer is", no final period, no idle spaces."""
+    for typed, plain in SPELLING.items():
+        text = text.replace(typed, plain)
+    text = FRACTION.sub(r" \1/\2 ", ROOT.sub(r"\\sqrt{\1}", text))       # spaces keep 1\frac{1}{2} from being 11/2
+    text = WRAPPER.sub(r"\1", WRAPPER.sub(r"\1", text))                  # twice, for \boxed{\text{B}}
+    text = LEAD_IN.sub("", " ".join(text.split()).strip(" *`$"))
+    text = text.lstrip(" *`$").rstrip(" *`$.")
+    return re.sub(r"(?<![\w.,]) | (?![\w.,])", "", text)                 # "x + 1" is "x+1", but "1. 5" is not "1.5"
+
+
+def without_left_side(text: str, other: str) -> str:
+    """`x = 25` is 25 when the other says plain 25; when both say what they give, both keep it."""
+    match = LEFT_SIDE.match(text)
+    return text[match.end():] if match and not LEFT_SIDE.match(other) else text
+
+
+# ---------------------------------------------------------------- numbers and units
+
+MAX_CHARACTERS = 200                               # a longer text is no final answer
+MAX_EXPONENT = 300                                 # 1e999999 would be a number of a million digits
+TOLERANCE = Fraction(1, 10**6)                     # relative; two whole numbers must be equal
+
+DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
+NUMBER = re.compile(
+    rf"([+-]?)(?:(\d+) )?({DECIMAL})(?:/({DECIMAL}))?"                   # sign, whole of 1 1/2, top, bottom
+    r"(?:e([+-]?\d{1,3})| ?(?:\\times|\\cdot|\*|x) ?10\^\{?([+-]?\d{1,3})\}?)?", re.IGNORECASE)
+
+ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen").split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+WORDS = {word: value for value, word in enumerate(ONES)} | {word: 10 * i for i, word in enumerate(TENS, 2)}
+WORDS |= {f"{ten}-{one}": WORDS[ten] + WORDS[one] for ten in TENS for one in ONES[1:10]}
+
+# Dimension, factor to its base unit, names. Any other word after a number is no unit: 7 million, 7x, 7 or 8.
+UNIT_TABLE = [
+    ("length", "1/1000", "mm millimeter millimetre"),
+    ("length", "1/100", "cm centimeter centimetre"),
+    ("length", "1", "m meter metre"),
+    ("length", "1000", "km kilometer kilometre"),
+    ("length", "127/5000", "in inch inches"),
+    ("length", "381/1250", "ft foot feet"),
+    ("mass", "1/1000", "g gram"),
+    ("mass", "1", "kg kilogram"),
+    ("time", "1", "s sec second"),
+    ("time", "60", "min minute"),
+    ("time", "3600", "h hr hour"),
+    ("time", "86400", "day"),
+    ("years", "1", "yr year"),
+    ("angle", "1", "° deg degree"),
+    ("heat", "1", "°C"),
+    ("money", "1/100", "¢ cent"),
+    ("money", "1", "dollar"),
+    ("share", "1/100", "% percent"),
+    ("count", "1", "object item unit people"),
+]
+UNITS = {name: (dimension, Fraction(factor)) for dimension, factor, names in UNIT_TABLE for name in names.split()}
+
+
+def unit_of(text: str) -> tuple[str, Fraction] | None:
+    """(dimension, factor) of `cm`, `meters`, `cm^2` or `square cm`; None when it is no known unit."""
+    match = re.fullmatch(r"(square |cubic )?(\D+?)(?:\^\{?([23])\}?)?", text)
+    if match is None:
+        return None
+    name = match[2] if match[2] in UNITS else match[2].casefold()
+    if name not in UNITS and len(name) > 3:                              # "ms" is not "m"
+        name = name.removesuffix("s")
+    if name not in UNITS:
+        return None
+    power = {"square ": 2, "cubic ": 3}.get(match[1]) or int(match[3] or 1)
+    dimension, factor = UNITS[name]
+    return f"{dimension}^{power}", factor**power
+
+
+def quantity(text: str) -> tuple[Fraction, tuple[str, Fraction] | None] | None:
+    """(number, unit) of `1,000`, `-3/4`, `1 1/2`, `1.2e3`, `3*10^{-4}`, `seven` or `25 cm`; None when it is neither."""
+    if text.casefold() in WORDS:
+        return Fraction(WORDS[text.casefold()]), None
+    match = NUMBER.match(text)
+    if match is None or len(text) > MAX_CHARACTERS:
+        return None
+    sign, whole, top, bottom, exponent, power_of_ten = match.groups()
+    exponent = int(exponent or power_of_ten or 0)
+    top, bottom_value = Fraction(top.replace(",", "")), Fraction((bottom or "1").replace(",", ""))
+    if abs(exponent) > MAX_EXPONENT or bottom_value == 0 or whole and not bottom:
+        return None
+    number = (int(whole or 0) + top / bottom_value) * Fraction(10)**exponent
+    number = -number if sign == "-" else number
+    rest = text[match.end():].strip()
+    if not rest or WORDS.get(rest.strip("()").casefold()) == number:     # 25 (twenty-five)
+        return number, None
+    unit = unit_of(rest)
+    return (number, unit) if unit else None
+
+
+def close(a: Fraction, b: Fraction) -> bool:
+    if a.denominator == b.denominator == 1:
+        return a == b
+    return abs(a - b) <= TOLERANCE * abs(b)
+
+
+def same_quantity(given: str, wanted: str) -> bool:
+    """Equal numbers. Two units must agree, 25 cm is 0.25 m; one may be left out; 50% is 50 and 0.5."""
+    a, b = quantity(given), quantity(wanted)
+    if a is None or b is None:
+        return False
+    (number, unit), (wanted_number, wanted_unit) = a, b
+    in_base_units = close(number * (unit[1] if unit else 1), wanted_number * (wanted_unit[1] if wanted_unit else 1))
+    if unit and wanted_unit:
+        return unit[0] == wanted_unit[0] and in_base_units
+    return close(number, wanted_number) or in_base_units and unit_of("%") in (unit, wanted_unit)
+
+
+# ---------------------------------------------------------------- texts and lists
+
+
+def same_text(given: str, wanted: str) -> bool:
+    if re.fullmatch("[A-H]{2,}", wanted):                                # several options: "A, C" is "AC"
+        given = re.sub("[, ]", "", given)
+    if re.fullmatch(r"\d?\d:\d\d", wanted):                              # a time whose gold asks for no am or pm
+        given = re.sub(r" ?[ap]\.?m$", "", given, flags=re.IGNORECASE)
+    if "\\" in wanted:                                                   # \Delta is not \delta
+        return given == wanted
+    return given.casefold() == wanted.casefold()
+
+
+def split_list(text: str) -> tuple[str, list[str]]:
+    """Brackets and items of `(1, 2]`; without brackets they are square; ("", []) when there is no list."""
+    text = text.replace(r"\{", "{").replace(r"\}", "}")
+    match = re.fullmatch(r"([{\[(])(.*)([}\])])", text) or re.fullmatch("()(.*,.*)()", text)
+    if match is None:
+        return "", []
+    return match[1] + match[3] or "[]", [item.strip() for item in match[2].split(",")]
+
+
+def same_list(given: str, wanted: str) -> bool:
+    """Item by item, in order, in the same brackets: [1, 3] is not (1, 3). In {} the order is free."""
+    if quantity(given) or quantity(wanted):                              # 1,000 is a number
+        return False
+    (brackets, items), (wanted_brackets, wanted_items) = split_list(given), split_list(wanted)
+    if not brackets or brackets != wanted_brackets or len(items) != len(wanted_items):
+        return False
+    if brackets == "{}":
+        items, wanted_items = sorted(items), sorted(wanted_items)
+    return all(same_text(a, b) or same_quantity(a, b) for a, b in zip(items, wanted_items))
+
+
+def same(given: str, wanted: str) -> bool:
+    given, wanted = without_left_side(given, wanted), without_left_side(wanted, given)
+    return same_text(given, wanted) or same_list(given, wanted) or same_quantity(given, wanted)
+
+
+# ---------------------------------------------------------------- letters, yes and no, and the check itself
+
+LETTER = re.compile(r"[(\[]?([A-Za-z])[)\]]?")
+OPTION = re.compile(r"(?:option|choice)? ?[(\[]?([A-Za-z])(?:[)\].:]+ ?(.*))?", re.IGNORECASE)     # letter, text
+
+
+def same_letter(given: str, letter: str, choices: tuple[str, ...]) -> bool:
+    """The letter alone, the letter with a text that names no other option, or the text of the right option."""
+    options = [clean(choice) for choice in choices]
+    index = ord(letter) - ord("A")
+    right = options[index] if index < len(options) else None
+    match = OPTION.fullmatch(given)
+    if match is None:
+        return right is not None and same(given, right)
+    text = match[2]
+    if match[1].upper() != letter:
+        return False
+    if not text or right is not None and same(text, right):
+        return True
+    named = re.findall(r"(?<![\w\\])(?:[A-H](?!\w)|[a-h][).])", text)
+    return all(name[0].upper() == letter for name in named) and not any(same(text, option) for option in options)
+
+
+def same_yes_no(given: str, wanted: str) -> bool:
+    """The first word decides, unless the other word follows."""
+    words = re.findall("[a-z]+", given.casefold())
+    return words[:1] == [wanted.casefold()] and not {"yes", "no"} <= set(words)
+
+
+def correct(candidate: str | None, gold: str, choices: tuple[str, ...] = ()) -> bool:
+    """True when candidate and gold say the same; choices are the options' texts, for a gold that is one letter."""
+    if not candidate or len(candidate) > MAX_CHARACTERS:
+        return False
+    given, wanted = clean(candidate), clean(gold)
+    if not given or not wanted:
+        return False
+    letter = LETTER.fullmatch(wanted)
+    if letter:
+        return same_letter(given, letter[1].upper(), choices)
+    if wanted.casefold() in ("yes", "no"):
+        return same_yes_no(given, wanted)
+    return same(given, wanted)

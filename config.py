@@ -1,0 +1,185 @@
+"""Every setting: one dataclass, one dict of overrides per stage, one strict command line.
+
+Precedence: defaults of Config < STAGES[stage] < command line. A stage is nothing but such a dict: its data, its
+initial model (what the stage before it wrote), its reward weights, its sizes.
+"""
+import argparse
+import dataclasses
+import difflib
+import os
+from dataclasses import dataclass
+
+from transformers import HfArgumentParser
+
+from data import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What asking a model questions and scoring its responses needs; training and evaluation share these defaults."""
+
+    model: str = ""  # Hugging Face folder or hub name
+    data: str = ""  # json, jsonl, or hub data set
+    split: str = "train"  # of a hub data set
+    image_root: str = ""  # what image paths are relative to; empty: the folder of the data file
+    clip: str = "qihoo360/fg-clip-large"  # FG-CLIP folder or hub name, open_clip folder, or open_clip name:pretrained
+    dtype: str = "bfloat16"  # of computing, sampling and export (bfloat16 or float32); master weights are float32
+    seed: int = 0
+
+    group_size: int = 8  # G, responses per question (pebr_stage1.yaml: n)
+    max_prompt: int = 2048  # tokens; longer prompts are dropped before the run, never cut
+    max_response: int = 2048  # tokens
+    min_pixels: int = 576  # images are resized to between min and max pixels, the same everywhere
+    max_pixels: int = 802816
+    temperature: float = 1.2  # divides the logits, in sampling and in all log-probs of training
+    top_p: float = 0.99  # of sampling only
+    slots: int = 128  # responses decoded together on one GPU
+
+    clip_weight: float = 0.0  # the reward is the weighted sum of its five parts
+    keyword_weight: float = 0.0
+    format_weight: float = 0.0
+    length_weight: float = 0.0
+    accuracy_weight: float = 0.0
+    clip_target: float = 0.4  # cosine that earns the whole clip part (pebr_1.py)
+    length_limit: int = 512  # tokens up to which the length part is 1 (pebr_1.py)
+    keyword_scope: str = "description"  # where key words count: description (paper) or response (release)
+
+
+@dataclass(frozen=True)
+class Config(Sampling):
+    """Every number that affects training. The model is also the reference policy of RL."""
+
+    stage: str = ""  # sft, sample, 1 or 2
+    out: str = "runs/pebr"  # everything is written below this folder
+    restart: bool = False  # throw away what an earlier run of this stage left, instead of resuming it
+
+    questions_per_rollout: int = 560  # Q, questions per step (stage1.yaml: rollout_batch_size)
+    questions_per_update: int = 112  # questions per optimiser step (stage1.yaml: global_batch_size)
+    epochs: int = 1
+    max_steps: int = 0  # stop after this many steps; 0: after the epochs
+
+    clip_low: float = 0.2  # the ratio is clipped this far below 1 (verl actor/config.py)
+    clip_high: float = 0.3  # and this far above
+    clip_dual: float = 3.0  # bounds the loss of bad tokens whose ratio explodes
+    kl_coef: float = 0.01  # weight of the KL to the reference policy (stage1.yaml)
+    lr: float = 1e-6
+    lr_decay: str = "constant"  # constant, or cosine to 0
+    warmup_ratio: float = 0.0  # share of the optimiser steps over which lr rises from 0
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    freeze_vision: bool = False  # train the language model only
+    gradient_checkpointing: bool = True
+    token_budget: int = 16384  # tokens in one packed row; changes memory and speed, not the result
+
+    save_every: int = 0  # steps between checkpoints to resume from; 0: none
+    keep_prompts: bool = False  # keep encoded warm-up prompts in memory: for data sets that fit
+
+
+@dataclass(frozen=True)
+class EvalConfig(Sampling):
+    """Settings of eval.py: greedy by default, prompt and pixels as in training."""
+
+    clip: str = ""  # as in training; empty: the clip part is not computed
+    group_size: int = 1  # responses per question; pass@n needs more than one, and a temperature
+    temperature: float = 0.0
+    top_p: float = 1.0
+    out: str = "runs/eval"  # report.json and responses.jsonl go here
+
+
+STAGES = {
+    "sft": dict(  # qwen2_5vl_full_sft.yaml: 4 per device x 4 accumulation x 8 GPUs
+        model="Qwen/Qwen2.5-VL-7B-Instruct", data="HuanjinYao/Mulberry-SFT", epochs=2, questions_per_rollout=128,
+        questions_per_update=128, lr=1e-5, lr_decay="cosine", warmup_ratio=0.1, freeze_vision=True, save_every=500),
+    "sample": dict(model="{out}/sft/model", data="cythu/PeBR_R1_dataset"),  # pebr_sample.yaml
+    "1": dict(  # pebr_stage1.yaml, pebr_1.py
+        model="{out}/sft/model", data="{out}/sample/easy.jsonl", save_every=5,
+        clip_weight=0.4, keyword_weight=0.4, format_weight=0.1, length_weight=0.1),
+    "2": dict(  # pebr_stage2.yaml, pebr_2.py
+        model="{out}/stage1/model", data="{out}/sample/medium.jsonl", save_every=5, epochs=2,
+        questions_per_rollout=512, questions_per_update=128, accuracy_weight=0.9, format_weight=0.1),
+}
+FOLDERS = {"sft": "sft", "sample": "sample", "1": "stage1", "2": "stage2"}  # below config.out
+
+
+class Flags(HfArgumentParser):
+    """The command-line flags of a dataclass; every mistake is one line."""
+
+    def __init__(self, kind, doc: str):
+        super().__init__(kind, description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str):
+        raise InputError(message)
+
+    def read(self, argv: list[str], overrides: dict):
+        """argv -> the dataclass; overrides replace defaults, argv replaces both."""
+        self.set_defaults(**overrides)
+        config, rest = self.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+        if rest:
+            names = [option for action in self._actions for option in action.option_strings]
+            near = difflib.get_close_matches(rest[0].split("=")[0], names, 1)
+            raise InputError(f"unknown flag {rest[0]}: " + (f"did you mean {near[0]}?" if near else "--help lists all"))
+        return config
+
+
+def read_config(argv: list[str], doc: str = "") -> Config:
+    """A training command line as a checked Config."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--stage", default="")
+    stage = first.parse_known_args(argv)[0].stage
+    if stage not in STAGES and not {"-h", "--help"} & set(argv):
+        raise InputError(f"--stage {stage or 'is missing'}: give one of {', '.join(STAGES)}")
+    config = Flags(Config, doc).read(argv, STAGES.get(stage, {}))
+    given = {name: getattr(config, name).replace("{out}", config.out) for name in ("model", "data")}
+    config = dataclasses.replace(config, **given)
+    check_inputs(config)
+    check_sampling(config)
+    check_training(config)
+    return config
+
+
+def check_inputs(config: Config):
+    """A stage's default input is what an earlier stage made; if it is missing, say with which command."""
+    for name in ("model", "data"):
+        default = STAGES[config.stage][name]
+        for maker, folder in FOLDERS.items():
+            made_here = default.startswith(f"{{out}}/{folder}/")
+            path = default.replace("{out}", config.out)
+            if made_here and getattr(config, name) == path and not os.path.exists(path):
+                raise InputError(f"{path} is missing: make it with `train.py --stage {maker} --out {config.out}`, "
+                                 f"or give --{name}")
+
+
+def refuse(rules: list[tuple[bool, str]]):
+    """Raise the message of the first rule that does not hold."""
+    for holds, message in rules:
+        if not holds:
+            raise InputError(message)
+
+
+def check_sampling(config: Sampling):
+    refuse([
+        (config.slots >= config.group_size >= 1,
+         f"--slots {config.slots} cannot hold a group of --group_size {config.group_size}"),
+        (0 < config.top_p <= 1, f"--top_p {config.top_p} is not in (0, 1]"),
+        (config.temperature >= 0, f"--temperature {config.temperature} is negative"),
+        (config.max_prompt >= 1 and config.max_response >= 1, "--max_prompt and --max_response must be at least 1"),
+        (0 < config.min_pixels <= config.max_pixels,
+         f"--min_pixels {config.min_pixels} --max_pixels {config.max_pixels}: give 0 < min <= max"),
+        (config.dtype in ("bfloat16", "float32"), f"--dtype {config.dtype}: give bfloat16 or float32"),
+        (config.keyword_scope in ("description", "response"),
+         f"--keyword_scope {config.keyword_scope}: give description or response"),
+    ])
+
+
+def check_training(config: Config):
+    Q, U, most = config.questions_per_rollout, config.questions_per_update, config.max_prompt + config.max_response
+    refuse([
+        (config.group_size >= 2, f"--group_size {config.group_size}: a group needs at least 2 responses to compare"),
+        (config.temperature > 0, f"--temperature {config.temperature}: sampling for training needs more than 0"),
+        (U >= 1 and Q >= U and Q % U == 0,
+         f"--questions_per_rollout {Q} is not a multiple of --questions_per_update {U}"),
+        (config.token_budget >= most,
+         f"--token_budget {config.token_budget} is less than --max_prompt + --max_response = {most}"),
+        (config.epochs >= 1, f"--epochs {config.epochs}: give at least 1"),
+        (config.lr_decay in ("constant", "cosine"), f"--lr_decay {config.lr_decay}: give constant or cosine"),
+    ])

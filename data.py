@@ -1,0 +1,429 @@
+"""Samples in, prompts out: rows, images, the warm-up filter, the prompt template, encoding, buckets, batches.
+
+    file or hub set --load_samples--> Sample --encode_prompt--> Prompt --> sampler and training
+    Samples + right answers of each --write_buckets--> {easy,medium,hard}.jsonl --load_samples--> the RL stages
+
+RL rows:       problem (or question), answer; optional images (or image), qid (or id), choices, solution, and key_words
+               (or key_word, keywords), a list or a string cut at commas.
+sharegpt rows: messages [{role, content}] (or conversations [{from, value}]) and images; the first user turn is the
+               question, the first assistant turn the solution to imitate.
+Image paths are relative to image_root, or to the file's own folder. Images of a hub set stay in memory.
+
+P: prompt tokens. An image is cut into patches of 14 x 14 pixels; merge_size x merge_size (2 x 2) patches are one token.
+"""
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+from dataclasses import dataclass, field
+
+import numpy
+import torch
+from PIL import Image, ImageOps
+from transformers import AutoProcessor
+
+
+class InputError(ValueError):
+    """Bad user input. The message is one line: what is wrong, where (file, row, qid or flag), and what to do."""
+
+
+# ---- what the model reads and writes. The parser and the format reward use the same header names.
+IMAGE = "<image>"                                  # in a question: the next image belongs here
+DESCRIPTION = "Image Description"
+RATIONALES = "Rationales"
+THINK = "Let's think step by step."
+STEP = "Step"                                      # followed by its number
+ANSWER = "The final answer is"
+INSTRUCTION = f"""First describe the image, guided by the question. Then give a rationale, reason in steps, \
+and close with only the final result. Use these section headers:
+### {DESCRIPTION}:
+### {RATIONALES}:
+### {THINK}
+### {STEP} 1:
+### {STEP} 2:
+...
+### {ANSWER}:
+
+"""
+CONTROL_TOKEN = re.compile(r"<\|(im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>")
+LEADING_IMAGES = re.compile(rf"(\s*{IMAGE})*\s*")
+
+
+@dataclass(frozen=True)
+class Sample:
+    qid: str                                       # unique in its data set
+    question: str                                  # may hold <image> where image i belongs
+    images: tuple = ()                             # absolute file paths, or PIL images of a hub set
+    answer: str = ""                               # gold
+    key_words: tuple[str, ...] = ()                # what a good description mentions
+    choices: tuple[str, ...] = ()                  # of a multiple-choice question
+    solution: str = ""                             # response to imitate (warm-up)
+    where: str = field(default="", compare=False)  # "train.json row 3", for messages
+
+
+@dataclass
+class Prompt:
+    sample: Sample
+    input_ids: list[int]                           # P tokens, ends where the response begins
+    position_ids: torch.Tensor                     # (3, P) time, row and column
+    pixel_values: torch.Tensor | None              # (patches, patch_dim) float32, all images
+    grid_thw: torch.Tensor | None                  # (images, 3) patches along time, height, width
+
+
+# ---- images
+@contextlib.contextmanager
+def readable(image):
+    """Turns whatever Pillow raises on a missing or broken file into one line that names it."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"image {image}: cannot be read ({error}); replace it or remove its row") from error
+
+
+def image_size(image) -> tuple[int, int]:
+    """(width, height) as stored, from the header. EXIF rotation swaps them, which no user of this function minds."""
+    with readable(image):
+        if isinstance(image, Image.Image):
+            width, height = image.size
+        else:
+            with Image.open(image) as opened:
+                width, height = opened.size
+    if max(width, height) > 200 * min(width, height):      # transformers' smart_resize refuses it
+        raise InputError(f"image {image}: {width} x {height}, one side is over 200 times the other; remove its row")
+    return width, height
+
+
+def load_image(image) -> Image.Image:
+    """Path or PIL image -> upright RGB: the one picture that policy, CLIP reward and evaluation see."""
+    with readable(image):
+        upright = ImageOps.exif_transpose(image if isinstance(image, Image.Image) else Image.open(image))
+        if upright.mode.startswith("I"):                   # 16 bits a pixel: Pillow would clip at 255, not scale
+            upright = upright.point(lambda value: value / 256)
+        if upright.has_transparency_data:                  # a figure drawn in black on nothing shows on white only
+            upright = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+        return upright.convert("RGB")
+
+
+# ---- rows to samples
+def read_file(path: str) -> list[tuple]:
+    """[(name, row)]: name is the line in a jsonl file, the number from 1 in a list, the key in an object of rows."""
+    line, named_rows = 0, []
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            if path.endswith(".jsonl"):
+                for line, text in enumerate(file):
+                    if text.strip():
+                        named_rows.append((line + 1, json.loads(text.strip())))
+                return named_rows
+            rows = json.load(file)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} line {line + error.lineno}: not valid JSON ({error.msg}); fix that line") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"data file {path}: cannot be read ({error}); check the path") from error
+    if not isinstance(rows, (list, dict)):
+        raise InputError(f"{path}: has type {type(rows).__name__}; expected a list or an object of rows")
+    return list(rows.items()) if isinstance(rows, dict) else list(enumerate(rows, 1))
+
+
+def read_dataset(source: str, split: str) -> list[tuple]:
+    import datasets                                        # a second to import, and most runs read a file
+    try:
+        return list(enumerate(datasets.load_dataset(source, split=split), 1))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"data set {source!r}, split {split!r}: cannot be loaded ({reason}); download it first, "
+                         "or give a .json or .jsonl file or a data set folder") from error
+
+
+def column(row: dict, where: str, *names: str, kind: tuple = (str, int, float), default=None):
+    """The first of these columns that the row has, else default. null is absent: hub sets fill their rows with it."""
+    value = next((row[name] for name in names if row.get(name) is not None), default)
+    if value is None:
+        present = ", ".join(str(name) for name in row if row[name] is not None)
+        raise InputError(f"{where}: no {' or '.join(names)}; it has: {present or 'nothing'}; rename or add the column")
+    if not isinstance(value, kind):
+        expected = " or ".join(each.__name__ for each in kind)
+        raise InputError(f"{where}: {names[0]} has type {type(value).__name__}; expected {expected}")
+    return value
+
+
+def as_texts(values, name: str, where: str) -> tuple[str, ...]:
+    for value in values:
+        if not isinstance(value, (str, int, float)):
+            raise InputError(f"{where}: {name} has an item of type {type(value).__name__}; expected texts")
+    return tuple(map(str, values))
+
+
+def as_image(value, where: str, root: str):
+    """A path, a PIL image, or {bytes, path} as parquet files hold it -> absolute path or PIL image."""
+    if isinstance(value, dict) and value.get("bytes"):
+        with readable(f"of {where}"):
+            return Image.open(io.BytesIO(value["bytes"]))
+    value = value.get("path") if isinstance(value, dict) else value
+    if isinstance(value, Image.Image):
+        return value
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{where}: an image is {value!r}; expected a path or an image")
+    return os.path.abspath(os.path.join(root, value))
+
+
+def strip_instruction(turn: str, where: str) -> str:
+    """Mulberry-SFT puts an instruction of its own before the question, ending with the last header of the format. Every
+    stage here asks with INSTRUCTION, so theirs goes; the <image> markers in front of it stay."""
+    instruction, _, question = str(turn).rpartition(f"### {ANSWER}:")
+    if not question.strip():
+        raise InputError(f"{where}: the user turn has no question after its instruction; fix or remove the row")
+    markers = LEADING_IMAGES.match(instruction)[0].count(IMAGE)
+    return IMAGE * markers + question.strip()
+
+
+def first_turns(turns: list, where: str) -> tuple[str, str]:
+    """-> (question, solution): the first user turn, and the first assistant turn or ""."""
+    first = {}
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise InputError(f"{where}: a turn has type {type(turn).__name__}; expected {{role, content}}")
+        first.setdefault(column(turn, where, "role", "from"), column(turn, where, "content", "value"))
+    question = column(first, f"{where} messages", "user", "human")
+    return strip_instruction(question, where), column(first, where, "assistant", "gpt", default="")
+
+
+def sample_from_row(row, where: str, default_qid: str, root: str) -> Sample:
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: has type {type(row).__name__}; expected an object with columns")
+    turns = column(row, where, "messages", "conversations", kind=(list,), default=[])
+    if turns:
+        question, solution = first_turns(turns, where)
+    else:
+        question = str(column(row, where, "problem", "question"))
+        solution = column(row, where, "solution", default="")
+    images = column(row, where, "images", "image", kind=(str, list, dict, Image.Image), default=[])
+    images = images if isinstance(images, list) else [images]
+    key_words = column(row, where, "key_words", "key_word", "keywords", kind=(str, list), default=[])
+    key_words = key_words.split(",") if isinstance(key_words, str) else key_words
+    stripped = [word.strip() for word in as_texts(key_words, "key_words", where)]
+    choices = column(row, where, "choices", kind=(list,), default=[])
+    answer = column(row, where, "answer", default="" if turns else None)
+    return Sample(qid=str(column(row, where, "qid", "id", default=default_qid)), question=question,
+                  images=tuple(as_image(image, where, root) for image in images), answer=str(answer),
+                  key_words=tuple(filter(None, stripped)), choices=as_texts(choices, "choices", where),
+                  solution=str(solution).strip(), where=where)
+
+
+def load_samples(source: str, image_root: str = "", split: str = "train") -> list[Sample]:
+    """A .json or .jsonl file, a data set folder, or a hub name (split is for the last two). Image files are not opened:
+    check_images and filter_sft look at them. InputError: what a row lacks, or a qid it shares, with the row named."""
+    is_file = source.endswith((".json", ".jsonl"))
+    named_rows = read_file(source) if is_file else read_dataset(source, split)
+    if not named_rows:
+        raise InputError(f"{source}: no rows; give a file that has some")
+    root = image_root or (os.path.dirname(source) if is_file else source)
+    samples = [sample_from_row(row, f"{source} row {name}", str(name), root) for name, row in named_rows]
+    first = {}
+    for sample in samples:
+        twin = first.setdefault(sample.qid, sample)
+        if twin is not sample:
+            raise InputError(f"{sample.where}: qid {sample.qid!r} is also that of {twin.where}; make it unique")
+    return samples
+
+
+def check_images(samples: list[Sample]) -> None:
+    """InputError when an image file is missing: found before the run, not in its third hour."""
+    missing = [(sample.where, image) for sample in samples for image in sample.images
+               if isinstance(image, str) and not os.path.isfile(image)]
+    if missing:
+        raise InputError(f"{missing[0][0]}: image {missing[0][1]} does not exist ({len(missing)} missing in all); "
+                         "check the path or set --image_root")
+
+
+def sft_verdict(sample: Sample) -> str:
+    """"kept", or why a warm-up sample is dropped (release: dataset/filter.py). Of images only the headers are read."""
+    if not sample.solution:
+        return "no_solution"
+    if "let me rethink it" in sample.solution.lower():
+        return "rethink"
+    if CONTROL_TOKEN.search(sample.solution):
+        return "control_token"
+    try:
+        sides = [side for image in sample.images for side in image_size(image)]
+    except InputError:
+        return "bad_image"
+    return "small_image" if min(sides, default=28) < 28 else "kept"
+
+
+def filter_sft(samples: list[Sample]) -> tuple[list[Sample], dict[str, int]]:
+    """-> the samples worth imitating, and how many had each verdict."""
+    verdicts = [sft_verdict(sample) for sample in samples]
+    counts = {name: verdicts.count(name)
+              for name in ("kept", "no_solution", "rethink", "control_token", "bad_image", "small_image")}
+    return [sample for sample, verdict in zip(samples, verdicts) if verdict == "kept"], counts
+
+
+# ---- prompts
+def load_processor(path: str, min_pixels: int, max_pixels: int):
+    """Tokenizer, image processor and chat template of a model folder; images get an area of min_pixels..max_pixels."""
+    if not 0 < min_pixels <= max_pixels:
+        raise InputError(f"--min_pixels {min_pixels} must be above 0 and at most --max_pixels {max_pixels}")
+    # size alone would lose to the min_pixels in a hub folder's own config; without size, transformers would write the
+    # limits into the dict that all its image processors share.
+    size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    try:
+        processor = AutoProcessor.from_pretrained(path, size=size, min_pixels=min_pixels, max_pixels=max_pixels)
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"model {path}: no processor found ({reason}); give a Qwen2.5-VL folder, or a hub name that "
+                         "can be reached") from error
+    if not hasattr(processor, "image_processor") or not processor.chat_template:
+        raise InputError(f"model {path}: no image processor or no chat template; copy the base model's files there")
+    for name in ("size", "min_pixels", "max_pixels"):      # the tokenizer was handed them too, and would save them
+        processor.tokenizer.init_kwargs.pop(name, None)
+    return processor
+
+
+def refuse_control_tokens(text: str, sample: Sample) -> None:
+    """"<|image_pad|>" in a text would count as an image token without an image, "<|im_end|>" would end the turn."""
+    found = CONTROL_TOKEN.search(text)
+    if found:
+        raise InputError(f"{sample.where}: qid {sample.qid!r} has the control token {found[0]} in its text; remove it")
+
+
+def chat_text(sample: Sample, processor) -> str:
+    """The prompt as text, one image token per image. Images that lead the question come before the instruction, others
+    stay where the question has them; without markers all lead."""
+    refuse_control_tokens(sample.question, sample)
+    markers, images = sample.question.count(IMAGE), len(sample.images)
+    if markers not in (0, images):
+        raise InputError(f"{sample.where}: qid {sample.qid!r} has {markers} {IMAGE} markers for {images} images; "
+                         "have one marker per image, or none")
+    leading = LEADING_IMAGES.match(sample.question)
+    first, *others = sample.question[leading.end():].split(IMAGE)
+    content = [{"type": "image"}] * (leading[0].count(IMAGE) if markers else images)
+    content.append({"type": "text", "text": INSTRUCTION + first})
+    for text in others:
+        content += [{"type": "image"}, {"type": "text", "text": text}]
+    chat = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+
+
+def mrope_positions(input_ids: list[int], grid_thw, image_token_id: int, merge_size: int) -> torch.Tensor:
+    """-> (3, P) time, row, column of each token (Qwen2.5-VL: get_rope_index). grid_thw: (images, 3) patches, or None.
+
+    Text counts on in all three. The tokens of an image add their row and column to the position where it starts, and
+    the text after it goes on past its longer side."""
+    grids = iter([] if grid_thw is None else grid_thw.tolist())
+    start, blocks = 0, []
+    for is_image, run in itertools.groupby(input_ids, lambda token: token == image_token_id):
+        if is_image:
+            time, height, width = next(grids)
+            sides = (time, height // merge_size, width // merge_size)
+            block = torch.cartesian_prod(*map(torch.arange, sides)).T              # (3, tokens) column runs fastest
+            length = max(sides[1:])
+        else:
+            length = len(list(run))
+            block = torch.arange(length).expand(3, -1)                             # (3, length)
+        blocks.append(start + block)
+        start += length
+    return torch.cat(blocks, dim=1)                                                # (3, P)
+
+
+def encode_prompt(sample: Sample, processor) -> Prompt:
+    """Never truncates. InputError, naming the qid: control tokens in the question, or images it does not match."""
+    text = chat_text(sample, processor)
+    images = [load_image(image) for image in sample.images]
+    encoded = processor(text=[text], images=images or None, return_tensors="pt")
+    input_ids, grid_thw = encoded["input_ids"][0].tolist(), encoded.get("image_grid_thw")
+    image_token_id, merge_size = processor.image_token_id, processor.image_processor.merge_size
+    expected = 0 if grid_thw is None else int(grid_thw.prod(-1).sum()) // merge_size**2
+    found = input_ids.count(image_token_id)
+    if found != expected:
+        raise InputError(f"{sample.where}: qid {sample.qid!r} has {found} image tokens but its images need {expected}; "
+                         "check the chat template of the model folder")
+    position_ids = mrope_positions(input_ids, grid_thw, image_token_id, merge_size)
+    return Prompt(sample, input_ids, position_ids, encoded.get("pixel_values"), grid_thw)
+
+
+def prompt_length(sample: Sample, processor) -> int:
+    """len(encode_prompt(sample, processor).input_ids), from the image headers alone."""
+    length = len(processor.tokenizer(chat_text(sample, processor)).input_ids)      # with one token per image
+    for width, height in map(image_size, sample.images):
+        patches = processor.image_processor.get_number_of_image_patches(height, width)
+        length += patches // processor.image_processor.merge_size**2 - 1
+    return length
+
+
+def drop_long(samples: list[Sample], processor, max_prompt_tokens: int, log=print) -> list[Sample]:
+    """Prompts over the limit are dropped up front, never cut: a cut prompt loses image tokens."""
+    lengths = [prompt_length(sample, processor) for sample in samples]
+    kept = [sample for sample, length in zip(samples, lengths) if length <= max_prompt_tokens]
+    ranked = sorted(zip(lengths, samples), key=lambda pair: -pair[0])
+    longest = "longest: " + ", ".join(f"qid {sample.qid} with {length}" for length, sample in ranked[:3])
+    log(f"dropped {len(samples) - len(kept)} of {len(samples)} prompts, over {max_prompt_tokens} tokens ({longest})")
+    if not kept:
+        raise InputError(f"no prompt is within {max_prompt_tokens} tokens ({longest}); "
+                         "raise --max_prompt or lower --max_pixels")
+    return kept
+
+
+def encode_solution(sample: Sample, processor) -> list[int]:
+    """The response to imitate, with its end token: a model that is never taught to stop does not."""
+    refuse_control_tokens(sample.solution, sample)
+    return processor.tokenizer(sample.solution).input_ids + [processor.tokenizer.convert_tokens_to_ids("<|im_end|>")]
+
+
+# ---- buckets and batches
+def save_png(image: Image.Image, folder: str) -> str:
+    """-> path. Named by its pixels: a second run reuses the file, and never changes one that older buckets point to."""
+    picture = load_image(image)
+    digest = hashlib.sha1(picture.tobytes()).hexdigest()
+    path = os.path.join(folder, f"{picture.width}x{picture.height}_{digest}.png")
+    if not os.path.exists(path):
+        os.makedirs(folder, exist_ok=True)
+        picture.save(path + ".tmp", "PNG")
+        os.replace(path + ".tmp", path)
+    return path
+
+
+def bucket_row(sample: Sample, count: int, folder: str) -> dict:
+    """What load_samples reads back as an equal Sample. Images move to relative paths, those of hub sets to files."""
+    paths = [image if isinstance(image, str) else save_png(image, os.path.join(folder, "images"))
+             for image in sample.images]
+    return {"qid": sample.qid, "problem": sample.question, "answer": sample.answer,
+            "images": [os.path.relpath(path, folder) for path in paths], "key_words": sample.key_words,
+            "choices": sample.choices, "solution": sample.solution, "correct": count}
+
+
+def write_buckets(folder: str, samples: list[Sample], correct: dict[str, int], group_size: int) -> dict[str, int]:
+    """easy.jsonl (all group_size answers right), medium.jsonl (some), hard.jsonl (none): each question in exactly one.
+    correct: right answers by qid. Returns the sizes. No old file is replaced before all three new ones are complete."""
+    assert sorted(correct) == sorted(sample.qid for sample in samples), "each sample needs a count, each count a sample"
+    assert all(0 <= count <= group_size for count in correct.values()), f"a count is not in 0..{group_size}"
+    lines = {"easy": [], "medium": [], "hard": []}
+    for sample in samples:
+        count = correct[sample.qid]
+        bucket = "easy" if count == group_size else "medium" if count > 0 else "hard"
+        lines[bucket].append(json.dumps(bucket_row(sample, count, folder)) + "\n")
+    os.makedirs(folder, exist_ok=True)
+    paths = {bucket: os.path.join(folder, f"{bucket}.jsonl") for bucket in lines}
+    for bucket, path in paths.items():
+        with open(path + ".tmp", "w") as file:
+            file.writelines(lines[bucket])
+            file.flush()
+            os.fsync(file.fileno())
+    for path in paths.values():
+        os.replace(path + ".tmp", path)
+    return {bucket: len(lines[bucket]) for bucket in lines}
+
+
+def batches(n: int, batch_size: int, epochs: int, seed: int) -> list[list[int]]:
+    """Indices of n samples. An epoch's order depends on (seed, epoch) alone; a batch may span two epochs; what is left
+    over at the end is not used. InputError when there is not one full batch."""
+    orders = [numpy.random.default_rng([seed, epoch]).permutation(n).tolist() for epoch in range(epochs)]
+    order = list(itertools.chain.from_iterable(orders))
+    if len(order) < batch_size:
+        raise InputError(f"{n} questions x {epochs} epochs do not fill one batch of {batch_size}; "
+                         "use more data, more epochs or a smaller batch")
+    return [order[i:i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]

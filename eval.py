@@ -1,0 +1,95 @@
+"""Evaluate a model on any file of questions: accuracy, pass@n, format, and the other reward parts, with 95 % intervals.
+
+    torchrun --nproc_per_node 8 eval.py --model runs/pebr/stage2/model --data questions.jsonl
+    python eval.py --model runs/demo/stage1/model --data runs/demo/world/eval.jsonl --group_size 4 --temperature 1.0
+
+Prompt, pixels, sampler and grader are those of training. The intervals treat questions as the independent draws: with
+several responses per question, the mean of a question counts once.
+"""
+import json
+import os
+import statistics
+import sys
+from dataclasses import asdict
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+import data
+import rewards
+from checkpoint import is_writer, write_text
+from config import EvalConfig, Flags, check_sampling
+from data import InputError
+from model import Policy, find_model, print0, start_processes, stop_processes
+from rollout import Timer, collect, gather, mine, records, seed_of
+
+CHUNK = 64  # questions per process between two signs of life
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half width of its 95 % interval, 1.96 standard errors; one value per question."""
+    if len(values) < 2:
+        return sum(values), float("nan")
+    return statistics.fmean(values), 1.96 * statistics.stdev(values) / len(values) ** 0.5
+
+
+def report(rows: list[dict], parts: list[str]) -> dict[str, tuple[float, float]]:
+    """Every figure as (mean, half width of the 95 % interval) over questions. rows: as `rollout.records` makes them."""
+    per_question = {part: [statistics.fmean(r[part] for r in row["responses"]) for row in rows] for part in parts}
+    G = len(rows[0]["responses"])
+    per_question[f"pass@{G}"] = [float(any(r["accuracy"] == 1 for r in row["responses"])) for row in rows]
+    per_question["truncated"] = [statistics.fmean(not r["finished"] for r in row["responses"]) for row in rows]
+    per_question["no answer"] = [statistics.fmean(r["extracted"] is None for r in row["responses"]) for row in rows]
+    per_question["tokens"] = [statistics.fmean(r["tokens"] for r in row["responses"]) for row in rows]
+    return {name: interval(values) for name, values in per_question.items()}
+
+
+def answer(config: EvalConfig) -> list[dict]:
+    """Ask the model every question; on rank 0 the rows of all, in the order of the file."""
+    device, _ = start_processes()
+    folder = find_model(config.model)
+    processor = data.load_processor(folder, config.min_pixels, config.max_pixels)
+    samples = data.load_samples(config.data, config.image_root, config.split)
+    data.check_images(samples)
+    bare = [sample.qid for sample in samples if not sample.answer]
+    if bare:
+        raise InputError(f"{config.data}: {len(bare)} of {len(samples)} questions have no answer, the first is qid {bare[0]}")
+    samples = data.drop_long(samples, processor, config.max_prompt, log=print0)
+    clip = rewards.load_clip(config.clip, device) if config.clip else None
+    model, rows = Policy.load(folder, device, getattr(torch, config.dtype)).eval(), []
+    chunk = CHUNK * dist.get_world_size()
+    for first in tqdm(range(0, len(samples), chunk), "eval", disable=None if is_writer() else True):
+        asked = mine(samples[first : first + chunk])
+        seeds = [seed_of(config.seed, "eval", sample.qid) for sample in asked]
+        rows += gather(records(collect(model, processor, clip, asked, seeds, config, Timer())))
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluate; returns the exit code: 0, or 2 after one line about bad input."""
+    try:
+        config = Flags(EvalConfig, __doc__).read(sys.argv[1:] if argv is None else argv, {})
+        for name in ("model", "data"):
+            if not getattr(config, name):
+                raise InputError(f"--{name} is missing")
+        check_sampling(config)
+        rows = answer(config)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    if is_writer():
+        figures = report(rows, [part for part in rewards.PARTS if part != "clip" or config.clip])
+        os.makedirs(config.out, exist_ok=True)
+        write_text(os.path.join(config.out, "responses.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
+        result = dict(questions=len(rows), figures={name: dict(mean=m, half_width=h) for name, (m, h) in figures.items()},
+                      config=asdict(config))
+        write_text(os.path.join(config.out, "report.json"), json.dumps(result, indent=1))
+        print(f"{config.model} on {config.data}: {len(rows)} questions x {config.group_size}, temperature {config.temperature}")
+        for name, (value, half) in figures.items():
+            print(f"  {name:<10} {value:8.3f} +- {half:.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(stop_processes(main()))

@@ -1,0 +1,283 @@
+"""The policy: a Qwen2.5-VL that loads into FSDP2 shards, scores packed groups of responses, and lends its weights to the sampler.
+
+    policy = Policy.load("Qwen/Qwen2.5-VL-7B-Instruct", device, mesh=mesh)      fp32 master weights, each rank reads its own rows
+    logprobs, entropies = policy(pack(groups), temperature)                     one root forward, response tokens only
+
+Three ideas carry the file.
+1. Packing. A group is one prompt (with its image) and its G responses. They lie in one row, [prompt, r1, .., rG, prompt', ..], so the
+   prompt and the image are computed once, not G times. The queries of r_g see the keys of [prompt, r_g] only: `Layout`.
+2. One root forward. Everything up to the log-probs happens inside `Policy.forward`, so FSDP2 gathers the head's weight there, tied or not.
+3. Gradients are summed over ranks (never averaged): the caller divides by a token count of the whole optimiser step.
+
+Symbols: T tokens in a row, N response tokens, P prompt tokens, G responses of a group, H hidden size.
+"""
+import gc
+import os
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from transformers import AttentionInterface, GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from checkpoint import read_weights
+from data import InputError, Prompt
+from kernels import linear_logprob
+
+# ----------------------------------------------------------------------------- processes
+
+
+def start_processes() -> tuple[torch.device, DeviceMesh]:
+    """Join the process group that torchrun made, or a group of one; returns this rank's device and the mesh of all ranks."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        if "RANK" in os.environ:
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return device, init_device_mesh(device.type, (dist.get_world_size(),))
+
+
+def stop_processes(code: int) -> int:
+    """Leave the process group; passes an exit code on. gloo aborts when a sharded model outlives its group, hence the collection."""
+    if dist.is_initialized():
+        gc.collect()
+        if code == 0:
+            dist.barrier()
+        dist.destroy_process_group()
+    return code
+
+
+def print0(*words):
+    """Print on rank 0 only."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        print(*words, flush=True)
+
+
+# ----------------------------------------------------------------------------- attention
+
+ATTENTION = "packed_flash"  # transformers hands a vision tower cu_seqlens only if the name says "flash", else it loops in Python
+
+
+class Layout(NamedTuple):
+    """Which queries see which keys in a packed row; travels through the layers in place of a mask.
+
+    Segment s holds the queries cu_q[s]:cu_q[s+1] of the row and the keys row[key_index[cu_k[s]:cu_k[s+1]]], causal and aligned at the end.
+    """
+
+    cu_q: Tensor  # (S + 1,) int32
+    cu_k: Tensor  # (S + 1,) int32
+    max_q: int
+    max_k: int
+    key_index: Tensor  # (keys,) int64
+
+
+def varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale):
+    """Attention over ragged segments. q (Tq, heads, D), k and v (Tk, kv heads, D) -> (Tq, heads, D)."""
+    if q.is_cuda:
+        from torch.nn.attention.varlen import varlen_attn  # needs CUDA to import
+
+        window = (-1, 0) if causal else (-1, -1)
+        return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=window)
+    bounds_q, bounds_k, out = cu_q.tolist(), cu_k.tolist(), []
+    for q0, q1, k0, k1 in zip(bounds_q, bounds_q[1:], bounds_k, bounds_k[1:]):
+        query, key, value = (x.transpose(0, 1)[None] for x in (q[q0:q1], k[k0:k1], v[k0:k1]))  # (1, heads, length, D)
+        square = q1 - q0 == k1 - k0  # torch's own causal mask is aligned at the start, which is the same for a square
+        mask = None
+        if causal and not square:
+            mask = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool).tril(k1 - k0 - (q1 - q0))
+        out.append(F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal and square, scale=scale,
+                                                  enable_gqa=True)[0].transpose(0, 1))  # (length, heads, D)
+    return torch.cat(out)
+
+
+def attention(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, cu_seq_lens_k=None,
+              max_length_q=None, max_length_k=None, **unused):
+    """The one attention of this project, called by transformers' layers with query (B, heads, T, D), key and value (B, kv heads, L, D).
+
+    What arrives in place of the mask tells its four users apart: a Layout (packed training), cu_seq_lens (the vision tower),
+    a boolean mask (decoding, one query per row), nothing (causal prefill). Returns (B, T, heads, D) and None for the weights.
+    """
+    if isinstance(attention_mask, Layout) or cu_seq_lens_q is not None:
+        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
+        if isinstance(layout := attention_mask, Layout):
+            key, value = key[layout.key_index], value[layout.key_index]  # backward sums the prompt's gradient over its responses
+            out = varlen(query, key, value, *layout[:4], True, scaling)
+        else:
+            out = varlen(query, key, value, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, False, scaling)
+        return out[None], None
+    B, heads, T, D = query.shape
+    if attention_mask is not None:  # the heads that share a key become the query axis: nothing of the cache is repeated or copied
+        query = query.reshape(B, key.shape[1], heads // key.shape[1], D)
+        out = F.scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling)
+        return out.reshape(B, 1, heads, D), None
+    out = F.scaled_dot_product_attention(query, key, value, is_causal=T > 1, scale=scaling, enable_gqa=True)
+    return out.transpose(1, 2), None
+
+
+# ----------------------------------------------------------------------------- packing
+
+Group = tuple[Prompt, list[list[int]]]  # a prompt and some of its responses, as token ids
+
+
+class Packed(NamedTuple):
+    """Groups in one row, ready for `Policy.forward`."""
+
+    input_ids: Tensor  # (1, T)
+    position_ids: Tensor  # (3, 1, T) time, height and width positions
+    layout: Layout
+    predictors: Tensor  # (N,) where in the row the hidden state that predicts each response token lies
+    targets: Tensor  # (N,) the response tokens, group after group, response after response
+    pixel_values: Tensor | None  # (patches, patch_dim)
+    grid_thw: Tensor | None  # (images, 3)
+
+
+def pack(groups: list[Group], device="cpu") -> Packed:
+    """Lay groups out as [prompt, r1, .., rG, prompt', ..]; every response continues the positions of its prompt."""
+    ids, positions, predictors, targets = [], [], [], []
+    queries, keys, key_index = [0], [0], []
+    for prompt, responses in groups:
+        start, P = len(ids), len(prompt.input_ids)
+        prefix = torch.arange(start, start + P)
+        ids += prompt.input_ids
+        positions.append(prompt.position_ids)
+        queries.append(P), keys.append(P), key_index.append(prefix)
+        after = int(prompt.position_ids.max()) + 1
+        for response in responses:
+            first, n = len(ids), len(response)
+            ids += response
+            positions.append((after + torch.arange(n)).expand(3, n))
+            queries.append(n), keys.append(P + n), key_index.extend([prefix, torch.arange(first, first + n)])
+            predictors += [start + P - 1, *range(first, first + n - 1)]  # the first token is predicted by the prompt's last state
+            targets += response
+    layout = Layout(torch.tensor(queries).cumsum(0).int().to(device), torch.tensor(keys).cumsum(0).int().to(device),
+                    max(queries), max(keys), torch.cat(key_index).to(device))
+    images = [prompt for prompt, _ in groups if prompt.pixel_values is not None]
+    return Packed(
+        torch.tensor(ids, device=device)[None],
+        torch.cat(positions, 1)[:, None].to(device),
+        layout,
+        torch.tensor(predictors, device=device),
+        torch.tensor(targets, device=device),
+        torch.cat([prompt.pixel_values for prompt in images]).to(device) if images else None,
+        torch.cat([prompt.grid_thw for prompt in images]).to(device) if images else None,
+    )
+
+
+def dummy_group() -> Group:
+    """A row for a rank that has run out of work while others have not; its loss gets weight 0."""
+    return Prompt(None, [0, 0], torch.arange(2).expand(3, 2), None, None), [[0, 0]]
+
+
+def micro_batches(prompt_lengths: list[int], response_lengths: list[list[int]], token_budget: int) -> list[list[tuple[int, list[int]]]]:
+    """Cut groups into rows of at most `token_budget` tokens, in order; a group that is cut has its prompt computed again.
+
+    Returns rows of (group, responses of it) indices. All ranks get equally many rows (FSDP's collectives must match): empty ones at the end.
+    """
+    rows, used = [], token_budget
+    for q, lengths in enumerate(response_lengths):
+        for g, n in enumerate(lengths):
+            fresh = used + n > token_budget or rows[-1][-1][0] != q  # the prompt is not in this row yet
+            if used + n + prompt_lengths[q] * fresh > token_budget:
+                rows.append([])
+                used, fresh = 0, True
+            if fresh:
+                rows[-1].append((q, []))
+                used += prompt_lengths[q]
+            rows[-1][-1][1].append(g)
+            used += n
+    most = torch.tensor(len(rows))
+    if dist.is_initialized():
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+    return rows + [[] for _ in range(int(most) - len(rows))]
+
+
+# ----------------------------------------------------------------------------- the policy
+
+
+class Policy(Qwen2_5_VLForConditionalGeneration):
+    """Qwen2.5-VL whose forward returns log-probs of response tokens."""
+
+    def embed(self, input_ids, pixel_values, grid_thw):
+        """Token embeddings with the image features in place of the image tokens. input_ids (1, T) -> (1, T, H).
+
+        The vision tower runs even without an image: under FSDP a rank that skipped it would leave the others waiting in its collectives.
+        """
+        embeddings = self.get_input_embeddings()(input_ids)  # (1, T, H)
+        if pixel_values is None:
+            merge, vision = self.model.visual.spatial_merge_size, self.config.vision_config
+            patch_dim = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+            pixel_values = torch.zeros(merge**2, patch_dim, device=input_ids.device)
+            blank = self.image_features(pixel_values, torch.tensor([[1, merge, merge]], device=input_ids.device))
+            return embeddings + 0 * blank.sum().to(embeddings.dtype)
+        features = self.image_features(pixel_values, grid_thw).to(embeddings.dtype)  # (image tokens, H)
+        return embeddings.masked_scatter((input_ids == self.config.image_token_id)[..., None], features)
+
+    def image_features(self, pixel_values, grid_thw):
+        return torch.cat(self.model.get_image_features(pixel_values, grid_thw).pooler_output)
+
+    def forward(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies of all response tokens under softmax(logits / temperature): two (N,) float32 tensors."""
+        embeddings = self.embed(packed.input_ids, packed.pixel_values, packed.grid_thw)
+        hidden = self.model.language_model(
+            inputs_embeds=embeddings, position_ids=packed.position_ids, attention_mask={"full_attention": packed.layout}, use_cache=False
+        ).last_hidden_state  # (1, T, H)
+        return linear_logprob(hidden[0, packed.predictors], self.lm_head.weight, packed.targets, temperature)
+
+    @classmethod
+    def load(cls, path, device, dtype=torch.float32, mesh=None, compute_dtype=torch.bfloat16):
+        """Read a Hugging Face folder or hub name; with a mesh into FSDP2 shards of which each rank reads its own rows only.
+
+        dtype is what the weights are kept in, compute_dtype what a sharded model computes in. Raises InputError for a missing model.
+        """
+        folder = find_model(path)
+        config = Qwen2_5_VLConfig.from_pretrained(folder)
+        if config.model_type != "qwen2_5_vl":
+            raise InputError(f"{path} holds a {config.model_type} model; a Qwen2.5-VL (qwen2_5_vl) is needed")
+        AttentionInterface.register(ATTENTION, attention)
+        with torch.device("meta"):
+            policy = cls._from_config(config, dtype=dtype)
+        for part in (policy.model.visual.config, policy.model.language_model.config):
+            part._attn_implementation = ATTENTION
+        if mesh is not None:
+            shard(policy, mesh, compute_dtype)
+        policy.to_empty(device=device)
+        policy.tie_weights()  # to_empty unties the head from the embeddings
+        read_weights(policy, folder)
+        policy.folder = folder
+        if os.path.exists(os.path.join(folder, "generation_config.json")):
+            policy.generation_config = GenerationConfig.from_pretrained(folder)
+        return policy
+
+
+def find_model(path: str) -> str:
+    """The local folder of a model: `path` itself, or the hub's copy of it, downloaded once."""
+    if os.path.isdir(path):
+        if not os.path.exists(os.path.join(path, "config.json")):
+            raise InputError(f"{path} has no config.json: give a Hugging Face model folder or a hub name")
+        return path
+    try:
+        return snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(f"model {path} is neither a folder nor to be had from the hub ({type(error).__name__}): "
+                         "give a folder, or download it first with `hf download`") from error
+
+
+def shard(policy, mesh, compute_dtype):
+    """FSDP2 around every vision block, every decoder layer and the rest; weights gathered in compute_dtype, gradients summed in fp32."""
+    precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    for module in [*policy.model.visual.blocks, *policy.model.language_model.layers, policy]:
+        fully_shard(module, mesh=mesh, mp_policy=precision)
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):  # both settings hold for one module only, not for those inside it
+            module.set_gradient_divide_factor(1.0)  # sum over ranks: the loss is already divided by the global token count
+            module.set_force_sum_reduction_for_comms(True)  # gloo cannot divide while it reduces

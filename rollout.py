@@ -1,0 +1,283 @@
+"""The sampler: prefill each prompt once, continue it G times, give the slot of a finished response to the next prompt.
+
+    replies = generate(replica, prompts, seeds, group_size=8, max_new_tokens=2048, temperature=1.2, top_p=0.99, slots=64)
+
+A slot is one row of a static key-value cache. A prompt takes G slots: its keys are computed once and copied into them. All slots decode
+together, each at its own length; every `BURST` tokens the host looks which have finished and refills them from the queue. The model is a
+whole (unsharded) copy on each rank, so nothing here waits for another rank.
+
+What a response says depends on (weights, prompt, seed, position in its group) alone: token t of a response uses the uniform number t of its
+own stream. Slots, batches and ranks change nothing.
+
+Symbols: S slots, Q prompts, G responses per prompt, V vocabulary, L length of the cache, D head size.
+"""
+import contextlib
+import hashlib
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import data
+import rewards
+from answers import parse
+from checkpoint import is_writer
+from data import Prompt, Sample
+from model import Group, pack
+
+BURST = 8  # tokens between two looks at the slots: a host synchronisation costs more than a few wasted tokens
+BUCKET = 64  # the cache is read up to the longest live row, rounded up to this
+
+
+@dataclass
+class Response:
+    """One sampled response; the end token, when it was drawn, is the last of `ids`."""
+
+    ids: list[int]
+    logprobs: list[float]  # of the tokens under softmax(logits / temperature), before top-p
+    finished: bool  # False: cut off at max_new_tokens
+
+
+def seed_of(*parts) -> int:
+    """A seed from anything printable, e.g. (seed, step, qid): equal on every rank, in every run, after every resume."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+def draw(probs: Tensor, uniform: Tensor, top_p: float) -> Tensor:
+    """One token per row by inverting the distribution function of the nucleus. probs (S, V), uniform (S,) in [0, 1) -> (S,).
+
+    The nucleus holds the most likely tokens, down to and including the one with which their share reaches top_p.
+    """
+    probs, order = probs.sort(stable=True, dim=-1, descending=True)
+    below = probs.cumsum(-1)  # (S, V) share of a token and all likelier ones
+    nucleus = (below - probs < top_p * below[:, -1:]).sum(-1, keepdim=True)  # (S, 1) its size
+    target = uniform[:, None] * below.gather(-1, nucleus - 1)  # (S, 1)
+    rank = (below <= target).sum(-1, keepdim=True)
+    return order.gather(-1, torch.minimum(rank, nucleus - 1))[:, 0]
+
+
+class Slots:
+    """S rows of decoding state. To transformers' layers it is the cache: all they call is `update`."""
+
+    def __init__(self, model, slots: int, length: int, max_new_tokens: int):
+        config, weight = model.config.text_config, model.lm_head.weight
+        shape = (slots, config.num_key_value_heads, length, config.hidden_size // config.num_attention_heads)
+        make = dict(dtype=weight.dtype, device=weight.device)
+        self.keys = [torch.zeros(shape, **make) for _ in range(config.num_hidden_layers)]  # each (S, kv heads, L, D)
+        self.values = [torch.zeros(shape, **make) for _ in range(config.num_hidden_layers)]
+        self.rows = torch.arange(slots, device=weight.device)
+        self.token = torch.zeros_like(self.rows)  # (S,) last token drawn, not yet in the cache
+        self.length = torch.zeros_like(self.rows)  # (S,) tokens in the cache
+        self.offset = torch.zeros_like(self.rows)  # (S,) rope position minus length: an image takes fewer positions than tokens
+        self.drawn = torch.zeros_like(self.rows)  # (S,) tokens drawn so far
+        self.uniform = torch.zeros(slots, max_new_tokens + BURST, device=weight.device)  # (S, tokens) each row's own random stream
+        self.view = length  # how far decoding reads the cache
+        self.prefill = []  # while prompts are being read: (their slots, first token, end) for each prompt in the packed row
+
+    def update(self, key, value, layer, *unused):
+        """Store new keys and values (B, kv heads, T, D) of a layer, return what its attention reads."""
+        K, V = self.keys[layer], self.values[layer]
+        if self.prefill:
+            for slots, start, end in self.prefill:
+                K[slots, :, : end - start] = key[:, :, start:end]  # one prompt, copied into its G slots
+                V[slots, :, : end - start] = value[:, :, start:end]
+            return key, value
+        K[self.rows, :, self.length] = key[:, :, 0]
+        V[self.rows, :, self.length] = value[:, :, 0]
+        return K[:, :, : self.view], V[:, :, : self.view]
+
+
+class Decoder:
+    """The model steps of `generate`: read prompts into slots, and draw one more token in every slot."""
+
+    def __init__(self, model, state: Slots, temperature: float, top_p: float, vocab_size: int):
+        self.model, self.state, self.temperature, self.top_p = model, state, temperature, top_p
+        config = model.config
+        # a drawn image token would claim an image that is not there; rows past the tokenizer's vocabulary stand for nothing
+        never = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
+        never |= set(range(vocab_size, config.text_config.vocab_size))
+        self.never = torch.tensor(sorted(never), device=state.rows.device)
+
+    def pick(self, hidden, rows):
+        """Next token of some slots and its log-prob. hidden (B, H), rows (B,) slots -> two (B,)."""
+        logits = self.model.lm_head(hidden).float() / (self.temperature or 1.0)  # (B, V)
+        allowed = logits.index_fill(-1, self.never, -torch.inf)
+        if self.temperature == 0:
+            token = allowed.argmax(-1)
+        else:
+            token = draw(allowed.softmax(-1), self.state.uniform[rows, self.state.drawn[rows]], self.top_p)
+        return token, logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
+
+    def prefill(self, prompts: list[Prompt], slots: list[list[int]], uniform: Tensor):
+        """Read prompts, packed in one row, into G slots each and draw every response's first token; returns its log-probs (slots,)."""
+        state, model = self.state, self.model
+        packed = pack([(prompt, []) for prompt in prompts], state.rows.device)
+        ends = torch.tensor([len(prompt.input_ids) for prompt in prompts]).cumsum(0).tolist()
+        state.prefill = [(torch.tensor(group, device=state.rows.device), end - len(prompt.input_ids), end)
+                         for prompt, group, end in zip(prompts, slots, ends)]
+        hidden = self.run(model.embed(packed.input_ids, packed.pixel_values, packed.grid_thw), packed.position_ids, packed.layout)
+        state.prefill = []
+        rows = torch.tensor([slot for group in slots for slot in group], device=state.rows.device)
+        per_slot = [i for i, group in enumerate(slots) for _ in group]  # which prompt each slot belongs to
+        lengths = torch.tensor([len(prompts[i].input_ids) for i in per_slot], device=rows.device)
+        next_position = torch.tensor([int(prompts[i].position_ids.max()) + 1 for i in per_slot], device=rows.device)
+        state.length[rows], state.offset[rows], state.drawn[rows] = lengths, next_position - lengths, 0
+        state.uniform[rows, : uniform.shape[1]] = uniform.to(rows.device)
+        last = torch.tensor([ends[i] - 1 for i in per_slot], device=rows.device)
+        token, logprob = self.pick(hidden[0, last], rows)
+        state.token[rows], state.drawn[rows] = token, 1
+        return token, logprob
+
+    def step(self):
+        """Feed every slot its last token and draw the next: (S,) tokens and log-probs. Finished slots idle along."""
+        state = self.state
+        reads = torch.arange(state.view, device=state.rows.device) <= state.length[:, None]  # (S, view) live part of each row
+        position = (state.length + state.offset)[None, :, None].expand(3, -1, 1)  # (3, S, 1)
+        hidden = self.run(self.model.get_input_embeddings()(state.token)[:, None], position, reads[:, None, None])
+        token, logprob = self.pick(hidden[:, 0], state.rows)
+        state.token.copy_(token)
+        state.length.add_(1).clamp_(max=state.keys[0].shape[2] - 1)
+        state.drawn.add_(1).clamp_(max=state.uniform.shape[1] - 1)
+        return token, logprob
+
+    def run(self, embeddings, position_ids, mask):
+        """The decoder layers over (B, T, H) embeddings -> (B, T, H)."""
+        return self.model.model.language_model(
+            inputs_embeds=embeddings, position_ids=position_ids, attention_mask={"full_attention": mask},
+            past_key_values=self.state, use_cache=True,
+        ).last_hidden_state
+
+
+@torch.no_grad()
+def generate(model, prompts: list[Prompt], seeds: list[int], group_size: int, max_new_tokens: int, temperature: float, top_p: float,
+             slots: int, vocab_size: int) -> list[list[Response]]:
+    """Sample `group_size` responses to each prompt: Q lists of G. temperature 0 is greedy (log-probs then at temperature 1).
+
+    seeds: one per prompt (`seed_of`). slots: rows decoded together, at least group_size; vocab_size: tokens the tokenizer knows.
+    """
+    assert len(seeds) == len(prompts), f"{len(seeds)=} {len(prompts)=}"
+    assert slots >= group_size, f"{slots=} cannot hold a group of {group_size}"
+    if not prompts:
+        return []
+    slots = min(slots, len(prompts) * group_size)
+    longest = max(len(prompt.input_ids) for prompt in prompts)
+    state = Slots(model, slots, longest + max_new_tokens + BURST, max_new_tokens)
+    decoder = Decoder(model, state, temperature, top_p, vocab_size)
+    end = model.generation_config.eos_token_id
+    end = {end} if isinstance(end, int) else set(end)
+    replies = [[Response([], [], False) for _ in range(group_size)] for _ in prompts]
+    waiting, free, live = deque(range(len(prompts))), list(range(slots)), {}  # live: slot -> its Response
+
+    def collect(slot, ids, logprobs):
+        """Append tokens to a slot's response up to its end; a response that has ended frees its slot."""
+        response = live[slot]
+        for token, logprob in zip(ids, logprobs):
+            response.ids.append(token)
+            response.logprobs.append(logprob)
+            response.finished = token in end
+            if response.finished or len(response.ids) == max_new_tokens:
+                del live[slot]
+                free.append(slot)
+                return
+
+    while waiting or live:
+        fits = min(len(free) // group_size, len(waiting))
+        if fits:
+            new = [waiting.popleft() for _ in range(fits)]
+            groups = [[free.pop() for _ in range(group_size)] for _ in new]
+            uniform = [torch.rand(group_size, max_new_tokens, generator=torch.Generator().manual_seed(seeds[q])) for q in new]
+            first = decoder.prefill([prompts[q] for q in new], groups, torch.cat(uniform))
+            rows = [slot for group in groups for slot in group]
+            live.update(zip(rows, [response for q in new for response in replies[q]]))
+            for slot, token, logprob in zip(rows, *(x.tolist() for x in first)):
+                collect(slot, [token], [logprob])
+        if not live:
+            continue
+        need = int(state.length[list(live)].max()) + BURST
+        state.view = min(-(-need // BUCKET) * BUCKET, state.keys[0].shape[2])
+        steps = [decoder.step() for _ in range(BURST)]
+        ids, logprobs = (torch.stack(column, 1).tolist() for column in zip(*steps))  # the one synchronisation of the burst
+        for slot in list(live):
+            collect(slot, ids[slot], logprobs[slot])
+    return replies
+
+
+# ----------------------------------------------------------------------------- collect: questions in, rewarded responses out
+
+
+class Timer:
+    """Seconds per phase: `with timer("rollout"): ..` adds to timer.seconds["rollout"]."""
+
+    def __init__(self):
+        self.seconds = {}
+
+    @contextlib.contextmanager
+    def __call__(self, phase):
+        start = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+@dataclass
+class Rollout:
+    """The responses to this rank's Q questions and what they earned."""
+
+    samples: list[Sample]  # Q
+    groups: list[Group]  # Q prompts with the ids of their G responses
+    responses: list[Response]  # N
+    texts: list[str]  # N
+    parts: dict[str, Tensor]  # each reward part, (N,)
+    rewards: Tensor  # (Q, G)
+
+
+def collect(replica, processor, clip, samples: list[Sample], seeds: list[int], config, timer: Timer) -> Rollout:
+    """Sample G responses to each question and score them. The same code trains, sorts questions and evaluates."""
+    with timer("rollout"):
+        prompts = [data.encode_prompt(sample, processor) for sample in samples]
+        replies = generate(replica, prompts, seeds, config.group_size, config.max_response, config.temperature,
+                           config.top_p, config.slots, len(processor.tokenizer))
+    with timer("reward"):
+        responses = [response for group in replies for response in group]
+        texts = [processor.tokenizer.decode(response.ids, skip_special_tokens=True) for response in responses]
+        lengths = [len(response.ids) for response in responses]
+        weights = {part: getattr(config, f"{part}_weight") for part in rewards.PARTS}
+        total, parts = rewards.score(samples, texts, lengths, weights, clip, config.clip_target, config.length_limit,
+                                     config.keyword_scope)
+    groups = [(prompt, [response.ids for response in group]) for prompt, group in zip(prompts, replies)]
+    return Rollout(samples, groups, responses, texts, parts, total.view(len(samples), config.group_size))
+
+
+def records(rollout: Rollout, advantages: Tensor | None = None) -> list[dict]:
+    """A rollout as json rows, one per question: the rollouts file, the metrics and the evaluation are made of these."""
+    Q, G = rollout.rewards.shape
+    columns = rollout.parts | {"reward": rollout.rewards.view(-1)}
+    if advantages is not None:
+        columns["advantage"] = advantages.reshape(-1)
+    columns = {name: values.tolist() for name, values in columns.items()}
+    rows = []
+    for q, sample in enumerate(rollout.samples):
+        replies = []
+        for i in range(q * G, (q + 1) * G):
+            text, response = rollout.texts[i], rollout.responses[i]
+            replies.append(dict(text=text, extracted=parse(text).answer, tokens=len(response.ids),
+                                finished=response.finished, **{name: values[i] for name, values in columns.items()}))
+        rows.append(dict(qid=sample.qid, question=sample.question, answer=sample.answer, responses=replies))
+    return rows
+
+
+def mine(items) -> list:
+    """This rank's share of what all ranks hold: items r, r + W, .. of rank r of W."""
+    return list(items)[dist.get_rank() :: dist.get_world_size()]
+
+
+def gather(rows: list) -> list:
+    """On rank 0 the rows of all ranks in the order in which `mine` dealt them out, elsewhere nothing."""
+    W = dist.get_world_size()
+    per_rank = [None] * W if is_writer() else None
+    dist.gather_object(rows, per_rank)
+    return [per_rank[i % W][i // W] for i in range(sum(map(len, per_rank)))] if is_writer() else []

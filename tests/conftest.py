@@ -1,0 +1,72 @@
+"""What several test files share: a tiny untrained Qwen2.5-VL folder, its processor, and a few samples."""
+import os
+import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny matrices are slower on two threads
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import pytest
+import torch
+from PIL import Image
+
+import data
+import demo
+from model import Policy, start_processes
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A Hugging Face folder: two vision blocks (one windowed, one full), two decoder layers, grouped heads, tied embeddings."""
+    folder = str(tmp_path_factory.mktemp("tiny"))
+    texts = ["How many red circles are there?", "a blue square", *map(str, range(100))]
+    processor = demo.make_processor(texts)
+    demo.make_model(processor, vision_depth=2, initializer_range=0.2).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def processor(tiny_folder):
+    return data.load_processor(tiny_folder, 28 * 28, 16 * 28 * 28)
+
+
+def picture(width, height, seed):
+    """An image of noise: every patch differs, so a mix-up cannot go unseen."""
+    generator = torch.Generator().manual_seed(seed)
+    return Image.fromarray(torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8).numpy())
+
+
+@pytest.fixture(scope="session")
+def samples():
+    """Images of three shapes, one question with two images, one without any."""
+    return [
+        data.Sample("a", "How many red circles are there?", (picture(56, 56, 0),), "2", ("red circle",)),
+        data.Sample("b", "a blue square", (picture(112, 56, 1),), "3", ("blue square",)),
+        data.Sample("c", "1 2 3", (), "4", ("three",)),
+        data.Sample("d", "<image>and<image>?", (picture(56, 84, 2), picture(140, 84, 3)), "5", ("red",)),
+        data.Sample("e", "How many?", (picture(84, 84, 4),), "6", ("circle",)),
+    ]
+
+
+@pytest.fixture(scope="session")
+def prompts(samples, processor):
+    return [data.encode_prompt(sample, processor) for sample in samples]
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """A process group of one, as `python train.py` makes it: (device, mesh)."""
+    return start_processes()
+
+
+@pytest.fixture
+def policy(tiny_folder, processes):
+    """The tiny policy in float32, sharded over one process."""
+    device, mesh = processes
+    return Policy.load(tiny_folder, device, torch.float32, mesh, torch.float32)
+
+
+@pytest.fixture
+def replica(tiny_folder, processes):
+    """The tiny policy, whole, as the sampler uses it."""
+    return Policy.load(tiny_folder, processes[0], torch.float32).eval()

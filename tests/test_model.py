@@ -1,0 +1,196 @@
+"""The packed forward against Hugging Face's padded batch; loading and exporting against from_pretrained."""
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import data
+from checkpoint import export, hub_name, sync
+from data import InputError
+from model import Policy, dummy_group, micro_batches, pack
+from rollout import generate
+
+
+def responses_to(prompts, group_size=3, seed=0):
+    """Groups with random responses of lengths 1 to 7."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 8, (len(prompts), group_size), generator=generator).tolist()
+    return [(p, [torch.randint(250, (n,), generator=generator).tolist() for n in row]) for p, row in zip(prompts, lengths)]
+
+
+def padded_logprobs(model, groups, temperature):
+    """The reference: every response a row of its own, padded on the right, positions by Hugging Face itself. -> (N,) in pack's order."""
+    rows = [(prompt, response) for prompt, responses in groups for response in responses]
+    length = max(len(prompt.input_ids) + len(response) for prompt, response in rows)
+    ids, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.long)
+    for i, (prompt, response) in enumerate(rows):
+        row = torch.tensor(prompt.input_ids + response)
+        ids[i, : len(row)], mask[i, : len(row)] = row, 1
+    images = [prompt for prompt, _ in rows if prompt.pixel_values is not None]
+    vision = {}
+    if images:
+        vision = dict(pixel_values=torch.cat([p.pixel_values for p in images]), image_grid_thw=torch.cat([p.grid_thw for p in images]))
+    kinds = (ids == model.config.image_token_id).int()
+    logits = model(input_ids=ids, attention_mask=mask, mm_token_type_ids=kinds, **vision).logits / temperature
+    logprobs = logits.log_softmax(-1)
+    out = []
+    for i, (prompt, response) in enumerate(rows):
+        P = len(prompt.input_ids)
+        out.append(logprobs[i, P - 1 : P - 1 + len(response)].gather(-1, torch.tensor(response)[:, None])[:, 0])
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("chosen", [(0, 1, 2, 3, 4), (2,), (3,)])
+def test_packed_logprobs_and_gradients_equal_the_padded_batch(policy, tiny_folder, prompts, chosen):
+    groups = responses_to([prompts[i] for i in chosen])
+    theirs = AutoModelForImageTextToText.from_pretrained(tiny_folder, dtype=torch.float32)
+    expected = padded_logprobs(theirs, groups, temperature=1.2)
+    logprobs, _ = policy(pack(groups), temperature=1.2)
+    torch.testing.assert_close(logprobs, expected, atol=2e-5, rtol=0)
+
+    slope = torch.linspace(-1, 1, len(expected))  # any gradient that differs from token to token
+    (expected * slope).sum().backward()
+    (logprobs * slope).sum().backward()
+    for name, parameter in policy.named_parameters():
+        gradient, reference = parameter.grad.full_tensor(), theirs.get_parameter(name).grad
+        if reference is None:  # no image in the batch: the blank image's gradient is exactly 0
+            reference = torch.zeros_like(gradient)
+        torch.testing.assert_close(gradient, reference, atol=1e-4 * float(reference.abs().max()) + 1e-7, rtol=0, msg=name)
+
+
+def test_packed_entropy_is_that_of_the_full_distribution(replica, prompts):
+    groups = responses_to(prompts[:1], group_size=1)
+    T = 0.7
+    _, entropies = replica(pack(groups), T)
+    packed = pack(groups)
+    hidden = replica.model.language_model(
+        inputs_embeds=replica.embed(packed.input_ids, packed.pixel_values, packed.grid_thw), position_ids=packed.position_ids,
+        attention_mask={"full_attention": packed.layout}, use_cache=False).last_hidden_state
+    logits = replica.lm_head(hidden)[0, packed.predictors] / T
+    torch.testing.assert_close(entropies, torch.distributions.Categorical(logits=logits).entropy(), atol=1e-5, rtol=0)
+
+
+def test_logprobs_change_when_the_image_does(replica, samples, prompts, processor):
+    flipped = data.encode_prompt(
+        data.Sample("a", samples[0].question, (samples[0].images[0].rotate(90),), "2"), processor)
+    response = [[5, 6, 7]]
+    before, _ = replica(pack([(prompts[0], response)]))
+    after, _ = replica(pack([(flipped, response)]))
+    assert (before - after).abs().max() > 1e-3
+
+
+def test_a_response_does_not_see_its_siblings(replica, prompts):
+    alone, _ = replica(pack([(prompts[0], [[5, 6, 7]])]))
+    together, _ = replica(pack([(prompts[0], [[9, 9, 9, 9], [5, 6, 7]])]))
+    torch.testing.assert_close(together[4:], alone, atol=1e-5, rtol=0)
+
+
+def test_a_dummy_row_has_no_gradient_but_runs_the_vision_tower(policy):
+    logprobs, _ = policy(pack([dummy_group()]))
+    (0.0 * logprobs.sum()).backward()
+    assert all(float(p.grad.full_tensor().abs().max()) == 0 for p in policy.parameters())  # every parameter took part
+
+
+def test_micro_batches_cover_every_response_once_within_the_budget():
+    prompts, responses = [10, 3, 20], [[4, 5, 6], [1, 1], [30, 2]]
+    rows = micro_batches(prompts, responses, token_budget=25)
+    # 10+4+5+6 = 25 fits; 3+1+1 = 5, but the prompt of 20 does not fit beside it; 20+30 > 25 has a row of its own; 20+2
+    assert rows == [[(0, [0, 1, 2])], [(1, [0, 1])], [(2, [0])], [(2, [1])]]
+    rows = micro_batches(prompts, responses, token_budget=20)
+    assert rows == [[(0, [0, 1])], [(0, [2]), (1, [0])], [(1, [1])], [(2, [0])], [(2, [1])]]
+
+
+def test_a_group_cut_over_rows_gives_the_same_logprobs(replica, prompts):
+    groups = responses_to(prompts[:2], group_size=4)
+    whole, _ = replica(pack(groups))
+    lengths = [len(p.input_ids) for p in prompts[:2]]
+    rows = micro_batches(lengths, [[len(r) for r in rs] for _, rs in groups], token_budget=max(lengths) + 9)
+    assert len(rows) > 2
+    pieces = [replica(pack([(groups[q][0], [groups[q][1][g] for g in chosen]) for q, chosen in row]))[0] for row in rows]
+    torch.testing.assert_close(torch.cat(pieces), whole, atol=1e-5, rtol=0)
+
+
+def test_loading_shards_equals_from_pretrained(policy, tiny_folder):
+    theirs = AutoModelForImageTextToText.from_pretrained(tiny_folder, dtype=torch.float32)
+    for (name, ours), (_, reference) in zip(policy.named_parameters(), theirs.named_parameters(), strict=True):
+        assert isinstance(ours, DTensor) and torch.equal(ours.full_tensor(), reference), name
+    for (name, ours), (_, reference) in zip(policy.named_buffers(), theirs.named_buffers(), strict=True):
+        assert torch.equal(ours, reference), name
+
+
+def test_sync_makes_the_replica_the_rounded_policy(policy, tiny_folder, processes):
+    replica = Policy.load(tiny_folder, processes[0], torch.bfloat16)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1.7)
+    policy(pack([dummy_group()]))  # leaves the root gathered, as an evaluation does
+    sync(policy, replica)
+    for master, copy in zip(policy.parameters(), replica.parameters(), strict=True):
+        assert torch.equal(master.full_tensor().bfloat16(), copy)
+
+
+@pytest.mark.parametrize("file_bytes", [4 << 30, 100_000])
+def test_an_export_loads_everywhere_and_answers_alike(policy, replica, tiny_folder, processor, prompts, tmp_path, file_bytes):
+    folder = str(tmp_path / "model")
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1.01)
+    export(folder, policy, processor, torch.float32, file_bytes)
+    assert os.path.exists(os.path.join(folder, "model.safetensors.index.json")) == (file_bytes < 1 << 30)
+    theirs = AutoModelForImageTextToText.from_pretrained(folder)
+    assert theirs.dtype == torch.float32
+    for (name, ours), (_, reference) in zip(policy.named_parameters(), theirs.named_parameters(), strict=True):
+        assert torch.equal(ours.full_tensor(), reference), name
+    sync(policy, replica)
+    reloaded = Policy.load(folder, "cpu", torch.float32)
+    greedy = [generate(model, prompts, [0] * 5, 1, 12, 0, 1.0, 8, len(processor.tokenizer)) for model in (replica, reloaded)]
+    assert greedy[0] == greedy[1]
+    size = AutoProcessor.from_pretrained(folder).image_processor.size
+    assert (size["shortest_edge"], size["longest_edge"]) == (28 * 28, 16 * 28 * 28)  # the limits used in training travel along
+
+
+def test_export_writes_the_names_of_the_hub(policy, processor, tiny_folder, tmp_path):
+    export(str(tmp_path / "model"), policy, processor, torch.float32)
+    ours, theirs = (load_file(os.path.join(f, "model.safetensors")).keys() for f in (str(tmp_path / "model"), tiny_folder))
+    assert set(ours) == set(theirs)
+    assert hub_name("model.visual.blocks.0.x") == "visual.blocks.0.x"
+    assert hub_name("model.language_model.layers.0.x") == "model.layers.0.x"
+    assert hub_name("lm_head.weight") == "lm_head.weight"
+
+
+def test_a_failed_export_leaves_the_old_one(policy, processor, tmp_path, monkeypatch):
+    folder = str(tmp_path / "model")
+    export(folder, policy, processor, torch.float32)
+    before = sorted(os.listdir(folder))
+    monkeypatch.setattr(type(processor), "save_pretrained", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        export(folder, policy, processor, torch.float32)
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_missing_and_wrong_models_are_one_line(tiny_folder, tmp_path):
+    with pytest.raises(InputError, match="neither a folder nor"):
+        Policy.load(str(tmp_path / "absent"), "cpu")
+    with pytest.raises(InputError, match="no config.json"):
+        Policy.load(str(tmp_path), "cpu")
+    for name in ("config.json",):
+        (tmp_path / name).write_bytes(open(os.path.join(tiny_folder, name), "rb").read())
+    with pytest.raises(InputError, match="neither model.safetensors nor"):
+        Policy.load(str(tmp_path), "cpu")
+    weights = load_file(os.path.join(tiny_folder, "model.safetensors"))
+    weights["visual.merger.mlp.0.bias"] = weights["visual.merger.mlp.0.bias"][:-1].clone()
+    save_file(weights, str(tmp_path / "model.safetensors"))
+    with pytest.raises(InputError, match="visual.merger.mlp.0.bias is .* config.json says"):
+        Policy.load(str(tmp_path), "cpu")
+    del weights["visual.merger.mlp.0.bias"]
+    save_file(weights, str(tmp_path / "model.safetensors"))
+    with pytest.raises(InputError, match="no weight visual.merger.mlp.0.bias"):
+        Policy.load(str(tmp_path), "cpu")
+    config = json.load(open(tmp_path / "config.json"))
+    json.dump(config | {"model_type": "llama"}, open(tmp_path / "config.json", "w"))
+    with pytest.raises(InputError, match="llama"):
+        Policy.load(str(tmp_path), "cpu")

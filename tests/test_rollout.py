@@ -1,0 +1,131 @@
+"""The sampler against Hugging Face's generate (greedy), a full forward (log-probs) and the distribution it should draw from."""
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from model import pack
+from rollout import draw, generate, seed_of
+
+
+@pytest.fixture(scope="module")
+def vocab_size(processor):
+    return len(processor.tokenizer)
+
+
+def hf_greedy(model, prompts, max_new_tokens, never):
+    """Each prompt alone through Hugging Face's generate; cut after the end token."""
+    out = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt.input_ids])
+        vision = {} if prompt.pixel_values is None else dict(pixel_values=prompt.pixel_values, image_grid_thw=prompt.grid_thw)
+        tokens = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=(ids == model.config.image_token_id).int(),
+            max_new_tokens=max_new_tokens, do_sample=False, suppress_tokens=never, **vision)
+        out.append(tokens[0, ids.shape[1] :].tolist())
+    return out
+
+
+@pytest.mark.parametrize("slots", [10, 4, 2])
+def test_greedy_equals_hugging_face_generate(tiny_folder, replica, prompts, vocab_size, slots):
+    """Three image shapes, two images, text only; 10 responses through 10, 4 and 2 slots: the last two refill."""
+    config = replica.config
+    never = [config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id,
+             *range(vocab_size, config.text_config.vocab_size)]
+    theirs = AutoModelForImageTextToText.from_pretrained(tiny_folder, dtype=torch.float32)
+    expected = hf_greedy(theirs, prompts, 20, never)
+    ends = theirs.generation_config.eos_token_id
+    replies = generate(replica, prompts, [0] * 5, 2, 20, 0.0, 1.0, slots, vocab_size)
+    for reply, tokens in zip(replies, expected):
+        for response in reply:
+            assert response.ids == tokens
+            assert response.finished == (tokens[-1] in ends)
+
+
+def test_greedy_stops_at_any_end_token(replica, prompts, vocab_size):
+    """The second token of the greedy response is declared an end token: responses then have exactly two tokens."""
+    [[free]] = generate(replica, prompts[:1], [0], 1, 12, 0.0, 1.0, 4, vocab_size)
+    ends = replica.generation_config.eos_token_id
+    replica.generation_config.eos_token_id = [*ends, free.ids[1]]
+    [[stopped]] = generate(replica, prompts[:1], [0], 1, 12, 0.0, 1.0, 4, vocab_size)
+    assert stopped.ids == free.ids[: free.ids.index(free.ids[1]) + 1] and stopped.finished
+    assert not free.finished and len(free.ids) == 12
+
+
+@pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.7, 1.0), (1.2, 0.9)])
+def test_sampled_logprobs_equal_a_full_forward(replica, prompts, vocab_size, temperature, top_p):
+    replies = generate(replica, prompts, [seed_of(1, i) for i in range(5)], 4, 25, temperature, top_p, 8, vocab_size)
+    logprobs, _ = replica(pack([(p, [r.ids for r in reply]) for p, reply in zip(prompts, replies)]), temperature)
+    sampled = torch.tensor([x for reply in replies for response in reply for x in response.logprobs])
+    torch.testing.assert_close(sampled, logprobs.detach(), atol=1e-4, rtol=0)
+
+
+def test_a_response_depends_on_its_seed_alone(replica, prompts, vocab_size):
+    """Neither slots, nor neighbours, nor order change what is sampled: this is what makes 1 and 8 ranks agree."""
+    seeds = [seed_of(0, 3, qid) for qid in "abcde"]
+    together = generate(replica, prompts, seeds, 3, 30, 1.2, 0.99, 15, vocab_size)
+    refilled = generate(replica, prompts, seeds, 3, 30, 1.2, 0.99, 4, vocab_size)
+    backwards = generate(replica, prompts[::-1], seeds[::-1], 3, 30, 1.2, 0.99, 7, vocab_size)[::-1]
+    for a, b, c in zip(together, refilled, backwards):
+        assert [r.ids for r in a] == [r.ids for r in b] == [r.ids for r in c]
+    assert len({tuple(r.ids) for reply in together for r in reply}) > 10  # and the responses of a group differ
+    other = generate(replica, prompts, [seed + 1 for seed in seeds], 3, 30, 1.2, 0.99, 15, vocab_size)
+    assert [r.ids for r in other[0]] != [r.ids for r in together[0]]
+
+
+def test_vision_tokens_and_unused_rows_are_never_sampled(replica, prompts, vocab_size):
+    config = replica.config
+    never = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
+    with torch.no_grad():  # the head now shouts for exactly the forbidden tokens
+        weight = torch.zeros_like(replica.lm_head.weight)
+        weight[sorted(never | set(range(vocab_size, config.text_config.vocab_size)))] = 1.0
+        replica.lm_head.weight = torch.nn.Parameter(weight)
+        replica.model.language_model.norm.weight.fill_(5.0)
+    for temperature in (0.0, 1.2):
+        replies = generate(replica, prompts, list(range(5)), 4, 20, temperature, 0.99, 8, vocab_size)
+        drawn = {token for reply in replies for response in reply for token in response.ids}
+        assert not drawn & never and max(drawn) < vocab_size
+
+
+def test_max_new_tokens_is_exact_and_marked_unfinished(replica, prompts, vocab_size):
+    replica.generation_config.eos_token_id = -1
+    for n in (1, 7, 8, 9):
+        replies = generate(replica, prompts[:2], [1, 2], 2, n, 1.0, 1.0, 4, vocab_size)
+        assert all(len(r.ids) == len(r.logprobs) == n and not r.finished for reply in replies for r in reply)
+
+
+def test_no_prompt_gives_no_response(replica, vocab_size):
+    assert generate(replica, [], [], 4, 8, 1.0, 1.0, 8, vocab_size) == []
+
+
+def test_draw_inverts_the_distribution_function_of_the_nucleus():
+    """p = .5 .3 .15 .05, top_p .8: the nucleus is {.5, .3}, so tokens 2 and 0 share [0, 1) at 5 : 3."""
+    probs = torch.tensor([[0.3, 0.15, 0.5, 0.05]]).expand(5, -1)
+    uniform = torch.tensor([0.0, 0.62, 0.63, 0.9, 1 - 2**-24])
+    assert draw(probs, uniform, 0.8).tolist() == [2, 2, 0, 0, 0]
+    assert draw(probs, uniform, 0.81).tolist() == [2, 0, 0, 1, 1]  # .8 < .81: the third token, at (.5+.3)/.95 = .842, joins
+    assert draw(probs, torch.full((5,), 0.99), 1.0).tolist() == [3] * 5
+    assert draw(probs, torch.full((5,), 0.99), 1e-9).tolist() == [2] * 5  # the likeliest token is always in
+
+
+def test_draw_follows_the_distribution():
+    """Chi-square over 200,000 draws, 7 degrees of freedom: the 99.9 % point is 24.3."""
+    n, generator = 200_000, torch.Generator().manual_seed(0)
+    probs = torch.randn(8, generator=generator).softmax(0)
+    counts = torch.bincount(draw(probs.expand(n, -1), torch.rand(n, generator=generator), 1.0), minlength=8)
+    assert float(((counts - n * probs) ** 2 / (n * probs)).sum()) < 24.3
+
+
+def test_top_p_never_draws_outside_the_nucleus():
+    """Against Hugging Face's TopPLogitsWarper on random distributions."""
+    from transformers import TopPLogitsWarper
+
+    generator = torch.Generator().manual_seed(1)
+    logits = 3 * torch.randn(2000, 50, generator=generator)
+    inside = TopPLogitsWarper(0.9)(None, logits.clone()) > -torch.inf
+    tokens = draw(logits.softmax(-1), torch.rand(2000, generator=generator), 0.9)
+    assert bool(inside.gather(-1, tokens[:, None]).all())
+
+
+def test_seeds_are_stable_and_distinct():
+    assert seed_of(0, 1, "q") == seed_of(0, 1, "q") == 7412687991310582134
+    assert len({seed_of(a, b, c) for a in range(9) for b in range(9) for c in "abcdefghi"}) == 9**3

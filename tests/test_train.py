@@ -1,0 +1,248 @@
+"""The training program as a whole: stages, resuming, any number of processes, bad input."""
+import json
+import os
+import string
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from answers import parse
+from conftest import picture
+from data import encode_prompt
+from rollout import records
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SMALL = ["--dtype", "float32", "--max_prompt", "200", "--max_response", "16", "--min_pixels", "784", "--max_pixels", "12544",
+         "--slots", "8", "--no_gradient_checkpointing", "--save_every", "0"]
+# an untrained model writes noise: any letter or digit that stands alone in it is a key word found, so rewards differ
+RL = ["--group_size", "4", "--questions_per_rollout", "6", "--questions_per_update", "3", "--lr", "1e-3", "--clip_weight", "0",
+      "--keyword_weight", "1", "--keyword_scope", "response", "--length_limit", "10"]
+
+
+@pytest.fixture(scope="session")
+def questions(tmp_path_factory):
+    """12 RL rows of three image shapes, two of them without an image."""
+    folder = tmp_path_factory.mktemp("questions")
+    rows = []
+    for i in range(12):
+        row = dict(qid=f"q{i}", problem=f"How many {i}?", answer=str(i), key_words=list(string.ascii_lowercase + string.digits))
+        if i % 6 != 5:
+            picture(56 + 28 * (i % 3), 56, i).save(folder / f"{i}.png")
+            row["images"] = [f"{i}.png"]
+        rows.append(row)
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "questions.jsonl")
+
+
+@pytest.fixture(scope="session")
+def warmup(questions, tmp_path_factory):
+    """8 sharegpt rows."""
+    folder, rows = os.path.dirname(questions), []
+    for i in range(8):
+        text = f"### Image Description: {i}\n### Rationales: r\n### Step 1: s\n### The final answer is: {i}"
+        image = [] if i % 6 == 5 else [os.path.join(folder, f"{i}.png")]
+        rows.append(dict(messages=[dict(role="user", content=f"How many {i}?"), dict(role="assistant", content=text)], images=image))
+    path = tmp_path_factory.mktemp("warmup") / "warmup.json"
+    path.write_text(json.dumps(rows))
+    return str(path)
+
+
+def weights(folder):
+    return load_file(os.path.join(folder, "model", "model.safetensors"))
+
+
+def torchrun(n, *argv):
+    """Train with n processes; returns what it printed."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n), "train.py", *argv]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def metrics(folder):
+    return [json.loads(line) for line in open(os.path.join(folder, "metrics.jsonl"))]
+
+
+def largest_difference(a, b):
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.fixture(scope="session")
+def one_process(tiny_folder, questions, tmp_path_factory):
+    """Stage 1 on one process, two steps of two updates: what every other way to run it must equal."""
+    out = str(tmp_path_factory.mktemp("one"))
+    assert train.main(["--stage", "1", "--out", out, "--model", tiny_folder, "--data", questions, *SMALL, *RL]) == 0
+    return os.path.join(out, "stage1")
+
+
+def test_rl_moves_the_weights_and_logs_what_happened(one_process, tiny_folder):
+    before = load_file(os.path.join(tiny_folder, "model.safetensors"))
+    assert largest_difference(weights(one_process), before) > 1e-3
+    logged = metrics(one_process)
+    assert [line["step"] for line in logged] == [0, 1]
+    assert logged[0]["reward/keyword_std"] > 0 and logged[0]["opt/skipped"] == 0 and logged[0]["policy/kl"] >= 0
+    assert logged[0]["policy/ratio_max"] > 1.01  # the second update of a step is off policy: the clip has work
+    rows = [json.loads(line) for line in open(os.path.join(one_process, "rollouts", "step_000000.jsonl"))]
+    assert len(rows) == 6 and all(len(row["responses"]) == 4 for row in rows)
+    rewards = torch.tensor([[r["reward"] for r in row["responses"]] for row in rows])
+    advantages = torch.tensor([[r["advantage"] for r in row["responses"]] for row in rows])
+    torch.testing.assert_close(advantages, train.group_advantages(rewards), atol=1e-5, rtol=0)
+    assert logged[0]["reward/total"] == pytest.approx(float(rewards.mean()))
+
+
+@pytest.mark.parametrize("budget", ["216", "400"])
+def test_the_result_does_not_depend_on_the_micro_batch_size(one_process, tiny_folder, questions, tmp_path, budget):
+    out = str(tmp_path)
+    assert train.main(["--stage", "1", "--out", out, "--model", tiny_folder, "--data", questions, "--token_budget", budget,
+                       *SMALL, *RL]) == 0
+    assert largest_difference(weights(os.path.join(out, "stage1")), weights(one_process)) < 2e-4
+
+
+@pytest.mark.parametrize("n", [2, 8])
+def test_n_processes_equal_one(one_process, tiny_folder, questions, tmp_path, n):
+    """Eight processes share updates of three questions: most ranks have none, and some hold no image."""
+    torchrun(n, "--stage", "1", "--out", str(tmp_path), "--model", tiny_folder, "--data", questions, *SMALL, *RL)
+    ours = os.path.join(str(tmp_path), "stage1")
+    assert largest_difference(weights(ours), weights(one_process)) < 2e-4
+    for a, b in zip(metrics(ours), metrics(one_process), strict=True):
+        for name in ("reward/total", "policy/kl", "opt/grad_norm", "policy/entropy", "adv/zero_std_groups"):
+            assert a[name] == pytest.approx(b[name], rel=2e-3, abs=1e-5), name
+
+
+def test_two_processes_equal_one_in_the_warm_up(tiny_folder, warmup, tmp_path):
+    """Three steps; the vision tower is frozen and stays as it was."""
+    argv = ["--stage", "sft", "--model", tiny_folder, "--data", warmup, "--questions_per_rollout", "5", "--questions_per_update", "5",
+            "--lr", "1e-2", *SMALL]
+    assert train.main([*argv, "--out", str(tmp_path / "one")]) == 0
+    torchrun(2, *argv, "--out", str(tmp_path / "two"))
+    one, two = (weights(tmp_path / name / "sft") for name in ("one", "two"))
+    assert largest_difference(one, two) < 2e-4
+    before = load_file(os.path.join(tiny_folder, "model.safetensors"))
+    for name, tensor in one.items():
+        assert torch.equal(tensor, before[name]) == name.startswith("visual."), name
+    losses = [line["opt/loss"] for line in metrics(tmp_path / "one" / "sft")]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+
+
+def test_resuming_continues_bit_for_bit(tiny_folder, questions, tmp_path):
+    argv = ["--stage", "1", "--model", tiny_folder, "--data", questions, *SMALL, *RL, "--epochs", "2", "--save_every", "2"]
+    whole, torn = str(tmp_path / "whole"), str(tmp_path / "torn")
+    assert train.main([*argv, "--out", whole]) == 0
+
+    class Killed(Exception):
+        pass
+
+    def killed_in_step_3(run, optimizer, samples, step, steps):
+        if step == 3:
+            raise Killed
+        return rl_step(run, optimizer, samples, step, steps)
+
+    rl_step = train.rl_step
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train, "rl_step", killed_in_step_3)
+        train.main([*argv, "--out", torn])
+    assert not os.path.exists(os.path.join(torn, "stage1", "model"))
+    assert train.main([*argv, "--out", torn]) == 0
+    assert largest_difference(weights(os.path.join(torn, "stage1")), weights(os.path.join(whole, "stage1"))) == 0
+    assert [line["step"] for line in metrics(os.path.join(torn, "stage1"))] == [0, 1, 2, 3]
+
+
+def test_a_complete_stage_is_not_run_again_unless_told(one_process, tiny_folder, questions, capsys):
+    argv = ["--stage", "1", "--out", os.path.dirname(one_process), "--model", tiny_folder, "--data", questions, *SMALL, *RL]
+    before = os.path.getmtime(os.path.join(one_process, "model", "model.safetensors"))
+    assert train.main(argv) == 0 and "complete; --restart" in capsys.readouterr().out
+    assert train.main([*argv, "--lr", "5e-3"]) == 2
+    assert "--lr was 0.001 and is 0.005" in capsys.readouterr().err
+    assert os.path.getmtime(os.path.join(one_process, "model", "model.safetensors")) == before
+
+
+def test_stages_chain_by_their_defaults(tiny_folder, questions, warmup, tmp_path):
+    """Each stage finds its model and its data where the stage before it wrote them; only the outermost inputs are given."""
+    out = ["--out", str(tmp_path)]
+    small = [*SMALL, "--group_size", "2", "--questions_per_rollout", "2", "--questions_per_update", "1"]
+    one_each = [*small, "--max_steps", "1"]
+    assert train.main(["--stage", "sft", *out, "--model", tiny_folder, "--data", warmup, *one_each]) == 0
+    assert train.main(["--stage", "sample", *out, "--data", questions, *small]) == 0
+    buckets = {name: [json.loads(line) for line in open(tmp_path / "sample" / f"{name}.jsonl")] for name in ("easy", "medium", "hard")}
+    assert sorted(row["qid"] for rows in buckets.values() for row in rows) == sorted(f"q{i}" for i in range(12))
+    for name in ("easy", "medium"):  # noise answers nothing: fill the buckets from the hard one
+        os.replace(tmp_path / "sample" / "hard.jsonl", tmp_path / "sample" / f"{name}.jsonl") if name == "easy" else None
+    (tmp_path / "sample" / "medium.jsonl").write_bytes((tmp_path / "sample" / "easy.jsonl").read_bytes())
+    assert train.main(["--stage", "1", *out, *one_each, "--clip_weight", "0"]) == 0
+    assert train.main(["--stage", "2", *out, *one_each]) == 0
+    configs = {name: json.load(open(tmp_path / name / "config.json")) for name in ("stage1", "stage2")}
+    assert configs["stage1"]["model"] == str(tmp_path / "sft/model")
+    assert configs["stage2"]["model"] == str(tmp_path / "stage1/model")
+    assert configs["stage2"]["data"] == str(tmp_path / "sample/medium.jsonl")
+
+
+def test_a_second_sampling_replaces_the_first(tiny_folder, questions, tmp_path):
+    argv = ["--stage", "sample", "--out", str(tmp_path), "--model", tiny_folder, "--data", questions, *SMALL, "--group_size", "2"]
+    for seed in ("0", "1"):
+        assert train.main([*argv, "--seed", seed]) == 0
+        rows = [json.loads(line) for name in ("easy", "medium", "hard") for line in open(tmp_path / "sample" / f"{name}.jsonl")]
+        assert sorted(row["qid"] for row in rows) == sorted(f"q{i}" for i in range(12))
+
+
+def test_rollout_rows_say_what_the_parser_read(replica, processor, samples):
+    """`records` is group-major and its columns belong together."""
+    from config import Config
+    from rollout import Timer, collect
+
+    config = Config(group_size=2, max_response=5, slots=4, temperature=1.0)
+    rollout = collect(replica, processor, None, samples, list(range(5)), config, Timer())
+    rows = records(rollout)
+    assert [row["qid"] for row in rows] == list("abcde")
+    for q, row in enumerate(rows):
+        for g, response in enumerate(row["responses"]):
+            assert response["text"] == processor.tokenizer.decode(rollout.groups[q][1][g], skip_special_tokens=True)
+            assert response["extracted"] == parse(response["text"]).answer
+            assert response["tokens"] == len(rollout.groups[q][1][g])
+    assert encode_prompt(samples[0], processor).input_ids == rollout.groups[0][0].input_ids
+
+
+def test_bad_input_is_one_line_exit_code_2_and_changes_nothing(one_process, tiny_folder, questions, tmp_path, capsys):
+    before = {name: os.path.getmtime(os.path.join(one_process, name)) for name in os.listdir(one_process)}
+    good = ["--stage", "1", "--out", os.path.dirname(one_process), "--model", tiny_folder, "--data", questions, *SMALL, *RL]
+    rows = [json.loads(line) for line in open(questions)]
+    bad_rows = {
+        "twice.jsonl": ([rows[5], rows[5]], "qid 'q5'"),
+        "nowords.jsonl": ([{k: v for k, v in rows[5].items() if k != "key_words"}], "no key_words"),
+        "noimage.jsonl": ([rows[5] | {"images": ["absent.png"]}], "absent.png"),
+        "broken.jsonl": ([rows[5] | {"images": [os.path.join(ROOT, "train.py")]}], "cannot be read"),
+        "marker.jsonl": ([rows[5] | {"problem": "<image> what?"}], "1 <image> markers for 0 images"),
+        "empty.jsonl": ([], "no rows"),
+    }
+    cases = [
+        ([*good, "--model", str(tmp_path / "no")], "neither a folder nor"),
+        ([*good, "--data", str(tmp_path / "no.jsonl")], "no.jsonl"),
+        ([*good, "--group_size", "1"], "--group_size 1"),
+        ([*good, "--questions_per_update", "4"], "not a multiple of --questions_per_update 4"),
+        ([*good, "--questions_per_rollout", "600", "--questions_per_update", "300"], "do not fill one batch of 600"),
+        ([*good, "--max_prompt", "5"], "within 5 tokens"),
+        ([*good, "--stage", "3"], "--stage 3"),
+        ([*good, "--group_sise", "4"], "did you mean --group_size?"),
+        ([*good, "--lr", "fast"], "fast"),
+        ([*good, "--clip_weight", "0.4", "--clip", str(tmp_path / "noclip")], "noclip"),
+        ([*good, "--seed", "7"], "--seed was 0 and is 7"),
+    ]
+    for name, (content, message) in bad_rows.items():
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in content))
+        cases.append(([*good, "--data", str(tmp_path / name)], message))
+    capsys.readouterr()
+    for argv, message in cases:
+        assert train.main(argv) == 2, argv
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and message in error, error
+    assert before == {name: os.path.getmtime(os.path.join(one_process, name)) for name in os.listdir(one_process)}
+
+
+def test_a_missing_default_input_names_the_command_that_makes_it(tmp_path, capsys):
+    assert train.main(["--stage", "2", "--out", str(tmp_path)]) == 2
+    assert f"train.py --stage 1 --out {tmp_path}" in capsys.readouterr().err

@@ -1,0 +1,437 @@
+"""PeBR-R1, perception before reasoning: warm-up, sampling, perception RL, reasoning RL. One program, any number of processes.
+
+    torchrun --nproc_per_node 8 train.py --stage sft       supervised warm-up: the response format       -> runs/pebr/sft/model
+    torchrun --nproc_per_node 8 train.py --stage sample    8 rollouts a question, by how many are right  -> runs/pebr/sample/{easy,medium,hard}.jsonl
+    torchrun --nproc_per_node 8 train.py --stage 1         perception RL on the easy questions           -> runs/pebr/stage1/model
+    torchrun --nproc_per_node 8 train.py --stage 2         reasoning RL on the medium questions          -> runs/pebr/stage2/model
+
+A stage is a dict of overrides of one Config (STAGES); its default input is the output of the stage before it. Each RL step has three phases:
+    collect   questions -> G sampled responses each -> reward parts -> rewards -> advantages       (a whole copy of the policy on each rank)
+    score     log-probs of the responses under the policy as it is now and under the reference     (FSDP2, no gradient)
+    update    several optimiser steps of the clipped GRPO loss on slices of these questions         (FSDP2)
+
+Q questions x G responses = N sequences, group after group: `rewards.view(Q, G)` is a group per row. Rank r of W holds questions r, r + W, ...
+Nothing depends on W, on the micro-batch size or on what was computed earlier: random numbers are functions of (seed, step, qid), and the
+loss is divided by the token count of the whole optimiser step over all ranks.
+"""
+import json
+import math
+import os
+import resource
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from tqdm import tqdm
+
+import data
+import rewards
+from checkpoint import barrier, export, is_writer, load_checkpoint, save_checkpoint, sync, write_text
+from config import FOLDERS, Config, read_config
+from data import InputError, Sample
+from model import Group, Policy, dummy_group, find_model, micro_batches, pack, print0, start_processes, stop_processes
+from rollout import Timer, collect, gather, mine, records, seed_of
+
+# ----------------------------------------------------------------------------- GRPO, as equations
+
+
+def group_advantages(rewards: Tensor) -> Tensor:
+    """Eq. ADVANTAGE: how much better a response is than its group, in standard deviations. (Q, G) -> (Q, G).
+
+    A = (R - mean_group) / (std_group + 1e-6), std with G - 1 (verl core_algos.py: compute_grpo_outcome_advantage).
+    In float64, because in float32 the mean of eight times 0.7 is not 0.7, and the division would turn that rounding
+    error into an advantage of 0.05: a group of equal rewards must teach nothing.
+    """
+    Q, G = rewards.shape
+    assert G >= 2, f"{G=}: a group needs at least 2 responses to compare"
+    exact = rewards.double()
+    advantages = (exact - exact.mean(-1, keepdim=True)) / (exact.std(-1, keepdim=True) + 1e-6)
+    return advantages.to(rewards.dtype)
+
+
+def grpo_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, advantages: Tensor, weights: Tensor,
+              clip_low: float, clip_high: float, clip_dual: float, kl_coef: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped, KL-regularised policy loss of N response tokens: a scalar, and its statistics as weighted sums.
+
+    ratio = exp(logprob - old_logprob)                                     Eq. RATIO   difference clamped to +-20
+    obj   = min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A)       Eq. CLIP
+    obj   = max(obj, clip_dual A)  where A < 0                             Eq. DUAL
+    kl    = exp(ref - logprob) - (ref - logprob) - 1                       Eq. KL3     difference clamped to +-20, kl to at most 10
+    loss  = sum_tokens weight (-obj + kl_coef kl)                          Eq. LOSS
+    All arguments are (N,); weights are 1 / (response tokens of the optimiser step, all ranks), 0 for padding. (verl core_algos.py)
+    """
+    ratio = (logprobs - old_logprobs).clamp(-20, 20).exp()  # Eq. RATIO
+    unclipped, clipped = ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    objective = torch.minimum(unclipped, clipped)  # Eq. CLIP
+    bounded = torch.where(advantages < 0, torch.maximum(objective, clip_dual * advantages), objective)  # Eq. DUAL
+    difference = (ref_logprobs - logprobs).clamp(-20, 20)
+    kl = (difference.exp() - difference - 1).clamp(max=10)  # Eq. KL3
+    loss = (weights * (-bounded + kl_coef * kl)).sum()  # Eq. LOSS
+    with torch.no_grad():
+        active = clipped < unclipped  # the clip took part of the objective, and with it the gradient
+        stats = {
+            "kl": (weights * kl).sum(),
+            "clip_low": (weights * (active & (advantages < 0))).sum(),
+            "clip_high": (weights * (active & (advantages > 0))).sum(),
+            "ratio_max": torch.where(weights > 0, ratio, 0.0).max(),
+        }
+    return loss, stats
+
+
+def sft_loss(logprobs: Tensor, weights: Tensor) -> Tensor:
+    """Eq. SFT: cross-entropy of the solution's tokens, the end token included. Both (N,) -> scalar."""
+    return -(weights * logprobs).sum()
+
+
+def learning_rate(config: Config, update: int, updates: int) -> float:
+    """Rate of optimiser step `update` of `updates`: linear warm-up, then constant or a cosine to 0."""
+    warmup = max(1, round(config.warmup_ratio * updates))
+    rate = config.lr * min(1.0, (update + 1) / warmup)
+    if config.lr_decay == "cosine" and update >= warmup:
+        rate *= 0.5 * (1 + math.cos(math.pi * (update - warmup) / max(1, updates - warmup)))
+    return rate
+
+
+# ----------------------------------------------------------------------------- score and update: packed rows in, a step out
+
+Index = list[tuple[int, int]]  # (group, response) of each response in a packed row, in its order
+
+
+def rows_of(groups: list[Group], token_budget: int) -> Iterator[tuple[list[Group], Index]]:
+    """Cut groups into micro-batches; a rank that has fewer than the others ends with dummy rows of empty index."""
+    prompt_lengths = [len(prompt.input_ids) for prompt, _ in groups]
+    response_lengths = [[len(ids) for ids in responses] for _, responses in groups]
+    for row in micro_batches(prompt_lengths, response_lengths, token_budget):
+        part = [(groups[q][0], [groups[q][1][g] for g in chosen]) for q, chosen in row]
+        yield part or [dummy_group()], [(q, g) for q, chosen in row for g in chosen]
+
+
+@torch.no_grad()
+def response_logprobs(policy, groups: list[Group], config: Config, device) -> list[list[Tensor]]:
+    """Log-probs of every response's tokens under a policy: Q lists of G tensors (length,)."""
+    out = [[None] * len(responses) for _, responses in groups]
+    for part, index in rows_of(groups, config.token_budget):
+        logprobs, _ = policy(pack(part, device), config.temperature)
+        lengths = [len(groups[q][1][g]) for q, g in index]
+        for (q, g), piece in zip(index, logprobs[: sum(lengths)].split(lengths)):
+            out[q][g] = piece
+    return out
+
+
+def policy_loss(old_logprobs, ref_logprobs, advantages: Tensor, config: Config) -> Callable:
+    """`grpo_loss` of some questions in the form `update` takes. Log-probs as `response_logprobs` gives, advantages (Q, G)."""
+    per_token = [[a.expand(len(old)) for a, old in zip(*group)] for group in zip(advantages, old_logprobs)]
+
+    def token_loss(logprobs, weights, index):
+        old, ref, A = (torch.cat([values[q][g] for q, g in index]) if index else torch.zeros_like(logprobs)
+                       for values in (old_logprobs, ref_logprobs, per_token))
+        return grpo_loss(logprobs, old, ref, A, weights, config.clip_low, config.clip_high, config.clip_dual,
+                         config.kl_coef)
+
+    return token_loss
+
+
+def solution_loss(logprobs, weights, index):
+    """`sft_loss` in the form `update` takes."""
+    return sft_loss(logprobs, weights), {}
+
+
+def update(policy, optimizer, groups: list[Group], token_loss, rate: float, temperature: float, config: Config,
+           device) -> dict[str, float]:
+    """One optimiser step on the groups of all ranks together. Returns its statistics, equal on all ranks.
+
+    token_loss(logprobs (N,), weights (N,), index) -> (loss, statistics that add up over rows and ranks, but for ratio_max).
+    """
+    count = torch.tensor(float(sum(len(ids) for _, responses in groups for ids in responses)))
+    dist.all_reduce(count)  # before the loop: all micro-batches of all ranks share one denominator
+    sums, ratio_max = {}, torch.zeros((), device=device)
+    for part, index in rows_of(groups, config.token_budget):
+        logprobs, entropies = policy(pack(part, device), temperature)
+        weights = torch.full_like(logprobs, 1 / count.item() if index else 0.0).detach()
+        loss, stats = token_loss(logprobs, weights, index)
+        loss.backward()
+        ratio_max = torch.maximum(ratio_max, stats.pop("ratio_max", ratio_max))
+        for name, value in dict(stats, loss=loss, entropy=(weights * entropies).sum()).items():
+            sums[name] = sums.get(name, 0) + value.detach().float()
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    finite = bool(norm.isfinite())  # the norm is of all ranks' gradients, so all ranks decide alike
+    if finite:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+    optimizer.zero_grad()
+    totals = torch.stack(list(sums.values()))
+    dist.all_reduce(totals)
+    dist.all_reduce(ratio_max, dist.ReduceOp.MAX)
+    return dict(zip(sums, totals.tolist()), ratio_max=ratio_max.item(), grad_norm=norm.item(), skipped=float(not finite),
+                lr=rate, tokens=count.item())
+
+
+# ----------------------------------------------------------------------------- metrics (the README explains each)
+
+
+def mean(values) -> float:
+    values = list(values)
+    return sum(values) / max(1, len(values))
+
+
+def rollout_metrics(rows: list[dict]) -> dict[str, float]:
+    """What the responses of one step say about reward and policy; _std is the mean standard deviation within a group."""
+    responses = [response for row in rows for response in row["responses"]]
+    metrics = {"adv/zero_std_groups": mean(len({r["reward"] for r in row["responses"]}) == 1 for row in rows)}
+    for part in ("reward", *rewards.PARTS):
+        name = "reward/" + ("total" if part == "reward" else part)
+        metrics[name] = mean(r[part] for r in responses)
+        metrics[name + "_std"] = mean(statistics.stdev(r[part] for r in row["responses"]) for row in rows)
+    return metrics | {
+        "response/length": mean(r["tokens"] for r in responses),
+        "response/truncated": mean(not r["finished"] for r in responses),
+        "response/parse_failed": mean(r["extracted"] is None for r in responses),
+    }
+
+
+def update_metrics(stats: list[dict]) -> dict[str, float]:
+    """The statistics of a step's optimiser steps: their mean, but the largest ratio and the last learning rate."""
+    metrics = {name: mean(s[name] for s in stats) for name in stats[0]}
+    metrics |= {"ratio_max": max(s["ratio_max"] for s in stats), "lr": stats[-1]["lr"], "tokens": sum(s["tokens"] for s in stats)}
+    optimiser = {"loss", "lr", "grad_norm", "skipped", "tokens"}
+    return {("opt/" if name in optimiser else "policy/") + name: value for name, value in metrics.items()}
+
+
+def time_metrics(seconds: dict[str, float], metrics: dict[str, float], rows: list[dict]) -> dict[str, float]:
+    """Seconds per phase, tokens per second over all ranks, and this rank's peak memory."""
+    drawn = sum(response["tokens"] for row in rows for response in row["responses"])
+    speed = {"perf/train_tokens_per_s": metrics["opt/tokens"] / seconds["update"]}
+    if "rollout" in seconds:
+        speed["perf/rollout_tokens_per_s"] = drawn / seconds["rollout"]
+    if torch.cuda.is_available():
+        speed["perf/peak_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
+    else:
+        speed["perf/peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {f"time/{phase}": value for phase, value in seconds.items()} | speed
+
+
+def console_line(step: int, steps: int, metrics: dict[str, float]) -> str:
+    """The metrics a person watches, vanishing advantages first."""
+    names = ["adv/zero_std_groups", "reward/total", *(f"reward/{part}" for part in rewards.PARTS), "policy/kl",
+             "policy/entropy", "response/length", "opt/grad_norm", "time/step"]
+    if "reward/total" not in metrics:
+        names[0] = "opt/loss"  # the loss of RL says nothing (it is near 0 by construction), that of the warm-up does
+    shown = [f"{name.split('/')[-1]} {metrics[name]:.3g}" for name in names if name in metrics]
+    return f"step {step + 1}/{steps}  " + "  ".join(shown)
+
+
+# ----------------------------------------------------------------------------- a run: what the stages share
+
+
+@dataclass
+class Run:
+    """What a stage works with."""
+
+    config: Config
+    folder: str  # the stage's own folder below config.out
+    device: torch.device
+    processor: object
+    samples: list[Sample]
+    policy: Policy | None  # sharded, trained
+    ref_policy: Policy | None  # sharded, frozen
+    replica: Policy | None  # whole, samples
+    clip: object  # rewards.ClipScorer or None
+    encoded: dict  # qid -> Group, with --keep_prompts
+
+
+def load_samples(config: Config, processor) -> list[Sample]:
+    """The stage's data, filtered; whatever is wrong with it is found here, before the run."""
+    samples = data.load_samples(config.data, config.image_root, config.split)
+    if config.stage == "sft":
+        samples, counts = data.filter_sft(samples)
+        print0("warm-up data: " + ", ".join(f"{count} {reason}" for reason, count in counts.items()))
+        if not samples:
+            raise InputError(f"{config.data}: no warm-up row is left after filtering; the counts above say why")
+    else:
+        data.check_images(samples)
+    needs = {"answer": config.accuracy_weight > 0 or config.stage == "sample", "key_words": config.keyword_weight > 0}
+    for column in (column for column, needed in needs.items() if needed):
+        bare = [sample.qid for sample in samples if not getattr(sample, column)]
+        if bare:
+            raise InputError(f"{config.data}: {len(bare)} of {len(samples)} questions have no {column}, the first is qid "
+                             f"{bare[0]}: add the column, drop these rows, or set its reward weight to 0")
+    return data.drop_long(samples, processor, config.max_prompt, log=print0)
+
+
+def start(config: Config) -> Run:
+    """Load and check everything that a stage needs; nothing is written yet."""
+    device, mesh = start_processes()
+    folder, dtype = find_model(config.model), getattr(torch, config.dtype)
+    processor = data.load_processor(folder, config.min_pixels, config.max_pixels)
+    samples = load_samples(config, processor)
+    clip = rewards.load_clip(config.clip, device) if config.clip_weight > 0 else None
+    policy = ref_policy = replica = None
+    if config.stage != "sample":
+        policy = Policy.load(folder, device, torch.float32, mesh, dtype)
+        policy.model.visual.requires_grad_(not config.freeze_vision)
+        if config.gradient_checkpointing:
+            policy.gradient_checkpointing_enable({"use_reentrant": False})
+            policy.train()
+    if config.stage != "sft":
+        replica = Policy.load(folder, device, dtype).eval()
+        if policy and config.kl_coef > 0:
+            ref_policy = Policy.load(folder, device, dtype, mesh, dtype).requires_grad_(False).eval()
+    return Run(config, os.path.join(config.out, FOLDERS[config.stage]), device, processor, samples, policy, ref_policy,
+               replica, clip, {})
+
+
+def prepare_folder(run: Run, optimizer) -> int:
+    """Make the stage's folder ready, resuming what the same command left there; returns the step to start at."""
+    path, settings = os.path.join(run.folder, "config.json"), asdict(run.config) | {"restart": False}
+    found = None
+    if os.path.exists(path) and not run.config.restart:
+        with open(path) as f:
+            found = json.load(f)
+        changed = [f"--{name} was {found.get(name)} and is {value}" for name, value in settings.items()
+                   if found.get(name) != value]
+        if changed:
+            raise InputError(f"{run.folder} holds a run with other settings ({', '.join(changed)}): "
+                             "give another --out, or --restart to replace it")
+    barrier()  # all have read before anything changes
+    if is_writer():
+        if found is None:
+            shutil.rmtree(run.folder, ignore_errors=True)
+        os.makedirs(os.path.join(run.folder, "rollouts"), exist_ok=True)
+        write_text(path, json.dumps(settings, indent=1))
+    barrier()
+    step = load_checkpoint(os.path.join(run.folder, "checkpoints"), run.policy, optimizer)
+    if is_writer():
+        path = os.path.join(run.folder, "metrics.jsonl")
+        lines = open(path).readlines() if os.path.exists(path) else []
+        write_text(path, "".join(lines[:step]))  # what came after the checkpoint is done again
+    return step
+
+
+# ----------------------------------------------------------------------------- the three kinds of step
+
+
+def sft_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -> tuple[dict[str, float], list[dict]]:
+    """One optimiser step of supervised warm-up: a solution is a group of one response."""
+    timer, groups = Timer(), []
+    with timer("encode"):
+        for sample in mine(samples):
+            group = run.encoded.get(sample.qid)
+            if group is None:
+                group = data.encode_prompt(sample, run.processor), [data.encode_solution(sample, run.processor)]
+            if run.config.keep_prompts:
+                run.encoded[sample.qid] = group
+            groups.append(group)
+    with timer("update"):
+        rate = learning_rate(run.config, step, steps)
+        metrics = update_metrics([update(run.policy, optimizer, groups, solution_loss, rate, 1.0, run.config, run.device)])
+    return metrics | time_metrics(timer.seconds, metrics, []), []
+
+
+def rl_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -> tuple[dict[str, float], list[dict]]:
+    """Collect responses to Q questions, then take Q / questions_per_update optimiser steps on them."""
+    config, timer = run.config, Timer()
+    with timer("sync"):
+        sync(run.policy, run.replica)
+    seeds = [seed_of(config.seed, step, sample.qid) for sample in mine(samples)]
+    rollout = collect(run.replica, run.processor, run.clip, mine(samples), seeds, config, timer)
+    advantages = group_advantages(rollout.rewards).to(run.device)  # (Q, G)
+    with timer("logprobs"):  # before the first update: the ratio is against the policy that sampled
+        old_logprobs = response_logprobs(run.policy, rollout.groups, config, run.device)
+        ref_logprobs = old_logprobs  # without a KL term there is no reference to load
+        if run.ref_policy is not None:
+            ref_logprobs = response_logprobs(run.ref_policy, rollout.groups, config, run.device)
+    updates, stats = len(samples) // config.questions_per_update, []
+    with timer("update"):
+        for u in range(updates):  # the same questions whatever the number of ranks
+            part = [q for q, i in enumerate(mine(range(len(samples)))) if i // config.questions_per_update == u]
+            groups, old, ref = ([values[q] for q in part] for values in (rollout.groups, old_logprobs, ref_logprobs))
+            rate = learning_rate(config, step * updates + u, steps * updates)
+            stats.append(update(run.policy, optimizer, groups, policy_loss(old, ref, advantages[part], config), rate,
+                                config.temperature, config, run.device))
+    rows = gather(records(rollout, advantages))
+    metrics = rollout_metrics(rows) | update_metrics(stats)
+    return metrics | time_metrics(timer.seconds, metrics, rows), rows
+
+
+def sample_questions(run: Run):
+    """Stage sample: G graded responses to every question, then the three buckets. A second run replaces the first."""
+    config, rows = run.config, []
+    for first in tqdm(range(0, len(run.samples), config.questions_per_rollout), "sample", disable=no_bar()):
+        samples = mine(run.samples[first : first + config.questions_per_rollout])
+        seeds = [seed_of(config.seed, "sample", sample.qid) for sample in samples]
+        rows += gather(records(collect(run.replica, run.processor, run.clip, samples, seeds, config, Timer())))
+    if is_writer():
+        correct = {row["qid"]: sum(response["accuracy"] == 1 for response in row["responses"]) for row in rows}
+        sizes = data.write_buckets(run.folder, run.samples, correct, config.group_size)
+        write_text(os.path.join(run.folder, "rollouts.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
+        print(f"{len(rows)} questions -> {run.folder}: " + ", ".join(f"{size} {name}" for name, size in sizes.items()))
+        for stage in (stage for name, stage in (("easy", "1"), ("medium", "2")) if not sizes[name]):
+            print(f"stage {stage} is left without questions: a longer or shorter warm-up, or another --temperature, helps")
+    barrier()
+
+
+# ----------------------------------------------------------------------------- the loop
+
+
+def no_bar() -> bool | None:
+    """tqdm's `disable`: no bar but on rank 0, and there only on a terminal."""
+    return None if is_writer() else True
+
+
+def train(run: Run, step_function):
+    """The loop of every training stage: batches in; metrics, rollouts, checkpoints and a model out."""
+    config = run.config
+    batches = data.batches(len(run.samples), config.questions_per_rollout, config.epochs, config.seed)
+    steps = min(len(batches), config.max_steps or len(batches))
+    trained = [parameter for parameter in run.policy.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, config.lr, weight_decay=config.weight_decay, fused=True)
+    first, skipped = prepare_folder(run, optimizer), 0
+    if os.path.exists(os.path.join(run.folder, "model")):
+        print0(f"{run.folder} is complete; --restart runs it again")
+        return
+    for step in tqdm(range(first, steps), f"stage {config.stage}", initial=first, total=steps, disable=no_bar()):
+        start = time.perf_counter()
+        metrics, rows = step_function(run, optimizer, [run.samples[i] for i in batches[step]], step, steps)
+        metrics["time/step"] = time.perf_counter() - start
+        if is_writer():
+            with open(os.path.join(run.folder, "metrics.jsonl"), "a") as f:
+                f.write(json.dumps({"step": step, **metrics}) + "\n")
+            if rows:
+                lines = "".join(json.dumps(row) + "\n" for row in rows)
+                write_text(os.path.join(run.folder, "rollouts", f"step_{step:06d}.jsonl"), lines)
+            tqdm.write(console_line(step, steps, metrics))
+        skipped = skipped + 1 if metrics["opt/skipped"] else 0
+        if skipped == 5:
+            raise FloatingPointError("5 steps in a row without a finite gradient: look at the last rollouts, lower --lr")
+        if config.save_every and (step + 1) % config.save_every == 0:
+            save_checkpoint(os.path.join(run.folder, "checkpoints"), step + 1, run.policy, optimizer)
+    export(os.path.join(run.folder, "model"), run.policy, run.processor, getattr(torch, config.dtype))
+    print0(f"model -> {run.folder}/model")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one stage; returns the exit code: 0, or 2 after one line about bad input."""
+    try:
+        config = read_config(sys.argv[1:] if argv is None else argv)
+        run = start(config)
+        if config.stage == "sample":
+            sample_questions(run)
+        else:
+            train(run, sft_step if config.stage == "sft" else rl_step)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(stop_processes(main()))
