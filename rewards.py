@@ -257,8 +257,8 @@ def fg_clip_state(weights: dict[str, torch.Tensor], model: open_clip.CLIP, folde
             if name not in weights:
                 raise InputError(f"CLIP model {folder}: {name} is missing from its safetensors; download it again")
             if list(weights[name].shape) != shape:
-                raise InputError(f"CLIP model {folder}: {name} has shape {list(weights[name].shape)} where {shape} "
-                                 "follows from config.json; download both again")
+                raise InputError(f"CLIP model {folder}: {name} has shape {list(weights[name].shape)}, not {shape} as "
+                                 "config.json says; download both again")
             tensors.append(weights[name].T if transposed else weights[name])
         if key == "positional_embedding":
             tensors = [tensors[0][:KEPT_POSITIONS], tensors[1][KEPT_POSITIONS:]]

@@ -47,16 +47,18 @@ def seed_of(*parts) -> int:
 
 
 def draw(probs: Tensor, uniform: Tensor, top_p: float) -> Tensor:
-    """One token per row by inverting the distribution function of the nucleus. probs (S, V), uniform (S,) in [0, 1) -> (S,).
+    """One token per row by inverting the distribution function. probs (S, V), uniform (S,) in [0, 1) -> (S,).
 
-    The nucleus holds the most likely tokens, down to and including the one with which their share reaches top_p.
+    With top_p below 1 only the nucleus counts: the likeliest tokens, up to the one with which their share reaches top_p.
     """
-    probs, order = probs.sort(stable=True, dim=-1, descending=True)
-    below = probs.cumsum(-1)  # (S, V) share of a token and all likelier ones
-    nucleus = (below - probs < top_p * below[:, -1:]).sum(-1, keepdim=True)  # (S, 1) its size
-    target = uniform[:, None] * below.gather(-1, nucleus - 1)  # (S, 1)
-    rank = (below <= target).sum(-1, keepdim=True)
-    return order.gather(-1, torch.minimum(rank, nucleus - 1))[:, 0]
+    order = None
+    if top_p < 1:
+        probs, order = probs.sort(stable=True, dim=-1, descending=True)
+    below = probs.cumsum(-1)  # (S, V) share of a token and all before it
+    last = (below < top_p * below[:, -1:]).sum(-1, keepdim=True)  # (S, 1) no token after this one counts
+    target = uniform[:, None] * below.gather(-1, last)  # (S, 1)
+    index = torch.minimum((below <= target).sum(-1, keepdim=True), last)
+    return (index if order is None else order.gather(-1, index))[:, 0]
 
 
 class Slots:

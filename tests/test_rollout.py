@@ -107,6 +107,13 @@ def test_draw_inverts_the_distribution_function_of_the_nucleus():
     assert draw(probs, torch.full((5,), 0.99), 1e-9).tolist() == [2] * 5  # the likeliest token is always in
 
 
+def test_draw_never_returns_a_token_of_probability_zero():
+    """Not even where rounding makes uniform x total reach the total."""
+    probs = torch.tensor([[0.0, 0.3, 0.7 - 1e-7, 0.0]]).expand(2, -1)
+    for top_p in (0.99, 1.0):
+        assert draw(probs, torch.tensor([0.0, 1.0]), top_p).tolist() == [1 if top_p == 1 else 2, 2 if top_p == 1 else 1]
+
+
 def test_draw_follows_the_distribution():
     """Chi-square over 200,000 draws, 7 degrees of freedom: the 99.9 % point is 24.3."""
     n, generator = 200_000, torch.Generator().manual_seed(0)
