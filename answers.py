@@ -49,6 +49,7 @@ SPECIAL_TOKEN = re.compile(r"<\|\w+\|>|</s>")      # <|im_end|> belongs to no se
 
 
 def texts_below(chunks: list[str], pattern: re.Pattern) -> list[str]:
+    """What stands below each header of this kind; a chunk is the text from one ### to the next."""
     matches = [(chunk, pattern.match(chunk)) for chunk in chunks]
     return [chunk[match.end():].strip() for chunk, match in matches if match]
 

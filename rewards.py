@@ -11,9 +11,12 @@ r"""The five rewards of a response, each in [0, 1], and their weighted sum.
 
 The parts are pure. A missing section scores 0 and never raises; a missing CLIP model stops the run before it starts.
 CLIP is never trained and runs in fp32. Q questions with G responses each are N = Q G sequences, group-major.
-Deviations from the release: an empty description scores 0, is not compared with the image; the description ends at the
-next ### instead of at "### Rationales:"; key words are whole words instead of substrings; a header with nothing below
-it is a missing section; a response without the answer section is wrong instead of being graded whole.
+Deviations from the release:
+1. An empty description has clip 0, instead of the cosine of "". CLIP failures stop the run, instead of scoring 0.
+2. The description ends at the next ###, instead of at "### Rationales:" only.
+3. Key words are whole words in the description, instead of substrings of the response.
+4. A header with nothing below it is a missing section.
+5. A response without the answer section is wrong, instead of being graded whole.
 """
 import json
 import os
@@ -149,7 +152,8 @@ class ClipScorer:
         Returns: (Q G,) float32 on the CPU.
         """
         Q, N = len(images), len(descriptions)
-        assert Q and N % Q == 0, f"{N=} not a multiple of {Q=}"
+        G = N // max(Q, 1)                                               # a process may have no question
+        assert Q * G == N, f"{N=} not a multiple of {Q=}"
         texts = [(description or "").strip() for description in descriptions]
         different = sorted(set(texts) - {""})
         all_images = [image for group in images for image in group]
@@ -162,7 +166,7 @@ class ClipScorer:
         text_vectors = torch.cat([text_vectors, torch.zeros_like(text_vectors[:1])])             # last row: no text
         row = {text: i for i, text in enumerate([*different, ""])}
         text_vectors = text_vectors[[row[text] for text in texts]]                               # (N, D)
-        return (means.repeat_interleave(N // Q, dim=0) * text_vectors).sum(-1)                   # (N,) cosines
+        return (means.repeat_interleave(G, dim=0) * text_vectors).sum(-1)                   # (N,) cosines
 
 
 # ---------------------------------------------------------------- the weighted sum
@@ -174,15 +178,16 @@ def score(samples: list[Sample], responses: list[str], lengths: list[int], weigh
     """Raw rewards (N,) = sum_k weight_k part_k, and the parts, each (N,), of Q samples and N = Q G responses.
 
     All parts are computed whatever their weight, clip when a scorer is given (else 0). lengths are response tokens.
-    keyword_scope "response" looks for the key words in the whole response, as the release does (pebr_1.py).
+    keyword_scope "response" looks for the key words in the whole response, as the release does, but as whole words.
     """
     Q, N = len(samples), len(responses)
-    assert N % max(Q, 1) == 0 and N == len(lengths), f"{N=} not a multiple of {Q=}, or not {len(lengths)=}"
+    G = N // max(Q, 1)                                                   # a process may have no question
+    assert Q * G == N == len(lengths), f"{N=} not a multiple of {Q=}, or not {len(lengths)=}"
     assert set(weights) <= set(PARTS), f"unknown parts in {weights=}"
     assert clip is not None or not weights.get("clip"), "clip has a weight but there is no scorer"
     if keyword_scope not in ("description", "response"):
         raise InputError(f"--keyword_scope {keyword_scope}: use description or response")
-    samples_of = [sample for sample in samples for _ in range(N // max(Q, 1))]   # of each response
+    samples_of = [sample for sample in samples for _ in range(G)]         # of each response
     sections = [parse(response) for response in responses]
     descriptions = [section.description for section in sections]
     texts = responses if keyword_scope == "response" else [description or "" for description in descriptions]
@@ -324,7 +329,8 @@ def load_open_clip(name: str, pretrained: str | None, device: str) -> ClipScorer
         model, preprocess = open_clip.create_model_from_pretrained(name, pretrained, force_quick_gelu=quick_gelu)
         tokenize = open_clip.get_tokenizer(name)
     except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
-        raise InputError(f"CLIP model {name}: open_clip cannot load it: {one_line(error)}") from error
+        raise InputError(f"CLIP model {name} {pretrained or ''}: open_clip cannot load it, check the files or the "
+                         f"network: {one_line(error)}") from error
     return ClipScorer(model, preprocess, tokenize, device)
 
 

@@ -104,6 +104,11 @@ def test_score_pairs_responses_with_questions_group_by_group():
     assert total.tolist() == [1, 0, 1, 0, 1, 1]
 
 
+def test_score_of_no_question_is_empty(scorer):
+    total, parts = rewards.score([], [], [], {"clip": 0.5, "format": 0.5}, scorer)
+    assert total.shape == (0,) and all(part.shape == (0,) for part in parts.values())
+
+
 def test_keyword_scope_response_looks_in_the_whole_response():
     responses = ["### Image Description: red ### Rationales: a circle"]
     for scope, expected in (("description", 0.5), ("response", 1.0)):
