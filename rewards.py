@@ -15,8 +15,7 @@ Deviations from the release:
 1. An empty description has clip 0, instead of the cosine of "". CLIP failures stop the run, instead of scoring 0.
 2. The description ends at the next ###, instead of at "### Rationales:" only.
 3. Key words are whole words in the description, instead of substrings of the response.
-4. A header with nothing below it is a missing section.
-5. A response without the answer section is wrong, instead of being graded whole.
+4. A response without the answer section is wrong, instead of being graded whole.
 """
 import json
 import os
@@ -77,18 +76,17 @@ def keyword_reward(text: str, key_words: tuple[str, ...]) -> float:
 
 
 def format_reward(sections: Sections) -> float:
-    """1 when Image Description, Rationales, Step 1 and The final answer is are all there and none is empty, else 0.
+    """1 when Image Description, Rationales, Step 1 and The final answer is are all there, else 0.
 
         response                                                                                       -> reward
         "### Image Description: a ### Rationales: b ### Step 1: c ### The final answer is: 7"          -> 1.0
         "### Image Description: a ### Rationales: b ### Step 2: c ### The final answer is: 7"          -> 0.0
         "### Image Description: a ### Step 1: c ### The final answer is: 7"                            -> 0.0
-        "### Image Description: ### Rationales: b ### Step 1: c ### The final answer is: 7"            -> 0.0
-        "### Image Description: a ### Rationales: b ### Step 1: c ### The final answer is:"            -> 0.0
+        "### Image Description: ### Rationales: b ### Step 1: c ### The final answer is: 7"            -> 1.0
+        "### Image Description: a ### Rationales: b ### Step 1: c"                                     -> 0.0
         "Image Description: a. Rationales: b. Step 1: c. The final answer is: 7"                       -> 0.0
     """
-    step_1 = sections.steps[0] if sections.steps else None
-    return float(all([sections.description, sections.rationales, step_1, sections.answer]))
+    return float(None not in (sections.description, sections.rationales, sections.answer) and len(sections.steps) > 0)
 
 
 def length_reward(num_tokens: int, limit: int) -> float:

@@ -125,14 +125,14 @@ def test_a_clip_weight_without_a_scorer_is_refused():
 @pytest.mark.parametrize("response, keyword, form, accuracy", [
     ("", 0, 0, 0),
     ("red circle 7", 0, 0, 0),                                                             # no section
-    ("### Image Description: ### Rationales: ### Step 1: ### The final answer is:", 0, 0, 0),       # headers only
+    ("### Image Description: ### Rationales: ### Step 1: ### The final answer is:", 0, 1, 0),       # headers only
     ("red circle " + GOOD.format("a square", 8), 0, 1, 0),                                 # stuffed before the format
     (GOOD.format("a square ### Notes: red circle", 8), 0, 1, 0),                           # below an unknown header
     (GOOD.format("a square", 8) + " red circle", 0, 1, 0),                                 # in the answer
     ("### Image Description: a square " + GOOD.format("red circle", 8), 0, 1, 0),          # in a second description
     (GOOD.format("red circle red circle", 8), 1, 1, 0),                                    # repeated: counts once
     (GOOD.format("redcircle", 8), 0, 1, 0),
-    (GOOD.format("x", 7) + " ### The final answer is: 8", 0, 0, 0),                        # two different answers
+    (GOOD.format("x", 7) + " ### The final answer is: 8", 0, 1, 0),                        # two different answers
     (GOOD.format("x", "7 or 8"), 0, 1, 0),
     (GOOD.format("x", "1, 2, 3, 4, 5, 6, 7"), 0, 1, 0),
     ("### The final answer is 7", 0, 0, 1),                                                # right, but nothing else
