@@ -18,10 +18,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from data import ANSWER
-from data import DESCRIPTION
-from data import RATIONALES
-from data import STEP
+from data import ANSWER, DESCRIPTION, RATIONALES, STEP
 
 # ---------------------------------------------------------------- the sections of a response
 

@@ -130,7 +130,7 @@ def read_file(path: str) -> list[tuple]:
 
 
 def read_dataset(source: str, split: str) -> list[tuple]:
-    import datasets                                        # a second to import, and most runs read a file
+    import datasets  # a second to import, and most runs read a file
     try:
         return list(enumerate(datasets.load_dataset(source, split=split), 1))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

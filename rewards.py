@@ -31,12 +31,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CLIPConfig
 
-from answers import Sections
-from answers import correct
-from answers import parse
-from data import InputError
-from data import Sample
-from data import load_image
+from answers import Sections, correct, parse
+from data import InputError, Sample, load_image
 
 PARTS = ("clip", "keyword", "format", "length", "accuracy")
 

@@ -3,9 +3,7 @@ import time
 
 import pytest
 
-from answers import Sections
-from answers import correct
-from answers import parse
+from answers import Sections, correct, parse
 
 RESPONSE = """### Image Description: A red circle
 and a blue square.

@@ -9,17 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
-from safetensors.torch import save_file
-from transformers import CLIPConfig
-from transformers import CLIPModel
-from transformers import CLIPVisionConfig
-from transformers import CLIPVisionModelWithProjection
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import rewards
 from answers import parse
-from data import InputError
-from data import Sample
+from data import InputError, Sample
 
 GOOD = "### Image Description: {} ### Rationales: r ### Step 1: s ### The final answer is: {}"
 

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 import torch
+from conftest import picture
 from safetensors.torch import load_file
 
 import train
 from answers import parse
-from conftest import picture
 from data import encode_prompt
 from rollout import records
 
