@@ -1,9 +1,9 @@
-"""Weights in and out: reading Hugging Face files into shards, lending them to the sampler, exporting, saving and resuming.
+"""Weights in and out: Hugging Face files into shards, shards to the sampler, exporting, saving and resuming.
 
-    read_weights(policy, folder)            each rank reads its own rows of the safetensors files
-    sync(policy, replica)                   sharded fp32 master weights -> the sampler's whole copy on each rank, in place
-    export(folder, policy, processor)       a Hugging Face folder that from_pretrained, vLLM and eval.py load as it is
-    save_checkpoint, load_checkpoint        everything that resuming needs; random numbers need nothing, they are functions of the step
+    read_weights(policy, folder)        each rank reads its own rows of the safetensors files
+    sync(policy, replica)               sharded fp32 master weights -> the sampler's whole copy on each rank, in place
+    export(folder, policy, processor)   a Hugging Face folder that from_pretrained, vLLM and eval.py load as it is
+    save_checkpoint, load_checkpoint    all that resuming needs; random numbers, functions of the step, need nothing
 
 `sync`, `export`, `save_checkpoint` and `load_checkpoint` are collectives: every rank calls them.
 """
@@ -41,7 +41,7 @@ def hub_name(name: str) -> str:
 
 @torch.no_grad()
 def read_weights(policy, folder: str):
-    """Fill an empty policy from safetensors files. A sharded parameter's rows are sliced out of the memory-mapped file."""
+    """Fill an empty policy from safetensors files; a shard's rows are sliced out of the memory-mapped file."""
     index, single = (os.path.join(folder, f"model.safetensors{end}") for end in (".index.json", ""))
     with contextlib.ExitStack() as stack:
         if os.path.exists(index):
@@ -50,7 +50,8 @@ def read_weights(policy, folder: str):
         elif os.path.exists(single):
             names = [os.path.basename(single)]
         else:
-            raise InputError(f"{folder} has neither model.safetensors nor model.safetensors.index.json: convert the weights to safetensors")
+            raise InputError(f"{folder} has neither model.safetensors nor model.safetensors.index.json: "
+                             "convert the weights to safetensors")
         where = {}  # parameter name -> open file
         for name in names:
             if not os.path.exists(os.path.join(folder, name)):
@@ -63,9 +64,11 @@ def read_weights(policy, folder: str):
                 raise InputError(f"{folder} has no weight {hub_name(name)}: is it a complete Qwen2.5-VL?")
             rows = where[key].get_slice(key)
             if tuple(rows.get_shape()) != tuple(parameter.shape):
-                raise InputError(f"{folder}: {key} is {tuple(rows.get_shape())}, config.json says {tuple(parameter.shape)}")
+                raise InputError(f"{folder}: {key} is {tuple(rows.get_shape())}, "
+                                 f"config.json says {tuple(parameter.shape)}")
             if isinstance(parameter, DTensor):
-                shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+                shape, offset = compute_local_shape_and_global_offset(
+                    parameter.shape, parameter.device_mesh, parameter.placements)
                 if shape[0] > 0:  # with few rows and many ranks some have none
                     parameter.to_local().copy_(rows[offset[0] : offset[0] + shape[0]])
             else:
@@ -111,7 +114,7 @@ def replaced_folder(path: str):
 
 @torch.no_grad()
 def export(path: str, policy, processor, dtype=torch.bfloat16, file_bytes=4 << 30):
-    """Write a Hugging Face folder in the hub's naming: weights, config, processor with its pixel limits, generation config.
+    """Write a Hugging Face folder in the hub's naming: weights, config, processor with pixel limits, generation config.
 
     Rank 0 holds one file's worth of weights at a time.
     """
@@ -127,7 +130,7 @@ def export(path: str, policy, processor, dtype=torch.bfloat16, file_bytes=4 << 3
 
         for name, parameter in policy.named_parameters():
             tensor = parameter.detach().to(dtype)
-            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # a collective, so outside `if writer`
+            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # a collective: all ranks call it
             if not writer:
                 continue
             if part and size + tensor.nbytes > file_bytes:
@@ -158,11 +161,11 @@ def finish_export(folder, policy, processor, dtype, parts, total):
     processor.save_pretrained(folder)
     policy.generation_config.save_pretrained(folder)
 
-# ----------------------------------------------------------------------------- resume
+# ------------------------------------------------------------------------------------------- resume
 
 
 def save_checkpoint(folder: str, step: int, policy, optimizer):
-    """Write folder/step-NNNNNN with weights and optimiser state after `step` steps; the last two are kept, a torn one never counts."""
+    """Write folder/step-NNNNNN, the run's state after `step` steps; the last two are kept, a torn one never counts."""
     path = os.path.join(folder, f"step-{step:06d}")
     if is_writer():
         shutil.rmtree(path + ".writing", ignore_errors=True)
@@ -184,7 +187,7 @@ def checkpoints(folder: str) -> list[str]:
 
 
 def load_checkpoint(folder: str, policy, optimizer) -> int:
-    """Load the newest complete checkpoint, on any number of ranks; returns how many steps it has behind it, 0 without one."""
+    """Load the newest complete checkpoint, on any number of ranks; returns how many steps it covers, 0 without one."""
     names = checkpoints(folder)
     if not names:
         return 0

@@ -7,30 +7,35 @@ takes green for blue and a triangle for a circle (`slip_seeing`, per attribute) 
 several objects it counts (`slip_counting`). Its reasoning follows what it believes to see. Answers, captions and key
 words are always true.
 """
+import argparse
 import json
+import os
 import random
+import resource
+import statistics
+import sys
+import time
 from dataclasses import dataclass
 
 import numpy
+import open_clip
 import torch
-from PIL import Image
-from PIL import ImageDraw
-from tokenizers import AddedToken
-from tokenizers import Regex
-from tokenizers import Tokenizer
-from tokenizers import normalizers
-from tokenizers import pre_tokenizers
-from tokenizers import trainers
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
-from transformers import Qwen2_5_VLConfig
-from transformers import Qwen2_5_VLForConditionalGeneration
-from transformers import Qwen2_5_VLProcessor
-from transformers import Qwen2Tokenizer
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
 import data
+import eval as evaluation
+import train
+from answers import parse
+from checkpoint import write_text
+from model import stop_processes
 
 # --- the world ------------------------------------------------------------------------------------------------------
 
@@ -61,6 +66,10 @@ class Question:
     def about(self, objects: tuple) -> tuple:
         """The objects that the label names."""
         return tuple((c, s) for c, s in objects if self.colour in ("", c) and self.shape in ("", s))
+
+    def part(self, pair: tuple[str, str]) -> str:
+        """What of an object the label asks about: its colour, its shape or both."""
+        return " ".join(word for word, asked in zip(pair, (self.colour, self.shape)) if asked)
 
     def answer(self, total: int, named: int) -> int:
         return {"count": named, "subtract": total - named, "add": total + self.extra}[self.kind]
@@ -116,13 +125,15 @@ def teach(objects: tuple, question: Question, slip_seeing: float, slip_counting:
     """The imperfect teacher's response: it describes what it believes to see, and counts that by enumeration."""
     seen = tuple(tuple(MISTAKEN[word] if word in MISTAKEN and rng.random() < slip_seeing else word for word in pair)
                  for pair in objects)
-    named, total = question.about(seen), len(seen)
-    if len(named) >= 2 and rng.random() < slip_counting:
-        named = named[:-1]
-    answer = question.answer(total, len(named))
-    listed = ", ".join(f"{i} {colour} {shape}" for i, (colour, shape) in enumerate(named, 1)) or "0"
+    hits = [pair in question.about(seen) for pair in seen]
+    if sum(hits) >= 2 and rng.random() < slip_counting:
+        hits[max(i for i, hit in enumerate(hits) if hit)] = False
+    total, named = len(seen), sum(hits)
+    answer = question.answer(total, named)
+    counted = [f"{question.part(pair)} {sum(hits[:i])}" for i, pair in enumerate(seen, 1)]       # "red 1, blue 1, red 2"
+    listed = ", ".join(counted)
     plan, steps = {"count": (f"Count the {question.label}", [listed]),
-                   "subtract": (f"Subtract the {question.label}", [listed, f"{total} - {len(named)} = {answer}"]),
+                   "subtract": (f"Subtract the {question.label}", [listed, f"{total} - {named} = {answer}"]),
                    "add": (f"Add {question.extra}", [f"{total} + {question.extra} = {answer}"])}[question.kind]
     sections = [f"### {data.DESCRIPTION}: {describe(seen)}", f"### {data.RATIONALES}: {plan}.", f"### {data.THINK}"]
     sections += [f"### {data.STEP} {i}: {step}." for i, step in enumerate(steps, 1)]
@@ -215,3 +226,206 @@ def make_model(processor: Qwen2_5_VLProcessor, seed: int = 0, hidden: int = 128,
     model.generation_config.eos_token_id = [ids[TURN_END], ids[END_OF_TEXT]]
     model.generation_config.pad_token_id = ids[END_OF_TEXT]
     return model.eval()
+
+
+# --- CLIP -----------------------------------------------------------------------------------------------------------
+
+CLIP_CONFIG = dict(
+    embed_dim=64,
+    vision_cfg=dict(image_size=2 * CELL, patch_size=14, layers=2, width=96, head_width=24, mlp_ratio=2.0),
+    text_cfg=dict(context_length=20, vocab_size=49408, layers=2, width=64, heads=4, mlp_ratio=2.0))
+CLIP_PIXELS = dict(mean=[0.5] * 3, std=[0.5] * 3, interpolation="bicubic", resize_mode="squash")
+
+
+def misdescribe(objects: tuple, rng: random.Random) -> str:
+    """A caption with one wrong colour or shape."""
+    place, kind = rng.randrange(len(objects)), rng.randrange(2)
+    wrong = list(objects[place])
+    wrong[kind] = rng.choice([word for word in (list(COLOURS), SHAPES)[kind] if word != wrong[kind]])
+    return describe((*objects[:place], tuple(wrong), *objects[place + 1:]))
+
+
+def train_clip(items: list[Item], seed: int, steps: int = 240, batch: int = 96, rate: float = 2e-3) -> open_clip.CLIP:
+    """Contrastive training of images and captions; each image also sees its own caption with one word wrong.
+
+    The token embeddings stay random: they are nine tenths of the parameters, and a dozen words need no learned ones.
+    """
+    torch.manual_seed(seed)
+    model, tokenize = open_clip.CLIP(**CLIP_CONFIG), open_clip.SimpleTokenizer(context_length=20)
+    model.token_embedding.requires_grad_(False)
+    rng, images = random.Random(seed), numpy.stack([numpy.asarray(item.image) for item in items])
+    images = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1                            # (items, 3, 56, 56)
+    captions = tokenize([item.caption for item in items])                                        # (items, 20)
+    optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.12)
+    for _ in range(steps):
+        chosen = rng.sample(range(len(items)), batch)
+        texts = torch.cat([captions[chosen], tokenize([misdescribe(items[i].objects, rng) for i in chosen])])
+        image_features = model.encode_image(images[chosen], normalize=True)                      # (batch, D)
+        text_features = model.encode_text(texts, normalize=True)                                 # (2 batch, D)
+        logits = model.logit_scale.exp() * image_features @ text_features.T                      # (batch, 2 batch)
+        twins = (texts[None] == captions[chosen][:, None]).all(-1)                               # equal captions are right
+        twins[:, :batch] &= ~torch.eye(batch, dtype=torch.bool)
+        logits, own = logits.masked_fill(twins, -1e4), torch.arange(batch)
+        loss = F.cross_entropy(logits, own) + F.cross_entropy(logits[:, :batch].T, own)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+def save_clip(model: open_clip.CLIP, folder: str):
+    """The folder that open_clip loads as local-dir: and --clip takes."""
+    os.makedirs(folder, exist_ok=True)
+    with open(f"{folder}/open_clip_config.json", "w") as file:
+        json.dump(dict(model_cfg=CLIP_CONFIG, preprocess_cfg=CLIP_PIXELS), file, indent=1)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+              f"{folder}/open_clip_model.safetensors")
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def make_world(out: str, seed: int, captions: int, warmup: int, questions: int, evaluation: int):
+    """Images, the four data files, and the untrained model, under out/world and out/untrained."""
+    world, texts = f"{out}/world", [DESCRIBE]
+    os.makedirs(f"{world}/images", exist_ok=True)
+    for split, count in (("captions", captions), ("warmup", warmup), ("questions", questions), ("evaluation", evaluation)):
+        rows = []
+        for i, item in enumerate(make_items(count, seed, split)):
+            path = f"images/{split}_{i}.png"
+            item.image.save(f"{world}/{path}", compress_level=1)
+            if split in ("captions", "warmup"):
+                pair = (DESCRIBE, f"### {data.DESCRIPTION}: {item.caption}")
+                pair = (item.question.text, item.response) if split == "warmup" else pair
+                turns = [dict(role=role, content=text) for role, text in zip(("user", "assistant"), pair)]
+                rows.append(dict(messages=turns, images=[path]))
+                texts += pair
+            else:
+                rows.append(dict(qid=f"{split}_{i}", problem=item.question.text, answer=item.answer, images=[path],
+                                 key_words=item.key_words, caption=item.caption))
+        write_text(f"{world}/{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    processor = make_processor(texts)
+    make_model(processor, seed).save_pretrained(f"{out}/untrained")
+    processor.save_pretrained(f"{out}/untrained")
+
+
+def make_clip(out: str, seed: int, captions: int, steps: int = 240):
+    save_clip(train_clip(make_items(captions, seed, "captions"), seed, steps), f"{out}/clip")
+
+
+# --- the five stages ------------------------------------------------------------------------------------------------
+
+SIZES = dict(captions=3000, warmup=3000, questions=600, evaluation=300)
+STEPS = dict(clip=240, base=200, sft=400, stage1=16, stage2=24)
+PHASES = {"sft": "warm-up", "stage1": "after stage 1", "stage2": "after stage 2"}
+FIGURES = ("accuracy", "caption_exact", "clip", "keyword", "format", "length")
+PIXELS = str(4 * CELL * CELL)
+SHARED = ["--dtype", "float32", "--max_prompt", "64", "--max_response", "96", "--min_pixels", PIXELS, "--max_pixels", PIXELS,
+          "--slots", "256", "--clip_target", "0.9"]
+TRAINING = [*SHARED, "--restart", "--no_gradient_checkpointing", "--save_every", "0", "--token_budget", "2048"]
+SUPERVISED = [*TRAINING, "--questions_per_rollout", "64", "--questions_per_update", "64", "--epochs", "10", "--lr", "3e-3",
+              "--keep_prompts"]
+REINFORCED = [*TRAINING, "--questions_per_rollout", "32", "--questions_per_update", "8", "--epochs", "20", "--lr", "2e-4"]
+
+
+def call(program, *argv):
+    """Run train.py or eval.py as the command line would; a failure ends the demo with the same exit code."""
+    print(f"$ python {program.__name__}.py {' '.join(map(str, argv))}", flush=True)
+    code = program.main([str(word) for word in argv])
+    if code:
+        sys.exit(code)
+
+
+def rl_stage(stage: str, out: str, steps: int, seed: int, *inputs):
+    call(train, "--stage", stage, "--out", out, "--max_steps", steps, "--seed", seed, *REINFORCED, *inputs)
+
+
+def evaluate(world: str, clip: str, model: str, out: str, seed: int) -> dict:
+    """eval.py on the evaluation questions, four samples each at temperature 1, and how often a caption is exactly right."""
+    call(evaluation, "--model", model, "--data", f"{world}/evaluation.jsonl", "--out", out, "--clip", clip, "--seed", seed, *SHARED,
+         "--group_size", 4, "--temperature", "1.0")
+    with open(f"{out}/report.json") as file:
+        figures = {name: (f["mean"], f["half_width"]) for name, f in json.load(file)["figures"].items()}
+    with open(f"{world}/evaluation.jsonl") as file:
+        captions = {row["qid"]: row["caption"] for row in map(json.loads, file)}
+    with open(f"{out}/responses.jsonl") as file:
+        rows = [json.loads(line) for line in file]
+    exact = [statistics.fmean(parse(r["text"]).description == captions[row["qid"]] for r in row["responses"]) for row in rows]
+    figures["caption_exact"] = evaluation.interval(exact)
+    return {name: figures[name] for name in FIGURES}
+
+
+def run(out: str, seed: int = 0, sizes: dict = SIZES, steps: dict = STEPS) -> dict:
+    """World, base model, then the five stages. Returns and writes out/summary.json."""
+    seconds, results, world, clip = {}, {}, f"{out}/world", f"{out}/clip"
+    phases = {
+        "world": lambda: make_world(out, seed, **sizes),
+        "clip": lambda: make_clip(out, seed, sizes["captions"], steps["clip"]),
+        "base": lambda: call(train, "--stage", "sft", "--model", f"{out}/untrained", "--data", f"{world}/captions.jsonl",
+                             "--out", f"{out}/base", "--seed", seed, "--freeze_vision", "False", "--max_steps", steps["base"], *SUPERVISED),
+        "sft": lambda: call(train, "--stage", "sft", "--model", f"{out}/base/sft/model", "--data", f"{world}/warmup.jsonl",
+                            "--out", out, "--seed", seed, "--max_steps", steps["sft"], *SUPERVISED),
+        "sample": lambda: call(train, "--stage", "sample", "--data", f"{world}/questions.jsonl", "--out", out, "--seed", seed, *TRAINING),
+        "stage1": lambda: rl_stage("1", out, steps["stage1"], seed, "--clip", clip),
+        "stage2": lambda: rl_stage("2", out, steps["stage2"], seed, "--clip", clip),
+    }
+    for name, phase in phases.items():
+        start = time.perf_counter()
+        phase()
+        seconds[name] = time.perf_counter() - start
+        if name in PHASES:
+            start = time.perf_counter()
+            results[name] = evaluate(world, clip, f"{out}/{name}/model", f"{out}/eval/{name}", seed)
+            seconds["evaluation"] = seconds.get("evaluation", 0.0) + time.perf_counter() - start
+    summary = {"phases": {name: {figure: mean for figure, (mean, _) in figures.items()}
+                          | {"intervals": {figure: [mean - half, mean + half] for figure, (mean, half) in figures.items()}}
+                          for name, figures in results.items()},
+               "seconds": seconds}
+    write_text(f"{out}/summary.json", json.dumps(summary, indent=1))
+    print_table({PHASES[name]: figures for name, figures in results.items()})
+    print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()) + f"; {sum(seconds.values()):.0f} in all, "
+          f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GB")
+    print(f"{out}/summary.json, {out}/eval/*/responses.jsonl, {out}/stage*/rollouts; models in {out}/{{sft,stage1,stage2}}/model")
+    return summary
+
+
+def print_table(rows: dict[str, dict]):
+    print(f"\n{'':<22}" + "".join(f"{figure:>16}" for figure in FIGURES))
+    for name, figures in rows.items():
+        print(f"{name:<22}" + "".join(f"{mean:>9.3f} ±{half:.3f}" for mean, half in figures.values()))
+
+
+def ablate(out: str, seed: int, seeds: int = 3, steps: dict = STEPS):
+    """Two stages against either stage alone with as many RL steps, from the same warm-up; printed whichever way it ends."""
+    world, clip, total = f"{out}/world", f"{out}/clip", steps["stage1"] + steps["stage2"]
+    first = ["--model", f"{out}/sft/model", "--clip", clip]
+    easy, medium = (["--data", f"{out}/sample/{name}.jsonl"] for name in ("easy", "medium"))
+    rows = {}
+    for s in range(seed + 1, seed + 1 + seeds):
+        folder = f"{out}/ablate/seed{s}"
+        rl_stage("1", f"{folder}/both", steps["stage1"], s, *first, *easy)
+        rl_stage("2", f"{folder}/both", steps["stage2"], s, "--clip", clip, *medium)
+        rl_stage("1", f"{folder}/one", total, s, *first, *easy)
+        rl_stage("2", f"{folder}/two", total, s, *first, *medium)
+        for arm, model in (("both stages", "both/stage2"), ("stage 1 alone", "one/stage1"), ("stage 2 alone", "two/stage2")):
+            rows[f"{arm}, seed {s}"] = evaluate(world, clip, f"{folder}/{model}/model", f"{folder}/eval/{arm}", seed)
+    print_table(rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="runs/demo", help="everything is written here (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ablate", action="store_true", help="afterwards compare with either stage alone, over three seeds")
+    args = parser.parse_args(argv)
+    run(args.out, args.seed)
+    if args.ablate:
+        ablate(args.out, args.seed)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(stop_processes(main()))

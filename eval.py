@@ -54,7 +54,8 @@ def answer(config: EvalConfig) -> list[dict]:
     data.check_images(samples)
     bare = [sample.qid for sample in samples if not sample.answer]
     if bare:
-        raise InputError(f"{config.data}: {len(bare)} of {len(samples)} questions have no answer, the first is qid {bare[0]}")
+        raise InputError(f"{config.data}: {len(bare)} of {len(samples)} questions have no answer, "
+                         f"the first is qid {bare[0]}")
     samples = data.drop_long(samples, processor, config.max_prompt, log=print0)
     clip = rewards.load_clip(config.clip, device) if config.clip else None
     model, rows = Policy.load(folder, device, getattr(torch, config.dtype)).eval(), []
@@ -82,10 +83,12 @@ def main(argv: list[str] | None = None) -> int:
         figures = report(rows, [part for part in rewards.PARTS if part != "clip" or config.clip])
         os.makedirs(config.out, exist_ok=True)
         write_text(os.path.join(config.out, "responses.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
-        result = dict(questions=len(rows), figures={name: dict(mean=m, half_width=h) for name, (m, h) in figures.items()},
+        result = dict(questions=len(rows),
+                      figures={name: dict(mean=m, half_width=h) for name, (m, h) in figures.items()},
                       config=asdict(config))
         write_text(os.path.join(config.out, "report.json"), json.dumps(result, indent=1))
-        print(f"{config.model} on {config.data}: {len(rows)} questions x {config.group_size}, temperature {config.temperature}")
+        print(f"{config.model} on {config.data}: {len(rows)} questions x {config.group_size}, "
+              f"temperature {config.temperature}")
         for name, (value, half) in figures.items():
             print(f"  {name:<10} {value:8.3f} +- {half:.3f}")
     return 0

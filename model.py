@@ -1,12 +1,12 @@
-"""The policy: a Qwen2.5-VL that loads into FSDP2 shards, scores packed groups of responses, and lends its weights to the sampler.
+"""The policy: a Qwen2.5-VL that loads into FSDP2 shards, scores packed groups and lends its weights to the sampler.
 
-    policy = Policy.load("Qwen/Qwen2.5-VL-7B-Instruct", device, mesh=mesh)      fp32 master weights, each rank reads its own rows
-    logprobs, entropies = policy(pack(groups), temperature)                     one root forward, response tokens only
+    policy = Policy.load("Qwen/Qwen2.5-VL-7B-Instruct", device, mesh=mesh)  fp32 weights, each rank reads its own rows
+    logprobs, entropies = policy(pack(groups), temperature)                 one root forward, response tokens only
 
 Three ideas carry the file.
-1. Packing. A group is one prompt (with its image) and its G responses. They lie in one row, [prompt, r1, .., rG, prompt', ..], so the
+1. Packing. A group is a prompt (with its image) and its G responses. A row is [prompt, r1, .., rG, prompt', ..], so the
    prompt and the image are computed once, not G times. The queries of r_g see the keys of [prompt, r_g] only: `Layout`.
-2. One root forward. Everything up to the log-probs happens inside `Policy.forward`, so FSDP2 gathers the head's weight there, tied or not.
+2. One root forward. `Policy.forward` does all up to the log-probs, so FSDP2 gathers the head's weight, tied or not.
 3. Gradients are summed over ranks (never averaged): the caller divides by a token count of the whole optimiser step.
 
 Symbols: T tokens in a row, N response tokens, P prompt tokens, G responses of a group, H hidden size.
@@ -29,11 +29,11 @@ from checkpoint import read_weights
 from data import InputError, Prompt
 from kernels import linear_logprob
 
-# ----------------------------------------------------------------------------- processes
+# ---------------------------------------------------------------------------------------- processes
 
 
 def start_processes() -> tuple[torch.device, DeviceMesh]:
-    """Join the process group that torchrun made, or a group of one; returns this rank's device and the mesh of all ranks."""
+    """Join torchrun's process group, or a group of one; returns this rank's device and the mesh of all ranks."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
@@ -48,9 +48,9 @@ def start_processes() -> tuple[torch.device, DeviceMesh]:
 
 
 def stop_processes(code: int) -> int:
-    """Leave the process group; passes an exit code on. gloo aborts when a sharded model outlives its group, hence the collection."""
+    """Leave the process group; passes an exit code on."""
     if dist.is_initialized():
-        gc.collect()
+        gc.collect()  # gloo aborts when a sharded model outlives its group
         if code == 0:
             dist.barrier()
         dist.destroy_process_group()
@@ -63,15 +63,15 @@ def print0(*words):
         print(*words, flush=True)
 
 
-# ----------------------------------------------------------------------------- attention
+# ---------------------------------------------------------------------------------------- attention
 
-ATTENTION = "packed_flash"  # transformers hands a vision tower cu_seqlens only if the name says "flash", else it loops in Python
+ATTENTION = "packed_flash"  # transformers gives the vision tower cu_seqlens only if this says "flash", else it loops
 
 
 class Layout(NamedTuple):
     """Which queries see which keys in a packed row; travels through the layers in place of a mask.
 
-    Segment s holds the queries cu_q[s]:cu_q[s+1] of the row and the keys row[key_index[cu_k[s]:cu_k[s+1]]], causal and aligned at the end.
+    Segment s: queries cu_q[s]:cu_q[s+1] of the row, keys row[key_index[cu_k[s]:cu_k[s+1]]], causal, aligned at the end.
     """
 
     cu_q: Tensor  # (S + 1,) int32
@@ -88,35 +88,36 @@ def varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale):
 
         window = (-1, 0) if causal else (-1, -1)
         return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=window)
-    bounds_q, bounds_k, out = cu_q.tolist(), cu_k.tolist(), []
-    for q0, q1, k0, k1 in zip(bounds_q, bounds_q[1:], bounds_k, bounds_k[1:]):
-        query, key, value = (x.transpose(0, 1)[None] for x in (q[q0:q1], k[k0:k1], v[k0:k1]))  # (1, heads, length, D)
-        square = q1 - q0 == k1 - k0  # torch's own causal mask is aligned at the start, which is the same for a square
+    lengths_q, lengths_k, out = cu_q.diff().tolist(), cu_k.diff().tolist(), []
+    for parts in zip(q.split(lengths_q), k.split(lengths_k), v.split(lengths_k)):
+        query, key, value = (part.transpose(0, 1)[None] for part in parts)  # (1, heads, length, D)
+        n, m = query.shape[2], key.shape[2]
         mask = None
-        if causal and not square:
-            mask = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool).tril(k1 - k0 - (q1 - q0))
-        out.append(F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal and square, scale=scale,
-                                                  enable_gqa=True)[0].transpose(0, 1))  # (length, heads, D)
+        if causal and n != m:  # torch's own causal mask is aligned at the start, which is the same only for a square
+            mask = torch.ones(n, m, dtype=torch.bool).tril(m - n)
+        attended = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal and n == m, scale=scale,
+                                                  enable_gqa=True)
+        out.append(attended[0].transpose(0, 1))  # (length, heads, D)
     return torch.cat(out)
 
 
 def attention(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, cu_seq_lens_k=None,
               max_length_q=None, max_length_k=None, **unused):
-    """The one attention of this project, called by transformers' layers with query (B, heads, T, D), key and value (B, kv heads, L, D).
+    """The one attention here, called by transformers' layers: query (B, heads, T, D), key, value (B, kv heads, L, D).
 
-    What arrives in place of the mask tells its four users apart: a Layout (packed training), cu_seq_lens (the vision tower),
-    a boolean mask (decoding, one query per row), nothing (causal prefill). Returns (B, T, heads, D) and None for the weights.
+    What comes in place of the mask tells its four users apart: a Layout (packed training), cu_seq_lens (vision tower),
+    a boolean mask (decoding, one query per row), nothing (causal prefill). Returns (B, T, heads, D) and no weights.
     """
     if isinstance(attention_mask, Layout) or cu_seq_lens_q is not None:
         query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
         if isinstance(layout := attention_mask, Layout):
-            key, value = key[layout.key_index], value[layout.key_index]  # backward sums the prompt's gradient over its responses
+            key, value = key[layout.key_index], value[layout.key_index]  # its backward sums over a prompt's responses
             out = varlen(query, key, value, *layout[:4], True, scaling)
         else:
             out = varlen(query, key, value, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, False, scaling)
         return out[None], None
     B, heads, T, D = query.shape
-    if attention_mask is not None:  # the heads that share a key become the query axis: nothing of the cache is repeated or copied
+    if attention_mask is not None:  # heads that share a key become the query axis: the cache is not repeated or copied
         query = query.reshape(B, key.shape[1], heads // key.shape[1], D)
         out = F.scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling)
         return out.reshape(B, 1, heads, D), None
@@ -124,7 +125,7 @@ def attention(module, query, key, value, attention_mask, scaling=None, cu_seq_le
     return out.transpose(1, 2), None
 
 
-# ----------------------------------------------------------------------------- packing
+# ------------------------------------------------------------------------------------------ packing
 
 Group = tuple[Prompt, list[list[int]]]  # a prompt and some of its responses, as token ids
 
@@ -157,7 +158,7 @@ def pack(groups: list[Group], device="cpu") -> Packed:
             ids += response
             positions.append((after + torch.arange(n)).expand(3, n))
             queries.append(n), keys.append(P + n), key_index.extend([prefix, torch.arange(first, first + n)])
-            predictors += [start + P - 1, *range(first, first + n - 1)]  # the first token is predicted by the prompt's last state
+            predictors += [start + P - 1, *range(first, first + n - 1)]  # the prompt's end predicts the first token
             targets += response
     layout = Layout(torch.tensor(queries).cumsum(0).int().to(device), torch.tensor(keys).cumsum(0).int().to(device),
                     max(queries), max(keys), torch.cat(key_index).to(device))
@@ -178,10 +179,11 @@ def dummy_group() -> Group:
     return Prompt(None, [0, 0], torch.arange(2).expand(3, 2), None, None), [[0, 0]]
 
 
-def micro_batches(prompt_lengths: list[int], response_lengths: list[list[int]], token_budget: int) -> list[list[tuple[int, list[int]]]]:
-    """Cut groups into rows of at most `token_budget` tokens, in order; a group that is cut has its prompt computed again.
+def micro_batches(prompt_lengths: list[int], response_lengths: list[list[int]],
+                  token_budget: int) -> list[list[tuple[int, list[int]]]]:
+    """Cut groups into rows of at most `token_budget` tokens, in order; a cut group has its prompt computed again.
 
-    Returns rows of (group, responses of it) indices. All ranks get equally many rows (FSDP's collectives must match): empty ones at the end.
+    Returns rows of (group, its responses) indices, padded with empty ones to equally many on all ranks, as FSDP needs.
     """
     rows, used = [], token_budget
     for q, lengths in enumerate(response_lengths):
@@ -201,7 +203,7 @@ def micro_batches(prompt_lengths: list[int], response_lengths: list[list[int]], 
     return rows + [[] for _ in range(int(most) - len(rows))]
 
 
-# ----------------------------------------------------------------------------- the policy
+# --------------------------------------------------------------------------------------- the policy
 
 
 class Policy(Qwen2_5_VLForConditionalGeneration):
@@ -210,7 +212,7 @@ class Policy(Qwen2_5_VLForConditionalGeneration):
     def embed(self, input_ids, pixel_values, grid_thw):
         """Token embeddings with the image features in place of the image tokens. input_ids (1, T) -> (1, T, H).
 
-        The vision tower runs even without an image: under FSDP a rank that skipped it would leave the others waiting in its collectives.
+        The vision tower runs even without an image: an FSDP rank that skipped it would leave the others waiting for it.
         """
         embeddings = self.get_input_embeddings()(input_ids)  # (1, T, H)
         if pixel_values is None:
@@ -226,18 +228,19 @@ class Policy(Qwen2_5_VLForConditionalGeneration):
         return torch.cat(self.model.get_image_features(pixel_values, grid_thw).pooler_output)
 
     def forward(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies of all response tokens under softmax(logits / temperature): two (N,) float32 tensors."""
+        """Log-probs and entropies of all response tokens under softmax(logits / temperature): two (N,) in float32."""
         embeddings = self.embed(packed.input_ids, packed.pixel_values, packed.grid_thw)
         hidden = self.model.language_model(
-            inputs_embeds=embeddings, position_ids=packed.position_ids, attention_mask={"full_attention": packed.layout}, use_cache=False
+            inputs_embeds=embeddings, position_ids=packed.position_ids,
+            attention_mask={"full_attention": packed.layout}, use_cache=False,
         ).last_hidden_state  # (1, T, H)
         return linear_logprob(hidden[0, packed.predictors], self.lm_head.weight, packed.targets, temperature)
 
     @classmethod
     def load(cls, path, device, dtype=torch.float32, mesh=None, compute_dtype=torch.bfloat16):
-        """Read a Hugging Face folder or hub name; with a mesh into FSDP2 shards of which each rank reads its own rows only.
+        """Read a Hugging Face folder or hub name; with a mesh into FSDP2 shards, each rank its own rows only.
 
-        dtype is what the weights are kept in, compute_dtype what a sharded model computes in. Raises InputError for a missing model.
+        dtype: what weights are kept in; compute_dtype: what shards compute in. Raises InputError for a missing model.
         """
         folder = find_model(path)
         config = Qwen2_5_VLConfig.from_pretrained(folder)
@@ -273,11 +276,11 @@ def find_model(path: str) -> str:
 
 
 def shard(policy, mesh, compute_dtype):
-    """FSDP2 around every vision block, every decoder layer and the rest; weights gathered in compute_dtype, gradients summed in fp32."""
+    """FSDP2 around every block, layer and the rest; weights gathered in compute_dtype, gradients summed in fp32."""
     precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     for module in [*policy.model.visual.blocks, *policy.model.language_model.layers, policy]:
         fully_shard(module, mesh=mesh, mp_policy=precision)
     for module in policy.modules():
         if isinstance(module, FSDPModule):  # both settings hold for one module only, not for those inside it
-            module.set_gradient_divide_factor(1.0)  # sum over ranks: the loss is already divided by the global token count
+            module.set_gradient_divide_factor(1.0)  # a sum: the loss is already divided by the global token count
             module.set_force_sum_reduction_for_comms(True)  # gloo cannot divide while it reduces

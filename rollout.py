@@ -1,13 +1,13 @@
 """The sampler: prefill each prompt once, continue it G times, give the slot of a finished response to the next prompt.
 
-    replies = generate(replica, prompts, seeds, group_size=8, max_new_tokens=2048, temperature=1.2, top_p=0.99, slots=64)
+    replies = generate(replica, prompts, seeds, group_size=8, max_new_tokens=2048, temperature=1.2, top_p=.99, slots=64)
 
-A slot is one row of a static key-value cache. A prompt takes G slots: its keys are computed once and copied into them. All slots decode
-together, each at its own length; every `BURST` tokens the host looks which have finished and refills them from the queue. The model is a
-whole (unsharded) copy on each rank, so nothing here waits for another rank.
+A slot is one row of a static key-value cache. A prompt takes G slots: its keys are computed once and copied into them.
+All slots decode together, each at its own length; every `BURST` tokens the host looks which have finished and refills
+them from the queue. The model is a whole (unsharded) copy on each rank, so nothing here waits for another rank.
 
-What a response says depends on (weights, prompt, seed, position in its group) alone: token t of a response uses the uniform number t of its
-own stream. Slots, batches and ranks change nothing.
+What a response says depends on (weights, prompt, seed, position in its group) alone: token t of a response uses the
+uniform number t of its own stream. Slots, batches and ranks change nothing.
 
 Symbols: S slots, Q prompts, G responses per prompt, V vocabulary, L length of the cache, D head size.
 """
@@ -49,7 +49,7 @@ def seed_of(*parts) -> int:
 def draw(probs: Tensor, uniform: Tensor, top_p: float) -> Tensor:
     """One token per row by inverting the distribution function. probs (S, V), uniform (S,) in [0, 1) -> (S,).
 
-    With top_p below 1 only the nucleus counts: the likeliest tokens, up to the one with which their share reaches top_p.
+    With top_p below 1 only the nucleus counts: the likeliest tokens, up to the one with which the share reaches top_p.
     """
     order = None
     if top_p < 1:
@@ -73,11 +73,11 @@ class Slots:
         self.rows = torch.arange(slots, device=weight.device)
         self.token = torch.zeros_like(self.rows)  # (S,) last token drawn, not yet in the cache
         self.length = torch.zeros_like(self.rows)  # (S,) tokens in the cache
-        self.offset = torch.zeros_like(self.rows)  # (S,) rope position minus length: an image takes fewer positions than tokens
+        self.offset = torch.zeros_like(self.rows)  # (S,) rope position minus length: images take fewer positions
         self.drawn = torch.zeros_like(self.rows)  # (S,) tokens drawn so far
-        self.uniform = torch.zeros(slots, max_new_tokens + BURST, device=weight.device)  # (S, tokens) each row's own random stream
+        self.uniform = torch.zeros(slots, max_new_tokens + BURST, device=weight.device)  # (S, tokens) random streams
         self.view = length  # how far decoding reads the cache
-        self.prefill = []  # while prompts are being read: (their slots, first token, end) for each prompt in the packed row
+        self.prefill = []  # while prompts are read: (their slots, first token, end) for each prompt in the packed row
 
     def update(self, key, value, layer, *unused):
         """Store new keys and values (B, kv heads, T, D) of a layer, return what its attention reads."""
@@ -98,7 +98,7 @@ class Decoder:
     def __init__(self, model, state: Slots, temperature: float, top_p: float, vocab_size: int):
         self.model, self.state, self.temperature, self.top_p = model, state, temperature, top_p
         config = model.config
-        # a drawn image token would claim an image that is not there; rows past the tokenizer's vocabulary stand for nothing
+        # a drawn image token would claim an image that is not there; rows past the tokenizer's tokens stand for nothing
         never = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
         never |= set(range(vocab_size, config.text_config.vocab_size))
         self.never = torch.tensor(sorted(never), device=state.rows.device)
@@ -114,13 +114,14 @@ class Decoder:
         return token, logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
 
     def prefill(self, prompts: list[Prompt], slots: list[list[int]], uniform: Tensor):
-        """Read prompts, packed in one row, into G slots each and draw every response's first token; returns its log-probs (slots,)."""
+        """Read prompts, in one packed row, into G slots each; returns every response's first token and its log-prob."""
         state, model = self.state, self.model
         packed = pack([(prompt, []) for prompt in prompts], state.rows.device)
         ends = torch.tensor([len(prompt.input_ids) for prompt in prompts]).cumsum(0).tolist()
         state.prefill = [(torch.tensor(group, device=state.rows.device), end - len(prompt.input_ids), end)
                          for prompt, group, end in zip(prompts, slots, ends)]
-        hidden = self.run(model.embed(packed.input_ids, packed.pixel_values, packed.grid_thw), packed.position_ids, packed.layout)
+        hidden = self.run(model.embed(packed.input_ids, packed.pixel_values, packed.grid_thw), packed.position_ids,
+                          packed.layout)
         state.prefill = []
         rows = torch.tensor([slot for group in slots for slot in group], device=state.rows.device)
         per_slot = [i for i, group in enumerate(slots) for _ in group]  # which prompt each slot belongs to
@@ -136,7 +137,7 @@ class Decoder:
     def step(self):
         """Feed every slot its last token and draw the next: (S,) tokens and log-probs. Finished slots idle along."""
         state = self.state
-        reads = torch.arange(state.view, device=state.rows.device) <= state.length[:, None]  # (S, view) live part of each row
+        reads = torch.arange(state.view, device=state.rows.device) <= state.length[:, None]  # (S, view) what is live
         position = (state.length + state.offset)[None, :, None].expand(3, -1, 1)  # (3, S, 1)
         hidden = self.run(self.model.get_input_embeddings()(state.token)[:, None], position, reads[:, None, None])
         token, logprob = self.pick(hidden[:, 0], state.rows)
@@ -154,11 +155,11 @@ class Decoder:
 
 
 @torch.no_grad()
-def generate(model, prompts: list[Prompt], seeds: list[int], group_size: int, max_new_tokens: int, temperature: float, top_p: float,
-             slots: int, vocab_size: int) -> list[list[Response]]:
-    """Sample `group_size` responses to each prompt: Q lists of G. temperature 0 is greedy (log-probs then at temperature 1).
+def generate(model, prompts: list[Prompt], seeds: list[int], group_size: int, max_new_tokens: int, temperature: float,
+             top_p: float, slots: int, vocab_size: int) -> list[list[Response]]:
+    """Sample `group_size` responses to each prompt: Q lists of G; temperature 0 is greedy, with the log-probs at 1.
 
-    seeds: one per prompt (`seed_of`). slots: rows decoded together, at least group_size; vocab_size: tokens the tokenizer knows.
+    seeds: one per prompt (`seed_of`); slots: rows decoded together, at least group_size; vocab_size: the tokenizer's.
     """
     assert len(seeds) == len(prompts), f"{len(seeds)=} {len(prompts)=}"
     assert slots >= group_size, f"{slots=} cannot hold a group of {group_size}"
@@ -190,7 +191,8 @@ def generate(model, prompts: list[Prompt], seeds: list[int], group_size: int, ma
         if fits:
             new = [waiting.popleft() for _ in range(fits)]
             groups = [[free.pop() for _ in range(group_size)] for _ in new]
-            uniform = [torch.rand(group_size, max_new_tokens, generator=torch.Generator().manual_seed(seeds[q])) for q in new]
+            uniform = [torch.rand(group_size, max_new_tokens, generator=torch.Generator().manual_seed(seeds[q]))
+                       for q in new]
             first = decoder.prefill([prompts[q] for q in new], groups, torch.cat(uniform))
             rows = [slot for group in groups for slot in group]
             live.update(zip(rows, [response for q in new for response in replies[q]]))
@@ -201,13 +203,13 @@ def generate(model, prompts: list[Prompt], seeds: list[int], group_size: int, ma
         need = int(state.length[list(live)].max()) + BURST
         state.view = min(-(-need // BUCKET) * BUCKET, state.keys[0].shape[2])
         steps = [decoder.step() for _ in range(BURST)]
-        ids, logprobs = (torch.stack(column, 1).tolist() for column in zip(*steps))  # the one synchronisation of the burst
+        ids, logprobs = (torch.stack(column, 1).tolist() for column in zip(*steps))  # the burst's one synchronisation
         for slot in list(live):
             collect(slot, ids[slot], logprobs[slot])
     return replies
 
 
-# ----------------------------------------------------------------------------- collect: questions in, rewarded responses out
+# ---------------------------------------------------- collect: questions in, rewarded responses out
 
 
 class Timer:

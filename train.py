@@ -1,18 +1,18 @@
-"""PeBR-R1, perception before reasoning: warm-up, sampling, perception RL, reasoning RL. One program, any number of processes.
+"""PeBR-R1, perception before reasoning: warm-up, sampling, perception RL and reasoning RL, on any number of processes.
 
-    torchrun --nproc_per_node 8 train.py --stage sft       supervised warm-up: the response format       -> runs/pebr/sft/model
-    torchrun --nproc_per_node 8 train.py --stage sample    8 rollouts a question, by how many are right  -> runs/pebr/sample/{easy,medium,hard}.jsonl
-    torchrun --nproc_per_node 8 train.py --stage 1         perception RL on the easy questions           -> runs/pebr/stage1/model
-    torchrun --nproc_per_node 8 train.py --stage 2         reasoning RL on the medium questions          -> runs/pebr/stage2/model
+    torchrun --nproc_per_node 8 train.py --stage sft     supervised warm-up: the format      -> runs/pebr/sft/model
+    torchrun --nproc_per_node 8 train.py --stage sample  8 rollouts sort easy, medium, hard  -> runs/pebr/sample/*.jsonl
+    torchrun --nproc_per_node 8 train.py --stage 1       perception RL on the easy questions -> runs/pebr/stage1/model
+    torchrun --nproc_per_node 8 train.py --stage 2       reasoning RL on the medium ones     -> runs/pebr/stage2/model
 
-A stage is a dict of overrides of one Config (STAGES); its default input is the output of the stage before it. Each RL step has three phases:
-    collect   questions -> G sampled responses each -> reward parts -> rewards -> advantages       (a whole copy of the policy on each rank)
-    score     log-probs of the responses under the policy as it is now and under the reference     (FSDP2, no gradient)
-    update    several optimiser steps of the clipped GRPO loss on slices of these questions         (FSDP2)
+A stage is a dict of overrides of one Config (STAGES); its default input is what the stage before wrote. An RL step:
+    collect   questions -> G sampled responses each -> reward parts -> rewards -> advantages  (a whole policy per rank)
+    score     log-probs of the responses under the policy as it is now and the reference      (FSDP2, no gradient)
+    update    several optimiser steps of the clipped GRPO loss on slices of these questions   (FSDP2)
 
-Q questions x G responses = N sequences, group after group: `rewards.view(Q, G)` is a group per row. Rank r of W holds questions r, r + W, ...
-Nothing depends on W, on the micro-batch size or on what was computed earlier: random numbers are functions of (seed, step, qid), and the
-loss is divided by the token count of the whole optimiser step over all ranks.
+Q questions x G responses = N sequences, group after group: `rewards.view(Q, G)` is a group per row. Rank r of W holds
+questions r, r + W, ... Nothing depends on W, on the micro-batch size or on what was computed before: random numbers are
+functions of (seed, step, qid), and the loss is divided by the token count of the whole optimiser step over all ranks.
 """
 import json
 import math
@@ -39,7 +39,7 @@ from data import InputError, Sample
 from model import Group, Policy, dummy_group, find_model, micro_batches, pack, print0, start_processes, stop_processes
 from rollout import Timer, collect, gather, mine, records, seed_of
 
-# ----------------------------------------------------------------------------- GRPO, as equations
+# ------------------------------------------------------------------------------- GRPO, as equations
 
 
 def group_advantages(rewards: Tensor) -> Tensor:
@@ -63,9 +63,9 @@ def grpo_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, adva
     ratio = exp(logprob - old_logprob)                                     Eq. RATIO   difference clamped to +-20
     obj   = min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A)       Eq. CLIP
     obj   = max(obj, clip_dual A)  where A < 0                             Eq. DUAL
-    kl    = exp(ref - logprob) - (ref - logprob) - 1                       Eq. KL3     difference clamped to +-20, kl to at most 10
+    kl    = exp(ref - logprob) - (ref - logprob) - 1                       Eq. KL3     clamped to +-20, kl to at most 10
     loss  = sum_tokens weight (-obj + kl_coef kl)                          Eq. LOSS
-    All arguments are (N,); weights are 1 / (response tokens of the optimiser step, all ranks), 0 for padding. (verl core_algos.py)
+    All are (N,); weights: 1 / (response tokens of the optimiser step, all ranks), 0 for padding. (verl core_algos.py)
     """
     ratio = (logprobs - old_logprobs).clamp(-20, 20).exp()  # Eq. RATIO
     unclipped, clipped = ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
@@ -99,7 +99,7 @@ def learning_rate(config: Config, update: int, updates: int) -> float:
     return rate
 
 
-# ----------------------------------------------------------------------------- score and update: packed rows in, a step out
+# ----------------------------------------------------- score and update: packed rows in, a step out
 
 Index = list[tuple[int, int]]  # (group, response) of each response in a packed row, in its order
 
@@ -126,7 +126,7 @@ def response_logprobs(policy, groups: list[Group], config: Config, device) -> li
 
 
 def policy_loss(old_logprobs, ref_logprobs, advantages: Tensor, config: Config) -> Callable:
-    """`grpo_loss` of some questions in the form `update` takes. Log-probs as `response_logprobs` gives, advantages (Q, G)."""
+    """`grpo_loss` of some questions as `update` takes it; log-probs as `response_logprobs` gives, advantages (Q, G)."""
     per_token = [[a.expand(len(old)) for a, old in zip(*group)] for group in zip(advantages, old_logprobs)]
 
     def token_loss(logprobs, weights, index):
@@ -147,7 +147,7 @@ def update(policy, optimizer, groups: list[Group], token_loss, rate: float, temp
            device) -> dict[str, float]:
     """One optimiser step on the groups of all ranks together. Returns its statistics, equal on all ranks.
 
-    token_loss(logprobs (N,), weights (N,), index) -> (loss, statistics that add up over rows and ranks, but for ratio_max).
+    token_loss(logprobs (N,), weights (N,), index) -> (loss, statistics that add up over rows and ranks, not ratio_max).
     """
     count = torch.tensor(float(sum(len(ids) for _, responses in groups for ids in responses)))
     dist.all_reduce(count)  # before the loop: all micro-batches of all ranks share one denominator
@@ -171,11 +171,11 @@ def update(policy, optimizer, groups: list[Group], token_loss, rate: float, temp
     totals = torch.stack(list(sums.values()))
     dist.all_reduce(totals)
     dist.all_reduce(ratio_max, dist.ReduceOp.MAX)
-    return dict(zip(sums, totals.tolist()), ratio_max=ratio_max.item(), grad_norm=norm.item(), skipped=float(not finite),
-                lr=rate, tokens=count.item())
+    return dict(zip(sums, totals.tolist()), ratio_max=ratio_max.item(), grad_norm=norm.item(),
+                skipped=float(not finite), lr=rate, tokens=count.item())
 
 
-# ----------------------------------------------------------------------------- metrics (the README explains each)
+# --------------------------------------------------------------- metrics (the README explains each)
 
 
 def mean(values) -> float:
@@ -184,7 +184,7 @@ def mean(values) -> float:
 
 
 def rollout_metrics(rows: list[dict]) -> dict[str, float]:
-    """What the responses of one step say about reward and policy; _std is the mean standard deviation within a group."""
+    """What one step's responses say about reward and policy; _std is the mean standard deviation within a group."""
     responses = [response for row in rows for response in row["responses"]]
     metrics = {"adv/zero_std_groups": mean(len({r["reward"] for r in row["responses"]}) == 1 for row in rows)}
     for part in ("reward", *rewards.PARTS):
@@ -201,7 +201,8 @@ def rollout_metrics(rows: list[dict]) -> dict[str, float]:
 def update_metrics(stats: list[dict]) -> dict[str, float]:
     """The statistics of a step's optimiser steps: their mean, but the largest ratio and the last learning rate."""
     metrics = {name: mean(s[name] for s in stats) for name in stats[0]}
-    metrics |= {"ratio_max": max(s["ratio_max"] for s in stats), "lr": stats[-1]["lr"], "tokens": sum(s["tokens"] for s in stats)}
+    metrics |= {"ratio_max": max(s["ratio_max"] for s in stats), "lr": stats[-1]["lr"],
+                "tokens": sum(s["tokens"] for s in stats)}
     optimiser = {"loss", "lr", "grad_norm", "skipped", "tokens"}
     return {("opt/" if name in optimiser else "policy/") + name: value for name, value in metrics.items()}
 
@@ -229,7 +230,7 @@ def console_line(step: int, steps: int, metrics: dict[str, float]) -> str:
     return f"step {step + 1}/{steps}  " + "  ".join(shown)
 
 
-# ----------------------------------------------------------------------------- a run: what the stages share
+# --------------------------------------------------------------------- a run: what the stages share
 
 
 @dataclass
@@ -262,8 +263,8 @@ def load_samples(config: Config, processor) -> list[Sample]:
     for column in (column for column, needed in needs.items() if needed):
         bare = [sample.qid for sample in samples if not getattr(sample, column)]
         if bare:
-            raise InputError(f"{config.data}: {len(bare)} of {len(samples)} questions have no {column}, the first is qid "
-                             f"{bare[0]}: add the column, drop these rows, or set its reward weight to 0")
+            raise InputError(f"{config.data}: {len(bare)} of {len(samples)} questions have no {column}, the first is "
+                             f"qid {bare[0]}: add the column, drop these rows, or set its reward weight to 0")
     return data.drop_long(samples, processor, config.max_prompt, log=print0)
 
 
@@ -316,7 +317,7 @@ def prepare_folder(run: Run, optimizer) -> int:
     return step
 
 
-# ----------------------------------------------------------------------------- the three kinds of step
+# -------------------------------------------------------------------------- the three kinds of step
 
 
 def sft_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -> tuple[dict[str, float], list[dict]]:
@@ -332,7 +333,8 @@ def sft_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) 
             groups.append(group)
     with timer("update"):
         rate = learning_rate(run.config, step, steps)
-        metrics = update_metrics([update(run.policy, optimizer, groups, solution_loss, rate, 1.0, run.config, run.device)])
+        stats = update(run.policy, optimizer, groups, solution_loss, rate, 1.0, run.config, run.device)
+        metrics = update_metrics([stats])
     return metrics | time_metrics(timer.seconds, metrics, []), []
 
 
@@ -375,11 +377,12 @@ def sample_questions(run: Run):
         write_text(os.path.join(run.folder, "rollouts.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
         print(f"{len(rows)} questions -> {run.folder}: " + ", ".join(f"{size} {name}" for name, size in sizes.items()))
         for stage in (stage for name, stage in (("easy", "1"), ("medium", "2")) if not sizes[name]):
-            print(f"stage {stage} is left without questions: a longer or shorter warm-up, or another --temperature, helps")
+            print(f"stage {stage} is left without questions: "
+                  "a longer or shorter warm-up, or another --temperature, helps")
     barrier()
 
 
-# ----------------------------------------------------------------------------- the loop
+# ----------------------------------------------------------------------------------------- the loop
 
 
 def no_bar() -> bool | None:
@@ -411,7 +414,8 @@ def train(run: Run, step_function):
             tqdm.write(console_line(step, steps, metrics))
         skipped = skipped + 1 if metrics["opt/skipped"] else 0
         if skipped == 5:
-            raise FloatingPointError("5 steps in a row without a finite gradient: look at the last rollouts, lower --lr")
+            raise FloatingPointError("5 steps in a row without a finite gradient: "
+                                     "look at the last rollouts, lower --lr")
         if config.save_every and (step + 1) % config.save_every == 0:
             save_checkpoint(os.path.join(run.folder, "checkpoints"), step + 1, run.policy, optimizer)
     export(os.path.join(run.folder, "model"), run.policy, run.processor, getattr(torch, config.dtype))

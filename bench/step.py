@@ -5,7 +5,7 @@
     train    log-probs of one group, forward and backward: packed with a shared prompt, against a padded batch of G rows
     rollout  G responses to each prompt: the slot sampler, against generate(num_return_sequences=G)
 
-Both sides have the same weights, prompts and response lengths. The model is the demo's tiny Qwen2.5-VL with random weights.
+Both sides have the same weights, prompts and response lengths. The model is the demo's tiny Qwen2.5-VL, untrained.
 """
 import argparse
 import json
@@ -74,22 +74,27 @@ def bench_train(policy, theirs, processor, prompt_length: int, response_length: 
 
     def padded():
         logits = theirs(input_ids=ids, attention_mask=mask, pixel_values=pixels, image_grid_thw=grid,
-                        mm_token_type_ids=(ids == theirs.config.image_token_id).int(), logits_to_keep=longest + 1).logits[:, :-1]
+                        mm_token_type_ids=(ids == theirs.config.image_token_id).int(),
+                        logits_to_keep=longest + 1).logits[:, :-1]
         logprobs = logits.log_softmax(-1).gather(-1, ids[:, prompt_length:, None])[..., 0]
         (logprobs * real).sum().backward()
         return logprobs.detach()[real]
 
     difference = float((ours() - padded()).abs().max())
     assert difference < 1e-3, f"the two do not compute the same: log-probs differ by {difference}"
-    return dict(prompt=prompt_length, responses=lengths, largest_logprob_difference=difference, **compare(ours, padded, repeats))
+    return dict(prompt=prompt_length, responses=lengths, largest_logprob_difference=difference,
+                **compare(ours, padded, repeats))
 
 
-def bench_rollout(replica, theirs, processor, questions: int, slots: int, tokens: int, stop: float, repeats: int) -> dict:
-    """G responses of up to `tokens` to each question; the end token gets about `stop` of the probability at each step."""
+def bench_rollout(replica, theirs, processor, questions: int, slots: int, tokens: int, stop: float,
+                  repeats: int) -> dict:
+    """G responses of up to `tokens` to each question; the end token has about probability `stop` at each step."""
     prompts = [make_prompt(processor, 112, 80, seed) for seed in range(questions)]
     ids = torch.tensor([prompt.input_ids for prompt in prompts])
-    inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=(ids == replica.config.image_token_id).int(),
-                  pixel_values=torch.cat([p.pixel_values for p in prompts]), image_grid_thw=torch.cat([p.grid_thw for p in prompts]))
+    inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids),
+                  mm_token_type_ids=(ids == replica.config.image_token_id).int(),
+                  pixel_values=torch.cat([p.pixel_values for p in prompts]),
+                  image_grid_thw=torch.cat([p.grid_thw for p in prompts]))
     ends = [token for token in range(int(stop * len(processor.tokenizer)))] or [len(processor.tokenizer)]
     replica.generation_config.eos_token_id = theirs.generation_config.eos_token_id = ends
 
@@ -103,7 +108,8 @@ def bench_rollout(replica, theirs, processor, questions: int, slots: int, tokens
                                max_new_tokens=tokens)
 
     lengths = [len(response.ids) for reply in ours() for response in reply]
-    return dict(questions=questions, slots=slots, max_new_tokens=tokens, mean_length=statistics.fmean(lengths), **compare(ours, hugging_face, repeats))
+    return dict(questions=questions, slots=slots, max_new_tokens=tokens, mean_length=statistics.fmean(lengths),
+                **compare(ours, hugging_face, repeats))
 
 
 def main():
@@ -116,22 +122,25 @@ def main():
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         processor = demo.make_processor(["How many red circles are there?"])
-        demo.make_model(processor, initializer_range=0.02).save_pretrained(folder)  # near uniform: lengths follow `stop`
+        demo.make_model(processor, initializer_range=0.02).save_pretrained(folder)  # near uniform: `stop` sets lengths
         processor.save_pretrained(folder)
         processor = data.load_processor(folder, 28 * 28, 448 * 448)
         policy, replica = (Policy.load(folder, "cpu", torch.float32) for _ in range(2))
         theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     prompt_length, response_length, tokens = (300, 30, 16) if args.smoke else (368, 123, 256)
     results = {
-        "train, packed against padded": bench_train(policy, theirs, processor, prompt_length, response_length, args.repeats),
-        "rollout, all of equal length": bench_rollout(replica, theirs, processor, 24, 24 * G, tokens // 4, 0.0, args.repeats),
+        "train, packed against padded": bench_train(policy, theirs, processor, prompt_length, response_length,
+                                                    args.repeats),
+        "rollout, all of equal length": bench_rollout(replica, theirs, processor, 24, 24 * G, tokens // 4, 0.0,
+                                                      args.repeats),
         "rollout, long tail": bench_rollout(replica, theirs, processor, 16, 64, tokens, 0.02, args.repeats),
     }
     machine = dict(cpu=platform.processor() or platform.machine(), cores=os.cpu_count(), threads=args.threads,
                    torch=torch.__version__, transformers=transformers.__version__)
     print(" ".join(f"{name}={value}" for name, value in machine.items()))
     for name, result in results.items():
-        print(f"{name:<32} ours {result['ours_s']:.3f} s  theirs {result['theirs_s']:.3f} s  ratio {result['ratio']:.2f}")
+        print(f"{name:<32} ours {result['ours_s']:.3f} s  theirs {result['theirs_s']:.3f} s  "
+              f"ratio {result['ratio']:.2f}")
     if args.out:
         with open(args.out, "w") as f:
             json.dump(dict(machine=machine, results=results), f, indent=1)

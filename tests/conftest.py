@@ -16,7 +16,7 @@ from model import Policy, start_processes
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
-    """A Hugging Face folder: two vision blocks (one windowed, one full), two decoder layers, grouped heads, tied embeddings."""
+    """A Hugging Face folder: two vision blocks (windowed, full), two decoder layers, grouped heads, tied embeddings."""
     folder = str(tmp_path_factory.mktemp("tiny"))
     texts = ["How many red circles are there?", "a blue square", *map(str, range(100))]
     processor = demo.make_processor(texts)

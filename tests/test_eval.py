@@ -49,7 +49,8 @@ SMALL = ["--dtype", "float32", "--max_response", "8", "--max_prompt", "200", "--
 
 def test_every_question_is_asked_and_stored(tiny_folder, questions, tmp_path, capsys):
     out = str(tmp_path / "out")
-    argv = ["--model", tiny_folder, "--data", questions, "--out", out, "--group_size", "2", "--temperature", "1", *SMALL]
+    argv = ["--model", tiny_folder, "--data", questions, "--out", out, "--group_size", "2", "--temperature", "1",
+            *SMALL]
     assert evaluation.main(argv) == 0
     rows = [json.loads(line) for line in open(os.path.join(out, "responses.jsonl"))]
     assert [row["qid"] for row in rows] == list("01234") and all(len(row["responses"]) == 2 for row in rows)

@@ -11,7 +11,7 @@ CLIPS = dict(clip_low=0.2, clip_high=0.3, clip_dual=3.0, kl_coef=0.01)
 
 
 def test_eq_advantage_uses_the_sample_standard_deviation():
-    """Rewards 1 1 1 0: mean .75, squared deviations 3 x .0625 + .5625 = .75, std (n-1) = .5: advantages .5 .5 .5 -1.5."""
+    """Rewards 1 1 1 0: mean .75, squared deviations 3 x .0625 + .5625 = .75, std (n-1) .5: advantages .5 .5 .5 -1.5."""
     advantages = group_advantages(torch.tensor([[1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 1.0, 1.0]]))
     expected = torch.tensor([[0.5, 0.5, 0.5, -1.5], [-0.866, -0.866, 0.866, 0.866]])  # second: .5 / sqrt(1/3)
     torch.testing.assert_close(advantages, expected, atol=1e-4, rtol=0)
@@ -34,7 +34,7 @@ def test_eq_advantage_refuses_groups_of_one():
 
 
 def one_token(ratio, advantage, **changes):
-    """Loss and its gradient in logprob for one token of weight 1 whose reference equals its log-prob (kl and its slope are 0)."""
+    """Loss and its gradient in logprob for a token of weight 1 whose reference is its log-prob (kl and slope 0)."""
     logprob = torch.tensor([-1.0], requires_grad=True)
     old, ref = logprob.detach() - math.log(ratio), logprob.detach()
     loss, stats = grpo_loss(logprob, old, ref, torch.tensor([advantage]), torch.ones(1), **(CLIPS | changes))
@@ -73,13 +73,14 @@ def test_clip_shares_count_the_tokens_whose_gradient_the_clip_takes():
 
 def kl_of(logprob, ref):
     logprob = torch.tensor([logprob], requires_grad=True)
-    loss, stats = grpo_loss(logprob, logprob.detach(), torch.tensor([ref]), torch.zeros(1), torch.ones(1), **(CLIPS | {"kl_coef": 1.0}))
+    loss, stats = grpo_loss(logprob, logprob.detach(), torch.tensor([ref]), torch.zeros(1), torch.ones(1),
+                            **(CLIPS | {"kl_coef": 1.0}))
     loss.backward()
     return stats["kl"].item(), logprob.grad.item()
 
 
 def test_eq_kl3_by_hand():
-    """ref - logprob = ln 2: kl = 2 - ln 2 - 1 = .3069, slope 1 - 2 = -1: descent raises logprob towards the reference."""
+    """ref - logprob = ln 2: kl = 2 - ln 2 - 1 = .3069, slope 1 - 2 = -1: descent raises logprob towards ref."""
     assert kl_of(-1.0, -1.0 + math.log(2)) == pytest.approx((0.30685, -1.0), abs=1e-4)
     assert kl_of(-1.0, -1.0 - math.log(2)) == pytest.approx((0.19315, 0.5), abs=1e-4)  # .5 + ln 2 - 1; slope 1 - .5
 
@@ -118,14 +119,16 @@ def test_a_token_of_weight_zero_changes_nothing():
     loss, stats = grpo_loss(logprobs, torch.tensor([-1.0, -40.0]), torch.zeros(2), torch.tensor([1.0, -5.0]),
                             torch.tensor([1.0, 0.0]), **CLIPS)
     loss.backward()
-    alone, _ = grpo_loss(torch.tensor([-1.0]), torch.tensor([-1.0]), torch.zeros(1), torch.ones(1), torch.ones(1), **CLIPS)
+    alone, _ = grpo_loss(torch.tensor([-1.0]), torch.tensor([-1.0]), torch.zeros(1), torch.ones(1), torch.ones(1),
+                         **CLIPS)
     assert loss.item() == pytest.approx(alone.item()) and logprobs.grad[1] == 0 and stats["ratio_max"] == 1
 
 
 def test_eq_sft_is_the_mean_cross_entropy():
     logits, targets = torch.randn(6, 11), torch.randint(11, (6,))
     logprobs = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-    torch.testing.assert_close(sft_loss(logprobs, torch.full((6,), 1 / 6)), torch.nn.functional.cross_entropy(logits, targets))
+    expected = torch.nn.functional.cross_entropy(logits, targets)
+    torch.testing.assert_close(sft_loss(logprobs, torch.full((6,), 1 / 6)), expected)
 
 
 def test_learning_rate_warms_up_then_follows_the_cosine():

@@ -19,11 +19,12 @@ def responses_to(prompts, group_size=3, seed=0):
     """Groups with random responses of lengths 1 to 7."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 8, (len(prompts), group_size), generator=generator).tolist()
-    return [(p, [torch.randint(250, (n,), generator=generator).tolist() for n in row]) for p, row in zip(prompts, lengths)]
+    return [(p, [torch.randint(250, (n,), generator=generator).tolist() for n in row])
+            for p, row in zip(prompts, lengths)]
 
 
 def padded_logprobs(model, groups, temperature):
-    """The reference: every response a row of its own, padded on the right, positions by Hugging Face itself. -> (N,) in pack's order."""
+    """The reference: each response a right-padded row, positions by Hugging Face itself -> (N,) in pack's order."""
     rows = [(prompt, response) for prompt, responses in groups for response in responses]
     length = max(len(prompt.input_ids) + len(response) for prompt, response in rows)
     ids, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.long)
@@ -33,7 +34,8 @@ def padded_logprobs(model, groups, temperature):
     images = [prompt for prompt, _ in rows if prompt.pixel_values is not None]
     vision = {}
     if images:
-        vision = dict(pixel_values=torch.cat([p.pixel_values for p in images]), image_grid_thw=torch.cat([p.grid_thw for p in images]))
+        vision = dict(pixel_values=torch.cat([p.pixel_values for p in images]),
+                      image_grid_thw=torch.cat([p.grid_thw for p in images]))
     kinds = (ids == model.config.image_token_id).int()
     logits = model(input_ids=ids, attention_mask=mask, mm_token_type_ids=kinds, **vision).logits / temperature
     logprobs = logits.log_softmax(-1)
@@ -59,7 +61,8 @@ def test_packed_logprobs_and_gradients_equal_the_padded_batch(policy, tiny_folde
         gradient, reference = parameter.grad.full_tensor(), theirs.get_parameter(name).grad
         if reference is None:  # no image in the batch: the blank image's gradient is exactly 0
             reference = torch.zeros_like(gradient)
-        torch.testing.assert_close(gradient, reference, atol=1e-4 * float(reference.abs().max()) + 1e-7, rtol=0, msg=name)
+        atol = 1e-4 * float(reference.abs().max()) + 1e-7
+        torch.testing.assert_close(gradient, reference, atol=atol, rtol=0, msg=name)
 
 
 def test_packed_entropy_is_that_of_the_full_distribution(replica, prompts):
@@ -68,8 +71,8 @@ def test_packed_entropy_is_that_of_the_full_distribution(replica, prompts):
     _, entropies = replica(pack(groups), T)
     packed = pack(groups)
     hidden = replica.model.language_model(
-        inputs_embeds=replica.embed(packed.input_ids, packed.pixel_values, packed.grid_thw), position_ids=packed.position_ids,
-        attention_mask={"full_attention": packed.layout}, use_cache=False).last_hidden_state
+        inputs_embeds=replica.embed(packed.input_ids, packed.pixel_values, packed.grid_thw), use_cache=False,
+        position_ids=packed.position_ids, attention_mask={"full_attention": packed.layout}).last_hidden_state
     logits = replica.lm_head(hidden)[0, packed.predictors] / T
     torch.testing.assert_close(entropies, torch.distributions.Categorical(logits=logits).entropy(), atol=1e-5, rtol=0)
 
@@ -110,7 +113,8 @@ def test_a_group_cut_over_rows_gives_the_same_logprobs(replica, prompts):
     lengths = [len(p.input_ids) for p in prompts[:2]]
     rows = micro_batches(lengths, [[len(r) for r in rs] for _, rs in groups], token_budget=max(lengths) + 9)
     assert len(rows) > 2
-    pieces = [replica(pack([(groups[q][0], [groups[q][1][g] for g in chosen]) for q, chosen in row]))[0] for row in rows]
+    pieces = [replica(pack([(groups[q][0], [groups[q][1][g] for g in chosen]) for q, chosen in row]))[0]
+              for row in rows]
     torch.testing.assert_close(torch.cat(pieces), whole, atol=1e-5, rtol=0)
 
 
@@ -134,7 +138,8 @@ def test_sync_makes_the_replica_the_rounded_policy(policy, tiny_folder, processe
 
 
 @pytest.mark.parametrize("file_bytes", [4 << 30, 100_000])
-def test_an_export_loads_everywhere_and_answers_alike(policy, replica, tiny_folder, processor, prompts, tmp_path, file_bytes):
+def test_an_export_loads_everywhere_and_answers_alike(policy, replica, tiny_folder, processor, prompts, tmp_path,
+                                                      file_bytes):
     folder = str(tmp_path / "model")
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -147,15 +152,17 @@ def test_an_export_loads_everywhere_and_answers_alike(policy, replica, tiny_fold
         assert torch.equal(ours.full_tensor(), reference), name
     sync(policy, replica)
     reloaded = Policy.load(folder, "cpu", torch.float32)
-    greedy = [generate(model, prompts, [0] * 5, 1, 12, 0, 1.0, 8, len(processor.tokenizer)) for model in (replica, reloaded)]
+    greedy = [generate(model, prompts, [0] * 5, 1, 12, 0, 1.0, 8, len(processor.tokenizer))
+              for model in (replica, reloaded)]
     assert greedy[0] == greedy[1]
     size = AutoProcessor.from_pretrained(folder).image_processor.size
-    assert (size["shortest_edge"], size["longest_edge"]) == (28 * 28, 16 * 28 * 28)  # the limits used in training travel along
+    assert (size["shortest_edge"], size["longest_edge"]) == (28 * 28, 16 * 28 * 28)  # training's limits travel along
 
 
 def test_export_writes_the_names_of_the_hub(policy, processor, tiny_folder, tmp_path):
     export(str(tmp_path / "model"), policy, processor, torch.float32)
-    ours, theirs = (load_file(os.path.join(f, "model.safetensors")).keys() for f in (str(tmp_path / "model"), tiny_folder))
+    ours, theirs = (load_file(os.path.join(f, "model.safetensors")).keys()
+                    for f in (str(tmp_path / "model"), tiny_folder))
     assert set(ours) == set(theirs)
     assert hub_name("model.visual.blocks.0.x") == "visual.blocks.0.x"
     assert hub_name("model.language_model.layers.0.x") == "model.layers.0.x"

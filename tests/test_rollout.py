@@ -1,4 +1,4 @@
-"""The sampler against Hugging Face's generate (greedy), a full forward (log-probs) and the distribution it should draw from."""
+"""The sampler against Hugging Face's generate (greedy), a full forward (log-probs) and the distribution asked for."""
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
@@ -17,10 +17,11 @@ def hf_greedy(model, prompts, max_new_tokens, never):
     out = []
     for prompt in prompts:
         ids = torch.tensor([prompt.input_ids])
-        vision = {} if prompt.pixel_values is None else dict(pixel_values=prompt.pixel_values, image_grid_thw=prompt.grid_thw)
+        vision = {} if prompt.pixel_values is None else dict(pixel_values=prompt.pixel_values,
+                                                             image_grid_thw=prompt.grid_thw)
         tokens = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=(ids == model.config.image_token_id).int(),
-            max_new_tokens=max_new_tokens, do_sample=False, suppress_tokens=never, **vision)
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False,
+            mm_token_type_ids=(ids == model.config.image_token_id).int(), suppress_tokens=never, **vision)
         out.append(tokens[0, ids.shape[1] :].tolist())
     return out
 
@@ -102,7 +103,7 @@ def test_draw_inverts_the_distribution_function_of_the_nucleus():
     probs = torch.tensor([[0.3, 0.15, 0.5, 0.05]]).expand(5, -1)
     uniform = torch.tensor([0.0, 0.62, 0.63, 0.9, 1 - 2**-24])
     assert draw(probs, uniform, 0.8).tolist() == [2, 2, 0, 0, 0]
-    assert draw(probs, uniform, 0.81).tolist() == [2, 0, 0, 1, 1]  # .8 < .81: the third token, at (.5+.3)/.95 = .842, joins
+    assert draw(probs, uniform, 0.81).tolist() == [2, 0, 0, 1, 1]  # .8 < .81: the third joins, at (.5+.3)/.95 = .842
     assert draw(probs, torch.full((5,), 0.99), 1.0).tolist() == [3] * 5
     assert draw(probs, torch.full((5,), 0.99), 1e-9).tolist() == [2] * 5  # the likeliest token is always in
 

@@ -16,11 +16,11 @@ from data import encode_prompt
 from rollout import records
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SMALL = ["--dtype", "float32", "--max_prompt", "200", "--max_response", "16", "--min_pixels", "784", "--max_pixels", "12544",
-         "--slots", "8", "--no_gradient_checkpointing", "--save_every", "0"]
+SMALL = ["--dtype", "float32", "--max_prompt", "200", "--max_response", "16", "--min_pixels", "784",
+         "--max_pixels", "12544", "--slots", "8", "--no_gradient_checkpointing", "--save_every", "0"]
 # an untrained model writes noise: any letter or digit that stands alone in it is a key word found, so rewards differ
-RL = ["--group_size", "4", "--questions_per_rollout", "6", "--questions_per_update", "3", "--lr", "1e-3", "--clip_weight", "0",
-      "--keyword_weight", "1", "--keyword_scope", "response", "--length_limit", "10"]
+RL = ["--group_size", "4", "--questions_per_rollout", "6", "--questions_per_update", "3", "--lr", "1e-3",
+      "--clip_weight", "0", "--keyword_weight", "1", "--keyword_scope", "response", "--length_limit", "10"]
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,8 @@ def questions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("questions")
     rows = []
     for i in range(12):
-        row = dict(qid=f"q{i}", problem=f"How many {i}?", answer=str(i), key_words=list(string.ascii_lowercase + string.digits))
+        row = dict(qid=f"q{i}", problem=f"How many {i}?", answer=str(i),
+                   key_words=list(string.ascii_lowercase + string.digits))
         if i % 6 != 5:
             picture(56 + 28 * (i % 3), 56, i).save(folder / f"{i}.png")
             row["images"] = [f"{i}.png"]
@@ -45,7 +46,8 @@ def warmup(questions, tmp_path_factory):
     for i in range(8):
         text = f"### Image Description: {i}\n### Rationales: r\n### Step 1: s\n### The final answer is: {i}"
         image = [] if i % 6 == 5 else [os.path.join(folder, f"{i}.png")]
-        rows.append(dict(messages=[dict(role="user", content=f"How many {i}?"), dict(role="assistant", content=text)], images=image))
+        rows.append(dict(messages=[dict(role="user", content=f"How many {i}?"), dict(role="assistant", content=text)],
+                         images=image))
     path = tmp_path_factory.mktemp("warmup") / "warmup.json"
     path.write_text(json.dumps(rows))
     return str(path)
@@ -58,7 +60,8 @@ def weights(folder):
 def torchrun(n, *argv):
     """Train with n processes; returns what it printed."""
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n), "train.py", *argv]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n),
+               "train.py", *argv]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
@@ -99,8 +102,8 @@ def test_rl_moves_the_weights_and_logs_what_happened(one_process, tiny_folder):
 @pytest.mark.parametrize("budget", ["216", "400"])
 def test_the_result_does_not_depend_on_the_micro_batch_size(one_process, tiny_folder, questions, tmp_path, budget):
     out = str(tmp_path)
-    assert train.main(["--stage", "1", "--out", out, "--model", tiny_folder, "--data", questions, "--token_budget", budget,
-                       *SMALL, *RL]) == 0
+    assert train.main(["--stage", "1", "--out", out, "--model", tiny_folder, "--data", questions,
+                       "--token_budget", budget, *SMALL, *RL]) == 0
     assert largest_difference(weights(os.path.join(out, "stage1")), weights(one_process)) < 2e-4
 
 
@@ -117,8 +120,8 @@ def test_n_processes_equal_one(one_process, tiny_folder, questions, tmp_path, n)
 
 def test_two_processes_equal_one_in_the_warm_up(tiny_folder, warmup, tmp_path):
     """Three steps; the vision tower is frozen and stays as it was."""
-    argv = ["--stage", "sft", "--model", tiny_folder, "--data", warmup, "--questions_per_rollout", "5", "--questions_per_update", "5",
-            "--lr", "1e-2", *SMALL]
+    argv = ["--stage", "sft", "--model", tiny_folder, "--data", warmup, "--questions_per_rollout", "5",
+            "--questions_per_update", "5", "--lr", "1e-2", *SMALL]
     assert train.main([*argv, "--out", str(tmp_path / "one")]) == 0
     torchrun(2, *argv, "--out", str(tmp_path / "two"))
     one, two = (weights(tmp_path / name / "sft") for name in ("one", "two"))
@@ -131,7 +134,8 @@ def test_two_processes_equal_one_in_the_warm_up(tiny_folder, warmup, tmp_path):
 
 
 def test_resuming_continues_bit_for_bit(tiny_folder, questions, tmp_path):
-    argv = ["--stage", "1", "--model", tiny_folder, "--data", questions, *SMALL, *RL, "--epochs", "2", "--save_every", "2"]
+    argv = ["--stage", "1", "--model", tiny_folder, "--data", questions, *SMALL, *RL,
+            "--epochs", "2", "--save_every", "2"]
     whole, torn = str(tmp_path / "whole"), str(tmp_path / "torn")
     assert train.main([*argv, "--out", whole]) == 0
 
@@ -154,7 +158,8 @@ def test_resuming_continues_bit_for_bit(tiny_folder, questions, tmp_path):
 
 
 def test_a_complete_stage_is_not_run_again_unless_told(one_process, tiny_folder, questions, capsys):
-    argv = ["--stage", "1", "--out", os.path.dirname(one_process), "--model", tiny_folder, "--data", questions, *SMALL, *RL]
+    argv = ["--stage", "1", "--out", os.path.dirname(one_process), "--model", tiny_folder, "--data", questions,
+            *SMALL, *RL]
     before = os.path.getmtime(os.path.join(one_process, "model", "model.safetensors"))
     assert train.main(argv) == 0 and "complete; --restart" in capsys.readouterr().out
     assert train.main([*argv, "--lr", "5e-3"]) == 2
@@ -163,16 +168,17 @@ def test_a_complete_stage_is_not_run_again_unless_told(one_process, tiny_folder,
 
 
 def test_stages_chain_by_their_defaults(tiny_folder, questions, warmup, tmp_path):
-    """Each stage finds its model and its data where the stage before it wrote them; only the outermost inputs are given."""
+    """Each stage finds its model and data where the stage before it wrote them; only the outermost inputs are given."""
     out = ["--out", str(tmp_path)]
     small = [*SMALL, "--group_size", "2", "--questions_per_rollout", "2", "--questions_per_update", "1"]
     one_each = [*small, "--max_steps", "1"]
     assert train.main(["--stage", "sft", *out, "--model", tiny_folder, "--data", warmup, *one_each]) == 0
     assert train.main(["--stage", "sample", *out, "--data", questions, *small]) == 0
-    buckets = {name: [json.loads(line) for line in open(tmp_path / "sample" / f"{name}.jsonl")] for name in ("easy", "medium", "hard")}
+    buckets = {name: [json.loads(line) for line in open(tmp_path / "sample" / f"{name}.jsonl")]
+               for name in ("easy", "medium", "hard")}
     assert sorted(row["qid"] for rows in buckets.values() for row in rows) == sorted(f"q{i}" for i in range(12))
-    for name in ("easy", "medium"):  # noise answers nothing: fill the buckets from the hard one
-        os.replace(tmp_path / "sample" / "hard.jsonl", tmp_path / "sample" / f"{name}.jsonl") if name == "easy" else None
+    # noise answers nothing: fill the buckets from the hard one
+    os.replace(tmp_path / "sample" / "hard.jsonl", tmp_path / "sample" / "easy.jsonl")
     (tmp_path / "sample" / "medium.jsonl").write_bytes((tmp_path / "sample" / "easy.jsonl").read_bytes())
     assert train.main(["--stage", "1", *out, *one_each, "--clip_weight", "0"]) == 0
     assert train.main(["--stage", "2", *out, *one_each]) == 0
@@ -183,10 +189,12 @@ def test_stages_chain_by_their_defaults(tiny_folder, questions, warmup, tmp_path
 
 
 def test_a_second_sampling_replaces_the_first(tiny_folder, questions, tmp_path):
-    argv = ["--stage", "sample", "--out", str(tmp_path), "--model", tiny_folder, "--data", questions, *SMALL, "--group_size", "2"]
+    argv = ["--stage", "sample", "--out", str(tmp_path), "--model", tiny_folder, "--data", questions, *SMALL,
+            "--group_size", "2"]
     for seed in ("0", "1"):
         assert train.main([*argv, "--seed", seed]) == 0
-        rows = [json.loads(line) for name in ("easy", "medium", "hard") for line in open(tmp_path / "sample" / f"{name}.jsonl")]
+        rows = [json.loads(line) for name in ("easy", "medium", "hard")
+                for line in open(tmp_path / "sample" / f"{name}.jsonl")]
         assert sorted(row["qid"] for row in rows) == sorted(f"q{i}" for i in range(12))
 
 
@@ -209,7 +217,8 @@ def test_rollout_rows_say_what_the_parser_read(replica, processor, samples):
 
 def test_bad_input_is_one_line_exit_code_2_and_changes_nothing(one_process, tiny_folder, questions, tmp_path, capsys):
     before = {name: os.path.getmtime(os.path.join(one_process, name)) for name in os.listdir(one_process)}
-    good = ["--stage", "1", "--out", os.path.dirname(one_process), "--model", tiny_folder, "--data", questions, *SMALL, *RL]
+    good = ["--stage", "1", "--out", os.path.dirname(one_process), "--model", tiny_folder, "--data", questions,
+            *SMALL, *RL]
     rows = [json.loads(line) for line in open(questions)]
     bad_rows = {
         "twice.jsonl": ([rows[5], rows[5]], "qid 'q5'"),
