@@ -105,7 +105,8 @@ class Flags(HfArgumentParser):
     """The command-line flags of a dataclass; every mistake is one line."""
 
     def __init__(self, kind, doc: str):
-        super().__init__(kind, description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+        verbatim = argparse.RawDescriptionHelpFormatter
+        super().__init__(kind, description=doc, allow_abbrev=False, formatter_class=verbatim)
 
     def error(self, message: str):
         raise InputError(message)

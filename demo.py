@@ -1,11 +1,11 @@
-"""The embedded default: a drawn world, a tiny genuine Qwen2.5-VL and a tiny CLIP, all made from a seed, offline.
+"""The whole method on a laptop: a drawn world, a tiny Qwen2.5-VL, and the five stages through train.py and eval.py.
 
-The world is a 2x2 grid of coloured shapes with questions that are answered by seeing first and counting second.
+    python demo.py                 warm-up, sampling, stage 1, stage 2, and evaluations: about 4 minutes on 2 cores
+    python demo.py --ablate        afterwards either stage alone with as many RL steps, over three seeds
 
-Its warm-up teacher is synthetic and errs on purpose, so that reinforcement learning has something to correct: it often
-takes green for blue and a triangle for a circle (`slip_seeing`, per attribute) and sometimes forgets the last of
-several objects it counts (`slip_counting`). Its reasoning follows what it believes to see. Answers, captions and key
-words are always true.
+Nothing here is special to the demo but world.py, which makes the data and the models, and the small sizes below. The
+settings of RL are the method's (G 8, temperature 1.2, top-p 0.99, 4 updates a step, its clips, KL and reward weights);
+the learning rate is higher, because the model is 10,000 times smaller.
 """
 import os
 
@@ -14,342 +14,59 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
 
 import argparse
 import json
-import random
 import resource
 import statistics
 import sys
 import time
-from dataclasses import dataclass
 
-import numpy
-import open_clip
-import torch
-import torch.nn.functional as F
-from PIL import Image, ImageDraw
-from safetensors.torch import save_file
-from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, trainers
-from tokenizers.models import BPE
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2Tokenizer
-from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
-from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+from transformers.utils.logging import disable_progress_bar
 
-import data
 import eval as evaluation
 import train
 from answers import parse
 from checkpoint import write_text
 from model import stop_processes
+from world import CELL, make_clip, make_world
 
-# --- the world ------------------------------------------------------------------------------------------------------
-
-COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 220), "yellow": (230, 200, 40)}
-SHAPES = ("circle", "square", "triangle")
-MISTAKEN = {"green": "blue", "triangle": "circle"}         # what the warm-up teacher takes them for
-CELL = 28                                                  # pixels: one merged image token (patch 14, merge 2)
-DESCRIBE = "Describe the image."                           # the question whose answer is the description alone
-
-
-@dataclass(frozen=True)
-class Question:
-    kind: str                                              # "count", "subtract" or "add"
-    colour: str                                            # "" = any
-    shape: str                                             # "" = any
-    extra: int                                             # objects that "add" adds
-
-    @property
-    def label(self) -> str:
-        return " ".join(word for word in (self.colour, f"{self.shape or 'object'}s") if word)
-
-    @property
-    def text(self) -> str:
-        return {"count": f"How many {self.label} are there?",
-                "subtract": f"Subtract all {self.label}. How many objects are left?",
-                "add": f"Add {self.extra} {self.label}. How many objects are there?"}[self.kind]
-
-    def about(self, objects: tuple) -> tuple:
-        """The objects that the label names."""
-        return tuple((c, s) for c, s in objects if self.colour in ("", c) and self.shape in ("", s))
-
-    def part(self, pair: tuple[str, str]) -> str:
-        """What of an object the label asks about: its colour, its shape or both."""
-        return " ".join(word for word, asked in zip(pair, (self.colour, self.shape)) if asked)
-
-    def answer(self, total: int, named: int) -> int:
-        return {"count": named, "subtract": total - named, "add": total + self.extra}[self.kind]
-
-
-@dataclass(frozen=True)
-class Item:
-    objects: tuple[tuple[str, str], ...]                   # (colour, shape) in reading order
-    image: Image.Image                                     # 56 x 56
-    question: Question
-    answer: str
-    response: str                                          # of the warm-up teacher: may be wrong
-
-    @property
-    def caption(self) -> str:
-        return describe(self.objects)
-
-    @property
-    def key_words(self) -> list[str]:
-        return sorted({f"{colour} {shape}" for colour, shape in self.objects})
-
-
-def describe(objects: tuple) -> str:
-    return ", ".join(f"{colour} {shape}" for colour, shape in objects) + "."
-
-
-def draw(objects: tuple, rng: random.Random) -> Image.Image:
-    """Objects fill the grid's cells in reading order, with jitter of place (2 px), size, colour, and pixel noise."""
-    image = Image.new("RGB", (2 * CELL, 2 * CELL), (rng.randint(190, 235),) * 3)
-    pen = ImageDraw.Draw(image)
-    for cell, (colour, shape) in enumerate(objects):
-        x, y = ((place + 0.5) * CELL + rng.uniform(-2, 2) for place in (cell % 2, cell // 2))
-        r = rng.uniform(8.5, 11.5)
-        fill = tuple(min(255, max(0, round(value + rng.uniform(-25, 25)))) for value in COLOURS[colour])
-        if shape == "circle":
-            pen.ellipse([x - r, y - r, x + r, y + r], fill=fill)
-        elif shape == "square":
-            pen.rectangle([x - 0.88 * r, y - 0.88 * r, x + 0.88 * r, y + 0.88 * r], fill=fill)
-        else:
-            pen.polygon([(x, y - r), (x - r, y + 0.9 * r), (x + r, y + 0.9 * r)], fill=fill)
-    noise = numpy.random.default_rng(rng.getrandbits(32)).normal(0, 10, (2 * CELL, 2 * CELL, 3))
-    return Image.fromarray((numpy.asarray(image) + noise).clip(0, 255).astype(numpy.uint8))
-
-
-def ask(objects: tuple, rng: random.Random) -> Question:
-    """A question whose label is a colour, a shape or both, four times in five of an object that is there."""
-    colour, shape = rng.choice(objects) if rng.random() < 0.8 else (rng.choice(list(COLOURS)), rng.choice(SHAPES))
-    colour, shape = rng.choice([(colour, ""), ("", shape), (colour, shape)])
-    return Question(rng.choice(["count", "subtract", "subtract", "add"]), colour, shape, rng.randint(1, 4))
-
-
-def teach(objects: tuple, question: Question, slip_seeing: float, slip_counting: float, rng: random.Random) -> str:
-    """The imperfect teacher's response: it describes what it believes to see, and counts that by enumeration."""
-    seen = tuple(tuple(MISTAKEN[word] if word in MISTAKEN and rng.random() < slip_seeing else word for word in pair)
-                 for pair in objects)
-    hits = [pair in question.about(seen) for pair in seen]
-    if sum(hits) >= 2 and rng.random() < slip_counting:
-        hits[max(i for i, hit in enumerate(hits) if hit)] = False
-    total, named = len(seen), sum(hits)
-    answer = question.answer(total, named)
-    counted = [f"{question.part(pair)} {sum(hits[:i])}" for i, pair in enumerate(seen, 1)]       # "red 1, blue 1, red 2"
-    listed = ", ".join(counted)
-    plan, steps = {"count": (f"Count the {question.label}", [listed]),
-                   "subtract": (f"Subtract the {question.label}", [listed, f"{total} - {named} = {answer}"]),
-                   "add": (f"Add {question.extra}", [f"{total} + {question.extra} = {answer}"])}[question.kind]
-    sections = [f"### {data.DESCRIPTION}: {describe(seen)}", f"### {data.RATIONALES}: {plan}.", f"### {data.THINK}"]
-    sections += [f"### {data.STEP} {i}: {step}." for i, step in enumerate(steps, 1)]
-    return "\n".join([*sections, f"### {data.ANSWER}: {answer}"])
-
-
-def make_items(count: int, seed: int, split: str, slip_seeing: float = 0.55, slip_counting: float = 0.3) -> list[Item]:
-    """`count` items from the stream (seed, split); streams of different splits are independent."""
-    rng = random.Random(f"{seed} {split}")
-    items = []
-    for _ in range(count):
-        objects = tuple((rng.choice(list(COLOURS)), rng.choice(SHAPES)) for _ in range(rng.randint(2, 4)))
-        question = ask(objects, rng)
-        answer = question.answer(len(objects), len(question.about(objects)))
-        response = teach(objects, question, slip_seeing, slip_counting, rng)
-        items.append(Item(objects, draw(objects, rng), question, str(answer), response))
-    return items
-
-
-# --- tokenizer, processor, model ------------------------------------------------------------------------------------
-
-END_OF_TEXT, TURN_START, TURN_END, IMAGE_PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>"
-VISION_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_PAD, "<|video_pad|>"]
-CHAT_TEMPLATE = """\
-{%- for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}
-{%- if message['content'] is string %}{{ message['content'] }}
-{%- else %}{%- for part in message['content'] %}
-{%- if part['type'] == 'image' %}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}
-{%- elif part['type'] == 'text' %}{{ part['text'] }}{%- endif %}{%- endfor %}{%- endif %}{{ '<|im_end|>\n' }}
-{%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}"""
-
-
-def fixed_phrases() -> list[str]:
-    """Texts that cost one token each: they never vary, so the tiny model need not spend capacity on spelling them."""
-    headers = [data.DESCRIPTION, data.RATIONALES, *(f"{data.STEP} {i}" for i in range(1, 4)), data.ANSWER]
-    numbers = [f" {digit}" for digit in range(10)]
-    return ["user\n", "assistant\n", *numbers, data.INSTRUCTION.strip(), f"### {data.THINK}", *(f"### {name}:" for name in headers)]
-
-
-def make_processor(texts: list[str], vocab_size: int = 512) -> Qwen2_5_VLProcessor:
-    """A Qwen2.5-VL processor whose byte-level BPE is trained on `texts`; every byte stays writable."""
-    bpe = Tokenizer(BPE())
-    bpe.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, min_frequency=2, show_progress=False)
-    bpe.train_from_iterator(texts, trainer)
-    learned = json.loads(bpe.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(
-        vocab=learned["vocab"], merges=[tuple(merge) for merge in learned["merges"]],
-        unk_token=END_OF_TEXT, pad_token=END_OF_TEXT, eos_token=TURN_END,
-        extra_special_tokens=[TURN_START, *VISION_TOKENS], padding_side="left", model_max_length=2048)
-    tokenizer.add_tokens([AddedToken(phrase, normalized=False, special=False) for phrase in fixed_phrases()])
-    pixels = {"shortest_edge": 28 * 28, "longest_edge": 802816}   # explicit: the class's default is shared and mutable
-    return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=pixels), video_processor=Qwen2VLVideoProcessor(),
-        tokenizer=tokenizer, chat_template=CHAT_TEMPLATE)
-
-
-def make_model(processor: Qwen2_5_VLProcessor, seed: int = 0, hidden: int = 128, layers: int = 2, heads: int = 4,
-               kv_heads: int = 2, intermediate: int = 256, vision_depth: int = 1, vision_hidden: int = 96,
-               vision_heads: int = 4, vision_intermediate: int = 192, rope_theta: float = 20.0,
-               mrope_section: tuple[int, int, int] = (2, 7, 7),
-               initializer_range: float = 0.06) -> Qwen2_5_VLForConditionalGeneration:
-    """An untrained Qwen2.5-VL of the real architecture, its weights a function of `seed` alone.
-
-    rope_theta is small because positions are: at 1e4 a step of one image cell would turn the rotary angles by 0.003 rad.
-    """
-    assert sum(mrope_section) == hidden // heads // 2, f"{mrope_section=} must add up to half of {hidden // heads=}"
-    ids = {token: processor.tokenizer.convert_tokens_to_ids(token) for token in [END_OF_TEXT, TURN_END, *VISION_TOKENS]}
-    ends = dict(bos_token_id=ids[END_OF_TEXT], eos_token_id=ids[TURN_END], pad_token_id=ids[END_OF_TEXT])
-    rope = dict(rope_type="default", rope_theta=rope_theta, mrope_section=list(mrope_section))
-    text_config = dict(
-        vocab_size=-(-len(processor.tokenizer) // 16) * 16, hidden_size=hidden, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=kv_heads, intermediate_size=intermediate,
-        max_position_embeddings=2048, rope_parameters=rope, initializer_range=initializer_range,
-        rms_norm_eps=1e-6, use_sliding_window=False, max_window_layers=layers, **ends)
-    vision_config = dict(
-        depth=vision_depth, hidden_size=vision_hidden, num_heads=vision_heads, intermediate_size=vision_intermediate,
-        out_hidden_size=hidden, fullatt_block_indexes=[vision_depth - 1], window_size=112,
-        initializer_range=initializer_range)
-    config = Qwen2_5_VLConfig(
-        text_config=text_config, vision_config=vision_config, tie_word_embeddings=True,
-        image_token_id=ids[IMAGE_PAD], video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"], **ends)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config)
-    model.generation_config.eos_token_id = [ids[TURN_END], ids[END_OF_TEXT]]
-    model.generation_config.pad_token_id = ids[END_OF_TEXT]
-    return model.eval()
-
-
-# --- CLIP -----------------------------------------------------------------------------------------------------------
-
-CLIP_CONFIG = dict(
-    embed_dim=64,
-    vision_cfg=dict(image_size=2 * CELL, patch_size=14, layers=2, width=96, head_width=24, mlp_ratio=2.0),
-    text_cfg=dict(context_length=20, vocab_size=49408, layers=2, width=64, heads=4, mlp_ratio=2.0))
-CLIP_PIXELS = dict(mean=[0.5] * 3, std=[0.5] * 3, interpolation="bicubic", resize_mode="squash")
-
-
-def misdescribe(objects: tuple, rng: random.Random) -> str:
-    """A caption with one wrong colour or shape."""
-    place, kind = rng.randrange(len(objects)), rng.randrange(2)
-    wrong = list(objects[place])
-    wrong[kind] = rng.choice([word for word in (list(COLOURS), SHAPES)[kind] if word != wrong[kind]])
-    return describe((*objects[:place], tuple(wrong), *objects[place + 1:]))
-
-
-def train_clip(items: list[Item], seed: int, steps: int = 240, batch: int = 96, rate: float = 2e-3) -> open_clip.CLIP:
-    """Contrastive training of images and captions; each image also sees its own caption with one word wrong.
-
-    The token embeddings stay random: they are nine tenths of the parameters, and a dozen words need no learned ones.
-    """
-    torch.manual_seed(seed)
-    model, tokenize = open_clip.CLIP(**CLIP_CONFIG), open_clip.SimpleTokenizer(context_length=20)
-    model.token_embedding.requires_grad_(False)
-    rng, images = random.Random(seed), numpy.stack([numpy.asarray(item.image) for item in items])
-    images = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1                            # (items, 3, 56, 56)
-    captions = tokenize([item.caption for item in items])                                        # (items, 20)
-    optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.12)
-    for _ in range(steps):
-        chosen = rng.sample(range(len(items)), batch)
-        texts = torch.cat([captions[chosen], tokenize([misdescribe(items[i].objects, rng) for i in chosen])])
-        image_features = model.encode_image(images[chosen], normalize=True)                      # (batch, D)
-        text_features = model.encode_text(texts, normalize=True)                                 # (2 batch, D)
-        logits = model.logit_scale.exp() * image_features @ text_features.T                      # (batch, 2 batch)
-        twins = (texts[None] == captions[chosen][:, None]).all(-1)                               # equal captions are right
-        twins[:, :batch] &= ~torch.eye(batch, dtype=torch.bool)
-        logits, own = logits.masked_fill(twins, -1e4), torch.arange(batch)
-        loss = F.cross_entropy(logits, own) + F.cross_entropy(logits[:, :batch].T, own)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    return model.eval()
-
-
-def save_clip(model: open_clip.CLIP, folder: str):
-    """The folder that open_clip loads as local-dir: and --clip takes."""
-    os.makedirs(folder, exist_ok=True)
-    with open(f"{folder}/open_clip_config.json", "w") as file:
-        json.dump(dict(model_cfg=CLIP_CONFIG, preprocess_cfg=CLIP_PIXELS), file, indent=1)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()},
-              f"{folder}/open_clip_model.safetensors")
-
-
-# --- files ----------------------------------------------------------------------------------------------------------
-
-
-def make_world(out: str, seed: int, captions: int, warmup: int, questions: int, evaluation: int):
-    """Images, the four data files, and the untrained model, under out/world and out/untrained."""
-    world, texts = f"{out}/world", [DESCRIBE]
-    os.makedirs(f"{world}/images", exist_ok=True)
-    for split, count in (("captions", captions), ("warmup", warmup), ("questions", questions), ("evaluation", evaluation)):
-        rows = []
-        for i, item in enumerate(make_items(count, seed, split)):
-            path = f"images/{split}_{i}.png"
-            item.image.save(f"{world}/{path}", compress_level=1)
-            if split in ("captions", "warmup"):
-                pair = (DESCRIBE, f"### {data.DESCRIPTION}: {item.caption}")
-                pair = (item.question.text, item.response) if split == "warmup" else pair
-                turns = [dict(role=role, content=text) for role, text in zip(("user", "assistant"), pair)]
-                rows.append(dict(messages=turns, images=[path]))
-                texts += pair
-            else:
-                rows.append(dict(qid=f"{split}_{i}", problem=item.question.text, answer=item.answer, images=[path],
-                                 key_words=item.key_words, caption=item.caption))
-        write_text(f"{world}/{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    processor = make_processor(texts)
-    make_model(processor, seed).save_pretrained(f"{out}/untrained")
-    processor.save_pretrained(f"{out}/untrained")
-
-
-def make_clip(out: str, seed: int, captions: int, steps: int = 240):
-    save_clip(train_clip(make_items(captions, seed, "captions"), seed, steps), f"{out}/clip")
-
-
-# --- the five stages ------------------------------------------------------------------------------------------------
-
-SIZES = dict(captions=3000, warmup=3000, questions=480, evaluation=300)
-STEPS = dict(clip=240, base=200, sft=320, stage1=16, stage2=24)
+SIZES = dict(captions=3000, warmup=3000, questions=480, evaluation=500)
+STEPS = dict(clip=300, base=320, sft=240, stage1=20, stage2=36)
 PHASES = {"sft": "warm-up", "stage1": "after stage 1", "stage2": "after stage 2"}
 FIGURES = ("accuracy", "caption_exact", "clip", "keyword", "format", "length")
-PIXELS = str(4 * CELL * CELL)
-SHARED = ["--dtype", "float32", "--max_prompt", "64", "--max_response", "96", "--min_pixels", PIXELS, "--max_pixels", PIXELS,
-          "--slots", "256", "--clip_target", "0.9"]
+PIXELS = str(4 * CELL * CELL)  # no image is resized
+SHARED = ["--dtype", "float32", "--max_prompt", "64", "--max_response", "96", "--min_pixels", PIXELS,
+          "--max_pixels", PIXELS, "--slots", "256"]
 TRAINING = [*SHARED, "--restart", "--no_gradient_checkpointing", "--save_every", "0", "--token_budget", "2048"]
-SUPERVISED = [*TRAINING, "--questions_per_rollout", "64", "--questions_per_update", "64", "--epochs", "10", "--lr", "3e-3",
-              "--keep_prompts"]
-REINFORCED = [*TRAINING, "--questions_per_rollout", "32", "--questions_per_update", "8", "--epochs", "20", "--lr", "2e-4"]
+SUPERVISED = [*TRAINING, "--questions_per_rollout", "64", "--questions_per_update", "64", "--epochs", "20",
+              "--lr", "3e-3", "--keep_prompts"]
+REINFORCED = [*TRAINING, "--questions_per_rollout", "32", "--questions_per_update", "8", "--epochs", "40",
+              "--lr", "1e-4"]
 
 
 def call(program, *argv):
-    """Run train.py or eval.py as the command line would; a failure ends the demo with the same exit code."""
-    print(f"$ python {program.__name__}.py {' '.join(map(str, argv))}", flush=True)
-    code = program.main([str(word) for word in argv])
+    """Run train.py or eval.py as the command line would; a failure ends the demo with its exit code."""
+    argv = [str(word) for word in argv]
+    print(f"\n$ python {os.path.basename(program.__file__)} {' '.join(argv)}", flush=True)
+    code = program.main(argv)
     if code:
         sys.exit(code)
 
 
-def rl_stage(stage: str, out: str, steps: int, seed: int, *inputs):
-    call(train, "--stage", stage, "--out", out, "--max_steps", steps, "--seed", seed, *REINFORCED, *inputs)
+def supervise(out: str, model: str, rows: str, steps: int, seed: int, *flags):
+    call(train, "--stage", "sft", "--out", out, "--model", model, "--data", rows, "--max_steps", steps, "--seed", seed,
+         *SUPERVISED, *flags)
 
 
-def evaluate(world: str, clip: str, model: str, out: str, seed: int) -> dict:
-    """eval.py on the evaluation questions, four samples each at temperature 1, and how often a caption is exactly right."""
-    call(evaluation, "--model", model, "--data", f"{world}/evaluation.jsonl", "--out", out, "--clip", clip, "--seed", seed, *SHARED,
+def reinforce(stage: str, out: str, steps: int, seed: int, clip: str, *inputs):
+    call(train, "--stage", stage, "--out", out, "--max_steps", steps, "--seed", seed, "--clip", clip, *REINFORCED,
+         *inputs)
+
+
+def evaluate(world: str, clip: str, model: str, out: str) -> dict[str, tuple[float, float]]:
+    """eval.py with four samples a question at temperature 1, and how often a caption is right in every word.
+
+    Returns (mean, half width of the 95 % interval) of each figure.
+    """
+    call(evaluation, "--model", model, "--data", f"{world}/evaluation.jsonl", "--out", out, "--clip", clip, *SHARED,
          "--group_size", 4, "--temperature", "1.0")
     with open(f"{out}/report.json") as file:
         figures = {name: (f["mean"], f["half_width"]) for name, f in json.load(file)["figures"].items()}
@@ -357,77 +74,83 @@ def evaluate(world: str, clip: str, model: str, out: str, seed: int) -> dict:
         captions = {row["qid"]: row["caption"] for row in map(json.loads, file)}
     with open(f"{out}/responses.jsonl") as file:
         rows = [json.loads(line) for line in file]
-    exact = [statistics.fmean(parse(r["text"]).description == captions[row["qid"]] for r in row["responses"]) for row in rows]
+    exact = [statistics.fmean(parse(response["text"]).description == captions[row["qid"]]
+                              for response in row["responses"]) for row in rows]
     figures["caption_exact"] = evaluation.interval(exact)
     return {name: figures[name] for name in FIGURES}
 
 
-def run(out: str, seed: int = 0, sizes: dict = SIZES, steps: dict = STEPS) -> dict:
-    """World, base model, then the five stages. Returns and writes out/summary.json."""
-    seconds, results, world, clip = {}, {}, f"{out}/world", f"{out}/clip"
+def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int]) -> dict:
+    """The world, its base models, the stages and their evaluation. Returns and writes out/summary.json."""
+    world, clip, base = f"{out}/world", f"{out}/clip", f"{out}/base/sft/model"
     phases = {
         "world": lambda: make_world(out, seed, **sizes),
         "clip": lambda: make_clip(out, seed, sizes["captions"], steps["clip"]),
-        "base": lambda: call(train, "--stage", "sft", "--model", f"{out}/untrained", "--data", f"{world}/captions.jsonl",
-                             "--out", f"{out}/base", "--seed", seed, "--freeze_vision", "False", "--max_steps", steps["base"], *SUPERVISED),
-        "sft": lambda: call(train, "--stage", "sft", "--model", f"{out}/base/sft/model", "--data", f"{world}/warmup.jsonl",
-                            "--out", out, "--seed", seed, "--max_steps", steps["sft"], *SUPERVISED),
-        "sample": lambda: call(train, "--stage", "sample", "--data", f"{world}/questions.jsonl", "--out", out, "--seed", seed, *TRAINING),
-        "stage1": lambda: rl_stage("1", out, steps["stage1"], seed, "--clip", clip),
-        "stage2": lambda: rl_stage("2", out, steps["stage2"], seed, "--clip", clip),
+        "base": lambda: supervise(f"{out}/base", f"{out}/untrained", f"{world}/base.jsonl", steps["base"], seed,
+                                  "--freeze_vision", "False"),  # what a downloaded model already knows
+        "sft": lambda: supervise(out, base, f"{world}/warmup.jsonl", steps["sft"], seed),
+        "sample": lambda: call(train, "--stage", "sample", "--out", out, "--data", f"{world}/questions.jsonl",
+                               "--seed", seed, *TRAINING),
+        "stage1": lambda: reinforce("1", out, steps["stage1"], seed, clip),
+        "stage2": lambda: reinforce("2", out, steps["stage2"], seed, clip),
     }
+    seconds, results = {}, {}
     for name, phase in phases.items():
         start = time.perf_counter()
         phase()
         seconds[name] = time.perf_counter() - start
         if name in PHASES:
-            start = time.perf_counter()
-            results[name] = evaluate(world, clip, f"{out}/{name}/model", f"{out}/eval/{name}", seed)
-            seconds["evaluation"] = seconds.get("evaluation", 0.0) + time.perf_counter() - start
-    summary = {"phases": {name: {figure: mean for figure, (mean, _) in figures.items()}
-                          | {"intervals": {figure: [mean - half, mean + half] for figure, (mean, half) in figures.items()}}
-                          for name, figures in results.items()},
-               "seconds": seconds}
+            results[name] = evaluate(world, clip, f"{out}/{name}/model", f"{out}/eval/{name}")
+            seconds[f"evaluate {name}"] = time.perf_counter() - start - seconds[name]
+    summary = {"phases": {}, "seconds": seconds}
+    for name, figures in results.items():
+        intervals = {figure: [mean - half, mean + half] for figure, (mean, half) in figures.items()}
+        summary["phases"][name] = {figure: mean for figure, (mean, _) in figures.items()} | {"intervals": intervals}
     write_text(f"{out}/summary.json", json.dumps(summary, indent=1))
     print_table({PHASES[name]: figures for name, figures in results.items()})
-    print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()) + f"; {sum(seconds.values()):.0f} in all, "
-          f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GB")
-    print(f"{out}/summary.json, {out}/eval/*/responses.jsonl, {out}/stage*/rollouts; models in {out}/{{sft,stage1,stage2}}/model")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print("\nseconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
+          + f"; together {sum(seconds.values()):.0f}; peak memory {peak:.1f} GB")
+    print(f"figures   {out}/summary.json\nresponses {out}/eval/*/responses.jsonl, {out}/stage*/rollouts/\n"
+          f"models    {out}/sft/model, {out}/stage1/model, {out}/stage2/model")
     return summary
 
 
-def print_table(rows: dict[str, dict]):
+def print_table(rows: dict[str, dict[str, tuple[float, float]]]):
+    """Mean and half width of the 95 % interval of each figure."""
     print(f"\n{'':<22}" + "".join(f"{figure:>16}" for figure in FIGURES))
     for name, figures in rows.items():
         print(f"{name:<22}" + "".join(f"{mean:>9.3f} ±{half:.3f}" for mean, half in figures.values()))
 
 
-def ablate(out: str, seed: int, seeds: int = 3, steps: dict = STEPS):
-    """Two stages against either stage alone with as many RL steps, from the same warm-up; printed whichever way it ends."""
+def ablate(out: str, seed: int, steps: dict[str, int]):
+    """Two stages against either stage alone with as many RL steps, from one warm-up; printed whichever way it ends."""
     world, clip, total = f"{out}/world", f"{out}/clip", steps["stage1"] + steps["stage2"]
-    first = ["--model", f"{out}/sft/model", "--clip", clip]
+    warm = ["--model", f"{out}/sft/model"]
     easy, medium = (["--data", f"{out}/sample/{name}.jsonl"] for name in ("easy", "medium"))
     rows = {}
-    for s in range(seed + 1, seed + 1 + seeds):
+    for s in range(seed + 1, seed + 4):
         folder = f"{out}/ablate/seed{s}"
-        rl_stage("1", f"{folder}/both", steps["stage1"], s, *first, *easy)
-        rl_stage("2", f"{folder}/both", steps["stage2"], s, "--clip", clip, *medium)
-        rl_stage("1", f"{folder}/one", total, s, *first, *easy)
-        rl_stage("2", f"{folder}/two", total, s, *first, *medium)
-        for arm, model in (("both stages", "both/stage2"), ("stage 1 alone", "one/stage1"), ("stage 2 alone", "two/stage2")):
-            rows[f"{arm}, seed {s}"] = evaluate(world, clip, f"{folder}/{model}/model", f"{folder}/eval/{arm}", seed)
-    print_table(rows)
+        reinforce("1", f"{folder}/both", steps["stage1"], s, clip, *warm, *easy)
+        reinforce("2", f"{folder}/both", steps["stage2"], s, clip, *medium)
+        reinforce("1", f"{folder}/only1", total, s, clip, *warm, *easy)
+        reinforce("2", f"{folder}/only2", total, s, clip, *warm, *medium)
+        for name, last in (("both stages", "both/stage2"), ("stage 1 alone", "only1/stage1"),
+                           ("stage 2 alone", "only2/stage2")):
+            rows[f"{name}, seed {s}"] = evaluate(world, clip, f"{folder}/{last}/model", f"{folder}/eval/{last}")
+    print_table(dict(sorted(rows.items())))
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/demo", help="everything is written here (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ablate", action="store_true", help="afterwards compare with either stage alone, over three seeds")
+    parser.add_argument("--seed", type=int, default=0, help="of world, models and sampling (default: %(default)s)")
+    parser.add_argument("--ablate", action="store_true", help="afterwards compare with either stage alone")
     args = parser.parse_args(argv)
-    run(args.out, args.seed)
+    disable_progress_bar()  # of transformers, when it saves the tiny model
+    run(args.out, args.seed, SIZES, STEPS)
     if args.ablate:
-        ablate(args.out, args.seed)
+        ablate(args.out, args.seed, STEPS)
     return 0
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 import data
-import demo
+import world
 from model import Policy, pack
 from rollout import generate, seed_of
 
@@ -121,8 +121,8 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
-        processor = demo.make_processor(["How many red circles are there?"])
-        demo.make_model(processor, initializer_range=0.02).save_pretrained(folder)  # near uniform: `stop` sets lengths
+        processor = world.make_processor(["How many red circles are there?"])
+        world.make_model(processor, initializer_range=0.02).save_pretrained(folder)  # near uniform: `stop` sets lengths
         processor.save_pretrained(folder)
         processor = data.load_processor(folder, 28 * 28, 448 * 448)
         policy, replica = (Policy.load(folder, "cpu", torch.float32) for _ in range(2))

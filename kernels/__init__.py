@@ -1,4 +1,42 @@
-"""The operations where a large-vocabulary trainer spends its memory, each with its plain-torch reference beside it."""
-from kernels.logprob import linear_logprob
+"""The operations where a large-vocabulary trainer spends its memory: Triton on a GPU, plain torch everywhere else.
 
-__all__ = ["linear_logprob"]
+    logprob.py  log-probs and entropies from hidden states and the head's weight, alone or with a loss on top
+    grpo.py     the clipped policy loss; its reference is train.py's `grpo_loss`
+
+`backend(device)` says in a word which one runs there; the caller prints it once.
+"""
+import torch
+import triton
+
+from kernels import grpo, logprob
+
+__all__ = ["backend", "linear_logprob", "linear_logprob_loss", "pick_grpo_loss"]
+
+
+def backend(device) -> str:
+    """What computes log-probs and losses on this device: "triton 3.6.0" or "torch 2.11.0"."""
+    return f"triton {triton.__version__}" if torch.device(device).type == "cuda" else f"torch {torch.__version__}"
+
+
+def on_triton(hidden) -> bool:
+    return hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float32)  # float64 is for tests: the reference
+
+
+def linear_logprob(hidden, weight, targets, temperature=1.0):
+    """hidden (N, H), weight (V, H), targets (N,) -> logprobs (N,), entropies (N,); differentiable in the first two."""
+    function = logprob.linear_logprob if on_triton(hidden) else logprob.linear_logprob_ref
+    return function(hidden, weight, targets, temperature)
+
+
+def linear_logprob_loss(hidden, weight, targets, loss_fn, temperature=1.0):
+    """The same with a loss on top, a quarter cheaper: -> loss, logprobs, entropies, the last two without gradient.
+
+    loss_fn(logprobs (n,), entropies (n,), rows: slice of the N tokens) -> losses of these tokens (n,), or their sum.
+    """
+    function = logprob.linear_logprob_loss if on_triton(hidden) else logprob.linear_logprob_loss_ref
+    return function(hidden, weight, targets, loss_fn, temperature)
+
+
+def pick_grpo_loss(reference, device):
+    """The loss kernel on a GPU, `reference` elsewhere; both take the same arguments."""
+    return grpo.grpo_loss if torch.device(device).type == "cuda" else reference

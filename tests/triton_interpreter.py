@@ -1,0 +1,67 @@
+"""Triton's interpreter without its environment variable, and with three faults of version 3.6 repaired.
+
+Triton reads TRITON_INTERPRET when a function is decorated, its own `tl.sum` and `tl.max` included. By the time a test
+module is imported, torch has imported Triton, so it is too late; `interpreted` swaps the functions themselves instead.
+"""
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import triton.language as tl
+from triton.runtime import interpreter
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
+from triton.runtime.jit import JITFunction
+
+
+def repaired_patch(patch_tensor):
+    """Fault 1: `range(0, n, step)` with n known at run time only asks the tensor for __index__, which does int() of a
+    numpy array of shape (1,): a TypeError since numpy 2.4. item() is what was meant."""
+
+    def patch(tensor, scope):
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(np.asarray(self.handle.data).item()))
+
+    return patch
+
+
+def repaired_convert(convert):
+    """Fault 2: float32 -> bfloat16 truncates, where hardware rounds to nearest even (half of all values differ)."""
+
+    def round_to_nearest_even(x, source, target, rounding):
+        if source != tl.float32 or target != tl.bfloat16:
+            return convert(x, source, target, rounding)
+        bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # half a unit of the last kept bit, less one if it is even
+        return np.where(np.isnan(x), 0x7FC0, rounded).astype(np.uint16)  # adding to a nan's bits could make it an inf
+
+    return round_to_nearest_even
+
+
+def repaired_dot(create_dot):
+    """Fault 3: tl.dot of bfloat16 multiplies the bit patterns as integers, silently."""
+
+    def widen(x):
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        return TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def dot(self, a, b, *rest):
+        return create_dot(self, widen(a), widen(b), *rest)
+
+    return dot
+
+
+@contextmanager
+def interpreted(*modules):
+    """Within, the kernels of these modules run on CPU tensors, program after program, in numpy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang_tensor", repaired_patch(interpreter._patch_lang_tensor))
+        patch.setattr(interpreter, "_convert_float", repaired_convert(interpreter._convert_float))
+        patch.setattr(InterpreterBuilder, "create_dot", repaired_dot(InterpreterBuilder.create_dot))
+        functions = {}  # tl.sum and tl.standard.sum are one function and have to stay one
+        for module in (tl, tl.standard, *modules):
+            for name, value in list(vars(module).items()):
+                if isinstance(value, JITFunction):
+                    functions.setdefault(value, InterpretedFunction(value.fn))
+                    patch.setattr(module, name, functions[value])
+        yield
