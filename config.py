@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import sys
 from dataclasses import dataclass
 
 from transformers import HfArgumentParser
@@ -184,3 +185,10 @@ def check_training(config: Config):
         (config.epochs >= 1, f"--epochs {config.epochs}: give at least 1"),
         (config.lr_decay in ("constant", "cosine"), f"--lr_decay {config.lr_decay}: give constant or cosine"),
     ])
+
+
+def complain(error: InputError, aloud: bool) -> int:
+    """Say in one line what is wrong with the input; returns the exit code for that."""
+    if aloud:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    return 2

@@ -362,7 +362,8 @@ def drop_long(samples: list[Sample], processor, max_prompt_tokens: int, log=prin
     ranked = sorted(zip(lengths, samples), key=lambda pair: -pair[0])
     longest = "longest: " + ", ".join(f"qid {sample.qid} with {length}" for length, sample in ranked[:3])
     if len(kept) < len(samples):
-        log(f"dropped {len(samples) - len(kept)} of {len(samples)} prompts, over {max_prompt_tokens} tokens ({longest})")
+        dropped = f"{len(samples) - len(kept)} of {len(samples)} prompts"
+        log(f"dropped {dropped}, over {max_prompt_tokens} tokens ({longest})")
     if not kept:
         raise InputError(f"no prompt is within {max_prompt_tokens} tokens ({longest}); "
                          "raise --max_prompt or lower --max_pixels")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 import data
 import rewards
 from checkpoint import is_writer, write_text
-from config import EvalConfig, Flags, check_sampling
+from config import EvalConfig, Flags, check_sampling, complain
 from data import InputError
 from model import Policy, find_model, print0, start_processes, stop_processes
 from rollout import Timer, collect, gather, mine, records, seed_of
@@ -45,8 +45,12 @@ def report(rows: list[dict], parts: list[str]) -> dict[str, tuple[float, float]]
     return {name: interval(values) for name, values in per_question.items()}
 
 
-def answer(config: EvalConfig) -> list[dict]:
-    """Ask the model every question; on rank 0 the rows of all, in the order of the file."""
+def start(config: EvalConfig) -> tuple:
+    """Load and check everything: (model, processor, clip, the samples asked, the number of prompts over the limit)."""
+    for name in ("model", "data"):
+        if not getattr(config, name):
+            raise InputError(f"--{name} is missing")
+    check_sampling(config)
     device, _ = start_processes()
     folder = find_model(config.model)
     processor = data.load_processor(folder, config.min_pixels, config.max_pixels)
@@ -54,43 +58,51 @@ def answer(config: EvalConfig) -> list[dict]:
     data.check_images(samples)
     bare = [sample.qid for sample in samples if not sample.answer]
     if bare:
-        raise InputError(f"{config.data}: {len(bare)} of {len(samples)} questions have no answer, "
-                         f"the first is qid {bare[0]}")
-    samples = data.drop_long(samples, processor, config.max_prompt, log=print0)
+        raise InputError(f"{config.data}: {len(bare)} of {len(samples)} questions have no answer, the first is "
+                         f"qid {bare[0]}")
+    asked = data.drop_long(samples, processor, config.max_prompt, log=print0)
     clip = rewards.load_clip(config.clip, device) if config.clip else None
-    model, rows = Policy.load(folder, device, getattr(torch, config.dtype)).eval(), []
-    chunk = CHUNK * dist.get_world_size()
+    model = Policy.load(folder, device, getattr(torch, config.dtype)).eval()
+    return model, processor, clip, asked, len(samples) - len(asked)
+
+
+def ask(config: EvalConfig, model, processor, clip, samples: list[data.Sample]) -> list[dict]:
+    """The model's graded responses to every question: on rank 0 the rows of all, in the order of the file."""
+    rows, chunk = [], CHUNK * dist.get_world_size()
     for first in tqdm(range(0, len(samples), chunk), "eval", disable=None if is_writer() else True):
-        asked = mine(samples[first : first + chunk])
-        seeds = [seed_of(config.seed, "eval", sample.qid) for sample in asked]
-        rows += gather(records(collect(model, processor, clip, asked, seeds, config, Timer())))
+        part = mine(samples[first : first + chunk])
+        seeds = [seed_of(config.seed, "eval", sample.qid) for sample in part]
+        rows += gather(records(collect(model, processor, clip, part, seeds, config, Timer())))
     return rows
+
+
+def write_report(config: EvalConfig, rows: list[dict], dropped: int):
+    """report.json and responses.jsonl in config.out, and a table on the screen."""
+    figures = report(rows, [part for part in rewards.PARTS if part != "clip" or config.clip])
+    result = dict(questions=len(rows), dropped_prompts=dropped, config=asdict(config),
+                  figures={name: dict(mean=value, half_width=half) for name, (value, half) in figures.items()})
+    os.makedirs(config.out, exist_ok=True)
+    write_text(os.path.join(config.out, "responses.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(os.path.join(config.out, "report.json"), json.dumps(result, indent=1))
+    print(f"{config.model} on {config.data}: {len(rows)} questions x {config.group_size}, "
+          f"temperature {config.temperature}")
+    for name, (value, half) in figures.items():
+        print(f"  {name:<10} {value:8.3f} +- {half:.3f}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Evaluate; returns the exit code: 0, or 2 after one line about bad input."""
     try:
         config = Flags(EvalConfig, __doc__).read(sys.argv[1:] if argv is None else argv, {})
-        for name in ("model", "data"):
-            if not getattr(config, name):
-                raise InputError(f"--{name} is missing")
-        check_sampling(config)
-        rows = answer(config)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        *loaded, dropped = start(config)
+    except InputError as error:  # all ranks meet it, one says it
+        return complain(error, os.environ.get("RANK", "0") == "0")
+    try:
+        rows = ask(config, *loaded)
+    except InputError as error:  # perhaps this rank alone: an image that has gone bad, say
+        return complain(error, True)
     if is_writer():
-        figures = report(rows, [part for part in rewards.PARTS if part != "clip" or config.clip])
-        os.makedirs(config.out, exist_ok=True)
-        write_text(os.path.join(config.out, "responses.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
-        result = dict(questions=len(rows),
-                      figures={name: dict(mean=m, half_width=h) for name, (m, h) in figures.items()},
-                      config=asdict(config))
-        write_text(os.path.join(config.out, "report.json"), json.dumps(result, indent=1))
-        print(f"{config.model} on {config.data}: {len(rows)} questions x {config.group_size}, "
-              f"temperature {config.temperature}")
-        for name, (value, half) in figures.items():
-            print(f"  {name:<10} {value:8.3f} +- {half:.3f}")
+        write_report(config, rows, dropped)
     return 0
 
 

@@ -11,8 +11,8 @@ A stage is a dict of overrides of one Config (STAGES); its default input is what
     update    several optimiser steps of the clipped GRPO loss on slices of these questions   (FSDP2)
 
 Q questions x G responses = N sequences, group after group: `rewards.view(Q, G)` is a group per row. Rank r of W holds
-questions r, r + W, ... Nothing depends on W, on the micro-batch size or on what was computed before: random numbers are
-functions of (seed, step, qid), and the loss is divided by the token count of the whole optimiser step over all ranks.
+questions r, r + W, ... Nothing depends on W, on the micro-batch size or on what was computed before: random numbers
+are functions of (seed, step, question); the loss is divided by the token count of the optimiser step over all ranks.
 """
 import json
 import math
@@ -34,7 +34,7 @@ from tqdm import tqdm
 import data
 import rewards
 from checkpoint import barrier, export, is_writer, load_checkpoint, save_checkpoint, sync, write_text
-from config import FOLDERS, Config, read_config
+from config import FOLDERS, Config, complain, read_config
 from data import InputError, Sample
 from model import Group, Policy, dummy_group, find_model, micro_batches, pack, print0, start_processes, stop_processes
 from rollout import Timer, collect, gather, mine, records, seed_of
@@ -242,6 +242,7 @@ class Run:
     device: torch.device
     processor: object
     samples: list[Sample]
+    batches: list[list[int]]  # which samples each step of training takes
     policy: Policy | None  # sharded, trained
     ref_policy: Policy | None  # sharded, frozen
     replica: Policy | None  # whole, samples
@@ -273,8 +274,12 @@ def start(config: Config) -> Run:
     device, mesh = start_processes()
     folder, dtype = find_model(config.model), getattr(torch, config.dtype)
     processor = data.load_processor(folder, config.min_pixels, config.max_pixels)
-    samples = load_samples(config, processor)
+    samples, batches = load_samples(config, processor), []
+    if config.stage != "sample":
+        batches = data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed)
     clip = rewards.load_clip(config.clip, device) if config.clip_weight > 0 else None
+    run_folder = os.path.join(config.out, FOLDERS[config.stage])
+    check_folder(config, run_folder)
     policy = ref_policy = replica = None
     if config.stage != "sample":
         policy = Policy.load(folder, device, torch.float32, mesh, dtype)
@@ -286,34 +291,41 @@ def start(config: Config) -> Run:
         replica = Policy.load(folder, device, dtype).eval()
         if policy and config.kl_coef > 0:
             ref_policy = Policy.load(folder, device, dtype, mesh, dtype).requires_grad_(False).eval()
-    return Run(config, os.path.join(config.out, FOLDERS[config.stage]), device, processor, samples, policy, ref_policy,
-               replica, clip, {})
+    return Run(config, run_folder, device, processor, samples, batches, policy, ref_policy, replica, clip, {})
+
+
+def settings(config: Config) -> dict:
+    """What config.json holds: two runs with equal settings are the same run."""
+    return asdict(config) | {"restart": False}
+
+
+def check_folder(config: Config, folder: str):
+    """Refuse to go on with what a run with other settings left in this stage's folder."""
+    path = os.path.join(folder, "config.json")
+    if config.restart or config.stage == "sample" or not os.path.exists(path):
+        return
+    with open(path) as f:
+        found = json.load(f)
+    changed = [f"--{name} was {found.get(name)} and is {value}" for name, value in settings(config).items()
+               if found.get(name) != value]
+    if changed:
+        raise InputError(f"{folder} holds a run with other settings ({', '.join(changed)}): "
+                         "give another --out, or --restart to replace it")
 
 
 def prepare_folder(run: Run, optimizer) -> int:
     """Make the stage's folder ready, resuming what the same command left there; returns the step to start at."""
-    path, settings = os.path.join(run.folder, "config.json"), asdict(run.config) | {"restart": False}
-    found = None
-    if os.path.exists(path) and not run.config.restart:
-        with open(path) as f:
-            found = json.load(f)
-        changed = [f"--{name} was {found.get(name)} and is {value}" for name, value in settings.items()
-                   if found.get(name) != value]
-        if changed:
-            raise InputError(f"{run.folder} holds a run with other settings ({', '.join(changed)}): "
-                             "give another --out, or --restart to replace it")
-    barrier()  # all have read before anything changes
+    config, metrics = os.path.join(run.folder, "config.json"), os.path.join(run.folder, "metrics.jsonl")
     if is_writer():
-        if found is None:
+        if run.config.restart or not os.path.exists(config):
             shutil.rmtree(run.folder, ignore_errors=True)
         os.makedirs(os.path.join(run.folder, "rollouts"), exist_ok=True)
-        write_text(path, json.dumps(settings, indent=1))
+        write_text(config, json.dumps(settings(run.config), indent=1))
     barrier()
     step = load_checkpoint(os.path.join(run.folder, "checkpoints"), run.policy, optimizer)
     if is_writer():
-        path = os.path.join(run.folder, "metrics.jsonl")
-        lines = open(path).readlines() if os.path.exists(path) else []
-        write_text(path, "".join(lines[:step]))  # what came after the checkpoint is done again
+        lines = open(metrics).readlines() if os.path.exists(metrics) else []
+        write_text(metrics, "".join(lines[:step]))  # what came after the checkpoint is done again
     return step
 
 
@@ -343,7 +355,7 @@ def rl_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -
     config, timer = run.config, Timer()
     with timer("sync"):
         sync(run.policy, run.replica)
-    seeds = [seed_of(config.seed, step, sample.qid) for sample in mine(samples)]
+    seeds = [seed_of(config.seed, step, i) for i in mine(range(len(samples)))]
     rollout = collect(run.replica, run.processor, run.clip, mine(samples), seeds, config, timer)
     advantages = group_advantages(rollout.rewards).to(run.device)  # (Q, G)
     with timer("logprobs"):  # before the first update: the ratio is against the policy that sampled
@@ -392,9 +404,8 @@ def no_bar() -> bool | None:
 
 def train(run: Run, step_function):
     """The loop of every training stage: batches in; metrics, rollouts, checkpoints and a model out."""
-    config = run.config
-    batches = data.batches(len(run.samples), config.questions_per_rollout, config.epochs, config.seed)
-    steps = min(len(batches), config.max_steps or len(batches))
+    config, steps = run.config, len(run.batches)
+    steps = min(steps, config.max_steps or steps)
     trained = [parameter for parameter in run.policy.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, config.lr, weight_decay=config.weight_decay, fused=True)
     first, skipped = prepare_folder(run, optimizer), 0
@@ -403,7 +414,7 @@ def train(run: Run, step_function):
         return
     for step in tqdm(range(first, steps), f"stage {config.stage}", initial=first, total=steps, disable=no_bar()):
         start = time.perf_counter()
-        metrics, rows = step_function(run, optimizer, [run.samples[i] for i in batches[step]], step, steps)
+        metrics, rows = step_function(run, optimizer, [run.samples[i] for i in run.batches[step]], step, steps)
         metrics["time/step"] = time.perf_counter() - start
         if is_writer():
             with open(os.path.join(run.folder, "metrics.jsonl"), "a") as f:
@@ -425,15 +436,16 @@ def train(run: Run, step_function):
 def main(argv: list[str] | None = None) -> int:
     """Run one stage; returns the exit code: 0, or 2 after one line about bad input."""
     try:
-        config = read_config(sys.argv[1:] if argv is None else argv)
-        run = start(config)
-        if config.stage == "sample":
+        run = start(read_config(sys.argv[1:] if argv is None else argv, __doc__))
+    except InputError as error:  # all ranks meet it, one says it
+        return complain(error, os.environ.get("RANK", "0") == "0")
+    try:
+        if run.config.stage == "sample":
             sample_questions(run)
         else:
-            train(run, sft_step if config.stage == "sft" else rl_step)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+            train(run, sft_step if run.config.stage == "sft" else rl_step)
+    except InputError as error:  # perhaps this rank alone: an image that has gone bad, say
+        return complain(error, True)
     return 0
 
 

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-BLOCK = 1024  # tokens of a program: 4 warps of 8 tokens a thread; the vectors are short, the launch is what it costs
+BLOCK = 512  # tokens of a program, 4 a thread of 4 warps; the vectors are short, the launch is what they cost
 PARTS = tl.constexpr(5)  # sums per program: loss, kl, clip_low, clip_high; and the largest ratio
 LARGEST = tl.constexpr(20.0)  # bound of a difference of log-probs: e^20 is still far from overflow
 KL_LARGEST = tl.constexpr(10.0)  # bound of one token's kl

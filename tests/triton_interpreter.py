@@ -62,6 +62,6 @@ def interpreted(*modules):
         for module in (tl, tl.standard, *modules):
             for name, value in list(vars(module).items()):
                 if isinstance(value, JITFunction):
-                    functions.setdefault(value, InterpretedFunction(value.fn))
-                    patch.setattr(module, name, functions[value])
+                    function = functions.setdefault(id(value), InterpretedFunction(value.fn))
+                    patch.setattr(module, name, function)
         yield
