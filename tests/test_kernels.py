@@ -108,8 +108,8 @@ def test_a_nearly_certain_token_keeps_its_digits(device):
     weight[5] = 12.0
     found = logprob.linear_logprob(hidden, weight, torch.tensor([5], device=device))
     logprobs, entropies, *_ = exact(hidden, weight, torch.tensor([5]), 1.0)
-    torch.testing.assert_close(found[0].cpu().double(), logprobs, rtol=1e-5, atol=0)
-    torch.testing.assert_close(found[1].cpu().double(), entropies, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found[0].cpu().double(), logprobs, rtol=3e-5, atol=0)
+    torch.testing.assert_close(found[1].cpu().double(), entropies, rtol=3e-5, atol=0)
 
 
 @pytest.mark.parametrize("g, u", [(1.0, 0.0), (0.0, 1.0)], ids=["logprob", "entropy"])
@@ -301,7 +301,7 @@ def tokens(N, logprobs, seed=3):
 def compare_losses(device, logprobs, *others, **changes):
     """Loss, gradient and statistics of the kernel in float32 against train.py's in float64, of the same numbers."""
     rounded = [x.float() for x in (logprobs, *others)]
-    ours, theirs = rounded[0].to(device).requires_grad_(), rounded[0].double().requires_grad_()
+    ours, theirs = rounded[0].clone().to(device).requires_grad_(), rounded[0].double().requires_grad_()
     loss, stats = grpo.grpo_loss(ours, *(x.to(device) for x in rounded[1:]), **(CLIPS | changes))
     expected, expected_stats = train.grpo_loss(theirs, *(x.double() for x in rounded[1:]), **(CLIPS | changes))
     loss.backward(), expected.backward()
@@ -312,13 +312,12 @@ def compare_losses(device, logprobs, *others, **changes):
         assert value.item() == pytest.approx(expected_stats[name].item(), rel=1e-5, abs=1e-7), name
 
 
-@pytest.mark.parametrize("A", [2.0, -2.0, 0.0])
 @pytest.mark.parametrize("log_ratio", [-25.0, -1.0, -0.1, 0.0, 0.1, 0.5, 1.0, 1.5, 25.0])
-@pytest.mark.parametrize("gap", [-25.0, -1.0, 0.0, 1.0, 9.0])
-def test_eq_clip_eq_dual_and_eq_kl3_in_every_zone(device, A, log_ratio, gap):
-    """Below, inside and above the clip, beyond the dual bound, beyond the clamps, KL small and cut."""
-    logprobs = torch.tensor([-3.0])
-    compare_losses(device, logprobs, logprobs - log_ratio, logprobs + gap, torch.tensor([A]), torch.ones(1))
+def test_eq_clip_eq_dual_and_eq_kl3_in_every_zone(device, log_ratio):
+    """Below, inside and above the clip, beyond dual bound and clamps; good, bad and neutral tokens; KL small and cut."""
+    A, gap = torch.cartesian_prod(torch.tensor([2.0, -2.0, 0.0]), torch.tensor([-25.0, -1.0, 0.0, 1.0, 9.0])).T
+    logprobs = torch.full((15,), -3.0)
+    compare_losses(device, logprobs, logprobs - log_ratio, logprobs + gap, A, torch.full((15,), 1 / 15))
 
 
 @pytest.mark.parametrize("N", [1, 512, 1300])
@@ -382,7 +381,7 @@ def test_the_reference_of_the_loss_form_equals_the_kernels(device):
     theirs = logprob.linear_logprob_loss_ref(*inputs, token_losses(13, device), 0.7, 5)
     for mine, other in zip([*ours, *torch.autograd.grad(ours[0], inputs[:2])],
                            [*theirs, *torch.autograd.grad(theirs[0], inputs[:2])]):
-        torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)
+        assert distance(mine, other) <= 1e-5
 
 
 class Head(nn.Linear):
