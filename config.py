@@ -6,6 +6,7 @@ initial model (what the stage before it wrote), its reward weights, its sizes.
 import argparse
 import dataclasses
 import difflib
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -185,6 +186,25 @@ def check_training(config: Config):
         (config.epochs >= 1, f"--epochs {config.epochs}: give at least 1"),
         (config.lr_decay in ("constant", "cosine"), f"--lr_decay {config.lr_decay}: give constant or cosine"),
     ])
+
+
+def settings(config: Config) -> dict:
+    """What config.json holds: two runs with equal settings are the same run."""
+    return dataclasses.asdict(config) | {"restart": False}
+
+
+def check_folder(config: Config, folder: str):
+    """Refuse to go on with what a run with other settings left in this stage's folder."""
+    path = os.path.join(folder, "config.json")
+    if config.restart or config.stage == "sample" or not os.path.exists(path):
+        return
+    with open(path) as f:
+        found = json.load(f)
+    changed = [f"--{name} was {found.get(name)} and is {value}" for name, value in settings(config).items()
+               if found.get(name) != value]
+    if changed:
+        raise InputError(f"{folder} holds a run with other settings ({', '.join(changed)}): "
+                         "give another --out, or --restart to replace it")
 
 
 def complain(error: InputError, aloud: bool) -> int:

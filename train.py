@@ -23,7 +23,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -34,7 +34,7 @@ from tqdm import tqdm
 import data
 import rewards
 from checkpoint import barrier, export, is_writer, load_checkpoint, save_checkpoint, sync, write_text
-from config import FOLDERS, Config, complain, read_config
+from config import FOLDERS, Config, check_folder, complain, read_config, settings
 from data import InputError, Sample
 from model import Group, Policy, dummy_group, find_model, micro_batches, pack, print0, start_processes, stop_processes
 from rollout import Timer, collect, gather, mine, records, seed_of
@@ -250,14 +250,23 @@ class Run:
     encoded: dict  # qid -> Group, with --keep_prompts
 
 
+def worth_imitating(samples: list[Sample], config: Config, processor) -> list[Sample]:
+    """The warm-up rows that are left after the release's filter and the length limit, with counts on the screen."""
+    kept, counts = data.filter_sft(samples)
+    lengths = [len(data.encode_solution(sample, processor)) for sample in kept]
+    short = [sample for sample, length in zip(kept, lengths) if length <= config.max_response]
+    counts |= {"kept": len(short), f"over {config.max_response} tokens": len(kept) - len(short)}
+    print0("warm-up data: " + ", ".join(f"{count} {reason}" for reason, count in counts.items() if count))
+    if not short:
+        raise InputError(f"{config.data}: no warm-up row is left ({counts}): see --max_response and the row format")
+    return short
+
+
 def load_samples(config: Config, processor) -> list[Sample]:
     """The stage's data, filtered; whatever is wrong with it is found here, before the run."""
     samples = data.load_samples(config.data, config.image_root, config.split)
     if config.stage == "sft":
-        samples, counts = data.filter_sft(samples)
-        print0("warm-up data: " + ", ".join(f"{count} {reason}" for reason, count in counts.items()))
-        if not samples:
-            raise InputError(f"{config.data}: no warm-up row is left after filtering; the counts above say why")
+        samples = worth_imitating(samples, config, processor)
     else:
         data.check_images(samples)
     needs = {"answer": config.accuracy_weight > 0 or config.stage == "sample", "key_words": config.keyword_weight > 0}
@@ -292,25 +301,6 @@ def start(config: Config) -> Run:
         if policy and config.kl_coef > 0:
             ref_policy = Policy.load(folder, device, dtype, mesh, dtype).requires_grad_(False).eval()
     return Run(config, run_folder, device, processor, samples, batches, policy, ref_policy, replica, clip, {})
-
-
-def settings(config: Config) -> dict:
-    """What config.json holds: two runs with equal settings are the same run."""
-    return asdict(config) | {"restart": False}
-
-
-def check_folder(config: Config, folder: str):
-    """Refuse to go on with what a run with other settings left in this stage's folder."""
-    path = os.path.join(folder, "config.json")
-    if config.restart or config.stage == "sample" or not os.path.exists(path):
-        return
-    with open(path) as f:
-        found = json.load(f)
-    changed = [f"--{name} was {found.get(name)} and is {value}" for name, value in settings(config).items()
-               if found.get(name) != value]
-    if changed:
-        raise InputError(f"{folder} holds a run with other settings ({', '.join(changed)}): "
-                         "give another --out, or --restart to replace it")
 
 
 def prepare_folder(run: Run, optimizer) -> int:

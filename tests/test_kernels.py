@@ -71,8 +71,8 @@ def check(found, inputs, temperature, g, u) -> dict[str, float]:
     hidden, weight, targets = inputs
     logprobs, entropies, *leaves = exact(hidden, weight, targets, temperature)
     expected = torch.autograd.grad((logprobs * g.cpu() + entropies * u.cpu()).sum(), leaves)
-    errors = {"logprobs": float((found[0].detach().cpu() - logprobs).abs().max()),
-              "entropies": float((found[1].detach().cpu() - entropies).abs().max()),
+    errors = {"logprobs": (found[0].cpu() - logprobs).abs().max().item(),
+              "entropies": (found[1].cpu() - entropies).abs().max().item(),
               "hidden": distance(hidden.grad, expected[0]), "weight": distance(weight.grad, expected[1])}
     assert errors["logprobs"] <= LOGPROB_ERROR and errors["entropies"] <= LOGPROB_ERROR, errors
     assert max(errors["hidden"], errors["weight"]) <= GRADIENT_ERROR[hidden.dtype], errors

@@ -1,6 +1,7 @@
 """The training program as a whole: stages, resuming, any number of processes, bad input."""
 import json
 import os
+import shutil
 import string
 import subprocess
 import sys
@@ -155,6 +156,29 @@ def test_resuming_continues_bit_for_bit(tiny_folder, questions, tmp_path):
     assert train.main([*argv, "--out", torn]) == 0
     assert largest_difference(weights(os.path.join(torn, "stage1")), weights(os.path.join(whole, "stage1"))) == 0
     assert [line["step"] for line in metrics(os.path.join(torn, "stage1"))] == [0, 1, 2, 3]
+
+
+def test_the_warm_up_resumes_with_its_vision_tower_frozen(tiny_folder, warmup, tmp_path):
+    argv = ["--stage", "sft", "--model", tiny_folder, "--data", warmup, "--questions_per_rollout", "4",
+            "--questions_per_update", "4", "--lr", "1e-2", *SMALL, "--save_every", "1"]
+    for name in ("whole", "torn"):
+        assert train.main([*argv, "--out", str(tmp_path / name)]) == 0
+    shutil.rmtree(tmp_path / "torn" / "sft" / "model")
+    shutil.rmtree(tmp_path / "torn" / "sft" / "checkpoints" / "step-000004")
+    assert train.main([*argv, "--out", str(tmp_path / "torn")]) == 0
+    assert largest_difference(weights(tmp_path / "torn" / "sft"), weights(tmp_path / "whole" / "sft")) == 0
+
+
+def test_long_solutions_are_dropped_and_counted(tiny_folder, warmup, tmp_path, capsys):
+    argv = ["--stage", "sft", "--model", tiny_folder, "--data", warmup, "--out", str(tmp_path), *SMALL]
+    assert train.main([*argv, "--max_response", "2"]) == 2
+    assert "no warm-up row is left" in capsys.readouterr().err
+    rows = json.load(open(warmup))
+    rows[0]["messages"][1]["content"] *= 9
+    (tmp_path / "w.json").write_text(json.dumps(rows))
+    small = ["--questions_per_rollout", "7", "--questions_per_update", "7", "--max_steps", "1"]
+    assert train.main([*argv, "--data", str(tmp_path / "w.json"), "--max_response", "60", *small]) == 0
+    assert "7 kept, 1 over 60 tokens" in capsys.readouterr().out
 
 
 def test_a_complete_stage_is_not_run_again_unless_told(one_process, tiny_folder, questions, capsys):
