@@ -105,24 +105,22 @@ def attention(module, query, key, value, attention_mask, scaling=None, cu_seq_le
               max_length_q=None, max_length_k=None, **unused):
     """The one attention here, called by transformers' layers: query (B, heads, T, D), key, value (B, kv heads, L, D).
 
-    What comes in place of the mask tells its four users apart: a Layout (packed training), cu_seq_lens (vision tower),
-    a boolean mask (decoding, one query per row), nothing (causal prefill). Returns (B, T, heads, D) and no weights.
+    What comes in place of the mask tells its three users apart: a Layout (packed training, and reading prompts),
+    cu_seq_lens (the vision tower), a boolean mask (decoding, one query per row). Returns (B, T, heads, D), no weights.
     """
-    if isinstance(attention_mask, Layout) or cu_seq_lens_q is not None:
-        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
-        if isinstance(layout := attention_mask, Layout):
-            key, value = key[layout.key_index], value[layout.key_index]  # its backward sums over a prompt's responses
-            out = varlen(query, key, value, *layout[:4], True, scaling)
-        else:
-            out = varlen(query, key, value, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, False, scaling)
-        return out[None], None
-    B, heads, T, D = query.shape
-    if attention_mask is not None:  # heads that share a key become the query axis: the cache is not repeated or copied
+    if isinstance(attention_mask, Tensor):
+        B, heads, _, D = query.shape
+        # heads that share a key become the query axis: the cache is neither repeated nor copied
         query = query.reshape(B, key.shape[1], heads // key.shape[1], D)
         out = F.scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling)
         return out.reshape(B, 1, heads, D), None
-    out = F.scaled_dot_product_attention(query, key, value, is_causal=T > 1, scale=scaling, enable_gqa=True)
-    return out.transpose(1, 2), None
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
+    if isinstance(layout := attention_mask, Layout):
+        key, value = key[layout.key_index], value[layout.key_index]  # its backward sums over a prompt's responses
+        out = varlen(query, key, value, *layout[:4], True, scaling)
+    else:
+        out = varlen(query, key, value, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, False, scaling)
+    return out[None], None
 
 
 # ------------------------------------------------------------------------------------------ packing

@@ -71,14 +71,13 @@ class GRPOLoss(torch.autograd.Function):
         N = len(logprobs)
         programs = max(1, triton.cdiv(N, BLOCK))  # one program without tokens writes the zeros of an empty batch
         gradient = torch.empty_like(logprobs)  # (N,)
-        partial = logprobs.new_empty(programs, PARTS.value)
+        partial = logprobs.new_empty(programs, PARTS.value)  # (programs, PARTS)
         _grpo_kernel[(programs,)](logprobs, old_logprobs, ref_logprobs, advantages, weights, gradient, partial, N,
                                   *settings, BLOCK=BLOCK, num_warps=4)
         ctx.save_for_backward(gradient)
-        sums = partial.sum(0)  # (PARTS,)
-        statistics = torch.cat([sums[1:-1], partial[:, -1].max()[None]])  # (4,)
+        statistics = torch.cat([partial[:, 1:-1].sum(0), partial[:, -1:].max(0).values])  # (4,)
         ctx.mark_non_differentiable(statistics)
-        return sums[0].clone(), statistics
+        return partial[:, 0].sum(), statistics
 
     @staticmethod
     @once_differentiable

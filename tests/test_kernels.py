@@ -453,6 +453,19 @@ def test_machine_code_has_no_spills_few_registers_and_wide_accesses(compiled, ke
     assert kernel != "dlogits bf16" or row["barriers"] == 1, row  # without it a warp could overwrite unread logits
 
 
+def test_gpu_benchmark_smoke(tmp_path):
+    """Its tests skip here, its table and its chunks run on the reference; what is not installed is named."""
+    path = tmp_path / "gpu.json"
+    done = subprocess.run([sys.executable, "bench/gpu.py", "--smoke", "--out", str(path)], cwd=os.path.dirname(TESTS),
+                          env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    saved = json.loads(path.read_text())
+    ours = [row for row in saved["table"]["table"] if row["provider"].startswith("ours")]
+    assert len(ours) == 4 and all(row["loss_error"] <= 1e-6 and row["weight_error"] <= 3e-3 for row in ours)
+    assert "needs a CUDA GPU" in saved["tests"]["output"] and len(saved["chunks"]) == 2
+    assert saved["table"]["machine"]["flops"] > 0 and "torch.compile" in saved["table"]["left_out"]
+
+
 # ------------------------------------------------------------------------------ the interpreter's repairs
 
 

@@ -6,7 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 import data
 from checkpoint import export, hub_name, sync
@@ -124,6 +129,25 @@ def test_loading_shards_equals_from_pretrained(policy, tiny_folder):
         assert isinstance(ours, DTensor) and torch.equal(ours.full_tensor(), reference), name
     for (name, ours), (_, reference) in zip(policy.named_buffers(), theirs.named_buffers(), strict=True):
         assert torch.equal(ours, reference), name
+
+
+def test_an_untied_head_is_loaded_scored_and_exported(tiny_folder, processes, processor, prompts, tmp_path):
+    """Qwen2.5-VL 7B has a head of its own, 3B shares the embeddings."""
+    config = AutoConfig.from_pretrained(tiny_folder)
+    config.tie_word_embeddings = False
+    torch.manual_seed(1)
+    theirs = Qwen2_5_VLForConditionalGeneration(config)
+    theirs.save_pretrained(tmp_path / "untied")
+    policy = Policy.load(str(tmp_path / "untied"), *processes[:1], torch.float32, processes[1], torch.float32)
+    assert policy.lm_head.weight is not policy.get_input_embeddings().weight
+    groups = responses_to(prompts[:2])
+    logprobs, _ = policy(pack(groups))
+    torch.testing.assert_close(logprobs, padded_logprobs(theirs, groups, 1.0), atol=2e-5, rtol=0)
+    logprobs.sum().backward()
+    assert float(policy.lm_head.weight.grad.full_tensor().abs().max()) > 0
+    export(str(tmp_path / "export"), policy, processor, torch.float32)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "export")
+    assert torch.equal(again.lm_head.weight, theirs.lm_head.weight)
 
 
 def test_sync_makes_the_replica_the_rounded_policy(policy, tiny_folder, processes):
