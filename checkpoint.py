@@ -15,7 +15,7 @@ import shutil
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor
@@ -26,8 +26,13 @@ from data import InputError
 
 
 def is_writer() -> bool:
-    """Whether this process writes the files that exist once: rank 0."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    """Whether this process prints, and writes the files that exist once: rank 0."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def no_bar() -> bool | None:
+    """tqdm's `disable`: no bar but on rank 0, and there only on a terminal."""
+    return None if is_writer() else True
 
 
 def barrier():
@@ -39,14 +44,22 @@ def hub_name(name: str) -> str:
     return name.replace("model.visual.", "visual.", 1).replace("model.language_model.", "model.", 1)
 
 
+def indexed_files(path: str) -> list[str]:
+    """The weight files that a model.safetensors.index.json names."""
+    try:
+        with open(path) as f:
+            return sorted(set(json.load(f)["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no safetensors index (weight_map): download it again") from error
+
+
 @torch.no_grad()
 def read_weights(policy, folder: str):
     """Fill an empty policy from safetensors files; a shard's rows are sliced out of the memory-mapped file."""
     index, single = (os.path.join(folder, f"model.safetensors{end}") for end in (".index.json", ""))
     with contextlib.ExitStack() as stack:
         if os.path.exists(index):
-            with open(index) as f:
-                names = sorted(set(json.load(f)["weight_map"].values()))
+            names = indexed_files(index)
         elif os.path.exists(single):
             names = [os.path.basename(single)]
         else:
@@ -56,7 +69,10 @@ def read_weights(policy, folder: str):
         for name in names:
             if not os.path.exists(os.path.join(folder, name)):
                 raise InputError(f"{folder} lacks {name}, which its index names: download it again")
-            file = stack.enter_context(safe_open(os.path.join(folder, name), "pt"))
+            try:
+                file = stack.enter_context(safe_open(os.path.join(folder, name), "pt"))
+            except SafetensorError as error:
+                raise InputError(f"{folder}: {name} is torn or no safetensors file: download it again") from error
             where.update(dict.fromkeys(file.keys(), file))
         for name, parameter in policy.named_parameters():  # a tied head appears once, as the embeddings
             key = hub_name(name) if hub_name(name) in where else name
@@ -159,7 +175,9 @@ def finish_export(folder, policy, processor, dtype, parts, total):
     config.architectures, config.dtype = ["Qwen2_5_VLForConditionalGeneration"], dtype
     config.save_pretrained(folder)
     processor.save_pretrained(folder)
-    policy.generation_config.save_pretrained(folder)
+    generation = os.path.join(policy.folder, "generation_config.json")
+    if os.path.exists(generation):
+        shutil.copy(generation, folder)  # as it is: transformers refuses to save some files that it loads
 
 # ------------------------------------------------------------------------------------------- resume
 
@@ -193,6 +211,10 @@ def load_checkpoint(folder: str, policy, optimizer) -> int:
         return 0
     weights, state = get_state_dict(policy, optimizer)  # also makes the optimiser's empty state, sharded as this run is
     saved = {"weights": weights, "optimizer": state}
-    dcp.load(saved, checkpoint_id=os.path.join(folder, names[-1]))
+    path = os.path.join(folder, names[-1])
+    try:
+        dcp.load(saved, checkpoint_id=path)
+    except dcp.api.CheckpointException as error:
+        raise InputError(f"checkpoint {path} cannot be read: delete it to resume from the one before") from error
     set_state_dict(policy, optimizer, model_state_dict=saved["weights"], optim_state_dict=saved["optimizer"])
     return int(names[-1].removeprefix("step-"))

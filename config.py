@@ -37,11 +37,6 @@ class Sampling:
     top_p: float = 0.99  # of sampling only
     slots: int = 128  # responses decoded together on one GPU
 
-    clip_weight: float = 0.0  # the reward is the weighted sum of its five parts
-    keyword_weight: float = 0.0
-    format_weight: float = 0.0
-    length_weight: float = 0.0
-    accuracy_weight: float = 0.0
     clip_target: float = 0.4  # cosine that earns the whole clip part (pebr_1.py)
     length_limit: int = 512  # tokens up to which the length part is 1 (pebr_1.py)
     keyword_scope: str = "description"  # where key words count: description (paper) or response (release)
@@ -59,6 +54,12 @@ class Config(Sampling):
     questions_per_update: int = 112  # questions per optimiser step (stage1.yaml: global_batch_size)
     epochs: int = 1
     max_steps: int = 0  # stop after this many steps; 0: after the epochs
+
+    clip_weight: float = 0.0  # the reward is the weighted sum of its five parts
+    keyword_weight: float = 0.0
+    format_weight: float = 0.0
+    length_weight: float = 0.0
+    accuracy_weight: float = 0.0
 
     clip_low: float = 0.2  # the ratio is clipped this far below 1 (verl actor/config.py)
     clip_high: float = 0.3  # and this far above
@@ -103,12 +104,15 @@ STAGES = {
 FOLDERS = {"sft": "sft", "sample": "sample", "1": "stage1", "2": "stage2"}  # below config.out
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The docstring as it is, and every flag with its default."""
+
+
 class Flags(HfArgumentParser):
     """The command-line flags of a dataclass; every mistake is one line."""
 
     def __init__(self, kind, doc: str):
-        verbatim = argparse.RawDescriptionHelpFormatter
-        super().__init__(kind, description=doc, allow_abbrev=False, formatter_class=verbatim)
+        super().__init__(kind, description=doc, allow_abbrev=False, formatter_class=HelpFormatter)
 
     def error(self, message: str):
         raise InputError(message)
@@ -127,7 +131,7 @@ class Flags(HfArgumentParser):
 def read_config(argv: list[str], doc: str = "") -> Config:
     """A training command line as a checked Config."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--stage", default="")
+    first.add_argument("--stage", nargs="?", default="", const="")
     stage = first.parse_known_args(argv)[0].stage
     if stage not in STAGES and not {"-h", "--help"} & set(argv):
         raise InputError(f"--stage {stage or 'is missing'}: give one of {', '.join(STAGES)}")
@@ -136,7 +140,8 @@ def read_config(argv: list[str], doc: str = "") -> Config:
     config = dataclasses.replace(config, **given)
     check_inputs(config)
     check_sampling(config)
-    check_training(config)
+    if stage != "sample":
+        check_training(config)
     return config
 
 
@@ -159,15 +164,27 @@ def refuse(rules: list[tuple[bool, str]]):
             raise InputError(message)
 
 
+def refuse_outside(config: Sampling, low: float, high: float, names: str):
+    """Raise if one of these numbers is not in [low, high]; nan is in no range."""
+    for name in names.split():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise InputError(f"--{name} {value} is not in {low:g} .. {high:g}")
+
+
 def check_sampling(config: Sampling):
+    """What stage sample, the RL stages and eval.py need."""
+    refuse_outside(config, 1, 1e9, "group_size max_prompt max_response min_pixels max_pixels slots length_limit")
+    refuse_outside(config, 0, 2**31, "seed")
+    refuse_outside(config, 0, 100, "temperature")
+    refuse_outside(config, 1e-6, 1, "top_p clip_target")
     refuse([
-        (config.slots >= config.group_size >= 1,
-         f"--slots {config.slots} cannot hold a group of --group_size {config.group_size}"),
-        (0 < config.top_p <= 1, f"--top_p {config.top_p} is not in (0, 1]"),
-        (config.temperature >= 0, f"--temperature {config.temperature} is negative"),
-        (config.max_prompt >= 1 and config.max_response >= 1, "--max_prompt and --max_response must be at least 1"),
-        (0 < config.min_pixels <= config.max_pixels,
-         f"--min_pixels {config.min_pixels} --max_pixels {config.max_pixels}: give 0 < min <= max"),
+        (config.slots >= config.group_size, f"--slots {config.slots} cannot hold a group of --group_size "
+         f"{config.group_size}"),
+        (config.min_pixels <= config.max_pixels,
+         f"--min_pixels {config.min_pixels} is more than --max_pixels {config.max_pixels}"),
+        (config.group_size == 1 or config.temperature > 0,
+         f"--group_size {config.group_size} with --temperature 0 is as many times the same response"),
         (config.dtype in ("bfloat16", "float32"), f"--dtype {config.dtype}: give bfloat16 or float32"),
         (config.keyword_scope in ("description", "response"),
          f"--keyword_scope {config.keyword_scope}: give description or response"),
@@ -175,34 +192,66 @@ def check_sampling(config: Sampling):
 
 
 def check_training(config: Config):
+    """What the warm-up and the RL stages need."""
     Q, U, most = config.questions_per_rollout, config.questions_per_update, config.max_prompt + config.max_response
+    weights = [getattr(config, name) for name in vars(config) if name.endswith("_weight")]
+    refuse_outside(config, 1, 1e9, "questions_per_rollout questions_per_update epochs token_budget")
+    refuse_outside(config, 0, 1e9, "max_steps save_every lr weight_decay kl_coef")
+    refuse_outside(config, 0, 1e9, "clip_weight keyword_weight format_weight length_weight accuracy_weight")
+    refuse_outside(config, 1e-9, 1e9, "max_grad_norm")
+    refuse_outside(config, 0, 1, "clip_low warmup_ratio")
+    refuse_outside(config, 0, 100, "clip_high")
+    refuse_outside(config, 1, 1e9, "clip_dual")
     refuse([
         (config.group_size >= 2, f"--group_size {config.group_size}: a group needs at least 2 responses to compare"),
         (config.temperature > 0, f"--temperature {config.temperature}: sampling for training needs more than 0"),
-        (U >= 1 and Q >= U and Q % U == 0,
-         f"--questions_per_rollout {Q} is not a multiple of --questions_per_update {U}"),
+        (config.stage == "sft" or sum(weights) > 0, "all reward weights are 0: there is nothing to learn"),
+        (Q % U == 0, f"--questions_per_rollout {Q} is not a multiple of --questions_per_update {U}"),
+        (config.stage != "sft" or Q == U, f"--questions_per_rollout {Q} and --questions_per_update {U} "
+         "are the same thing in the warm-up: give the same"),
         (config.token_budget >= most,
          f"--token_budget {config.token_budget} is less than --max_prompt + --max_response = {most}"),
-        (config.epochs >= 1, f"--epochs {config.epochs}: give at least 1"),
         (config.lr_decay in ("constant", "cosine"), f"--lr_decay {config.lr_decay}: give constant or cosine"),
     ])
 
 
+SAME_RESULT = {"restart", "token_budget", "slots", "save_every", "keep_prompts", "gradient_checkpointing"}
+
+
 def settings(config: Config) -> dict:
-    """What config.json holds: two runs with equal settings are the same run."""
-    return dataclasses.asdict(config) | {"restart": False}
+    """What config.json holds."""
+    return dataclasses.asdict(config)
+
+
+def inside(path: str, folder: str) -> bool:
+    return os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep)
 
 
 def check_folder(config: Config, folder: str):
-    """Refuse to go on with what a run with other settings left in this stage's folder."""
+    """Refuse to mix this run with what lies in its folder, and to write over its own input."""
+    for name in ("model", "data"):
+        if inside(getattr(config, name), folder) and (config.restart or config.stage == "sample"):
+            raise InputError(f"--{name} {getattr(config, name)} lies in {folder}, which this run replaces: "
+                             "give another --out")
+    try:
+        os.makedirs(config.out or ".", exist_ok=True)
+        writable = os.access(config.out or ".", os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise InputError(f"--out {config.out}: no folder can be made or written there")
     path = os.path.join(folder, "config.json")
-    if config.restart or config.stage == "sample" or not os.path.exists(path):
+    if config.stage == "sample" or not os.path.isdir(folder) or not os.listdir(folder):
         return
-    with open(path) as f:
-        found = json.load(f)
+    try:
+        with open(path) as f:
+            found = dict(json.load(f))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{folder} has no readable config.json, so it is no run to resume or replace: move it away, "
+                         "or give another --out") from error
     changed = [f"--{name} was {found.get(name)} and is {value}" for name, value in settings(config).items()
-               if found.get(name) != value]
-    if changed:
+               if found.get(name) != value and name not in SAME_RESULT]
+    if changed and not config.restart:
         raise InputError(f"{folder} holds a run with other settings ({', '.join(changed)}): "
                          "give another --out, or --restart to replace it")
 

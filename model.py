@@ -13,6 +13,8 @@ Symbols: T tokens in a row, N response tokens, P prompt tokens, G responses of a
 """
 import gc
 import os
+from collections.abc import Callable
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
@@ -25,11 +27,13 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import AttentionInterface, GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from checkpoint import read_weights
+from checkpoint import is_writer, read_weights
 from data import InputError, Prompt
-from kernels import linear_logprob
+from kernels import linear_logprob, linear_logprob_loss
 
 # ---------------------------------------------------------------------------------------- processes
+
+ROLLOUT_TIMEOUT = timedelta(hours=1)  # how long a rank with short responses waits for one with long ones
 
 
 def start_processes() -> tuple[torch.device, DeviceMesh]:
@@ -41,7 +45,7 @@ def start_processes() -> tuple[torch.device, DeviceMesh]:
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         if "RANK" in os.environ:
-            dist.init_process_group(backend)
+            dist.init_process_group(backend, timeout=ROLLOUT_TIMEOUT)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return device, init_device_mesh(device.type, (dist.get_world_size(),))
@@ -57,9 +61,18 @@ def stop_processes(code: int) -> int:
     return code
 
 
+def first_error(error: Exception | None) -> Exception | None:
+    """What the first rank that has something to complain about says, known to all ranks, so that all end together."""
+    if not dist.is_initialized():  # not even the command line was right: each rank has seen that for itself
+        return error
+    errors = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    return next((e for e in errors if e is not None), None)
+
+
 def print0(*words):
     """Print on rank 0 only."""
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if is_writer():
         print(*words, flush=True)
 
 
@@ -225,14 +238,21 @@ class Policy(Qwen2_5_VLForConditionalGeneration):
     def image_features(self, pixel_values, grid_thw):
         return torch.cat(self.model.get_image_features(pixel_values, grid_thw).pooler_output)
 
-    def forward(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies of all response tokens under softmax(logits / temperature): two (N,) in float32."""
+    def forward(self, packed: Packed, temperature: float = 1.0, loss_fn: Callable | None = None):
+        """Log-probs and entropies of all response tokens under softmax(logits / temperature): two (N,) in float32.
+
+        With loss_fn(logprobs (n,), entropies (n,), rows: slice of the N tokens) -> loss of these tokens, the result is
+        (loss, logprobs, entropies): the gradient is then computed chunk by chunk while the logits are there.
+        """
         embeddings = self.embed(packed.input_ids, packed.pixel_values, packed.grid_thw)
         hidden = self.model.language_model(
             inputs_embeds=embeddings, position_ids=packed.position_ids,
             attention_mask={"full_attention": packed.layout}, use_cache=False,
         ).last_hidden_state  # (1, T, H)
-        return linear_logprob(hidden[0, packed.predictors], self.lm_head.weight, packed.targets, temperature)
+        head = (hidden[0, packed.predictors], self.lm_head.weight, packed.targets)
+        if loss_fn is None:
+            return linear_logprob(*head, temperature)
+        return linear_logprob_loss(*head, loss_fn, temperature)
 
     @classmethod
     def load(cls, path, device, dtype=torch.float32, mesh=None, compute_dtype=torch.bfloat16):
@@ -241,7 +261,13 @@ class Policy(Qwen2_5_VLForConditionalGeneration):
         dtype: what weights are kept in; compute_dtype: what shards compute in. Raises InputError for a missing model.
         """
         folder = find_model(path)
-        config = Qwen2_5_VLConfig.from_pretrained(folder)
+        try:
+            config, generation = Qwen2_5_VLConfig.from_pretrained(folder), None
+            if os.path.exists(os.path.join(folder, "generation_config.json")):
+                generation = GenerationConfig.from_pretrained(folder)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{folder}: config.json or generation_config.json cannot be read "
+                             f"({' '.join(str(error).split())[:100]}): download it again") from error
         if config.model_type != "qwen2_5_vl":
             raise InputError(f"{path} holds a {config.model_type} model; a Qwen2.5-VL (qwen2_5_vl) is needed")
         AttentionInterface.register(ATTENTION, attention)
@@ -255,8 +281,9 @@ class Policy(Qwen2_5_VLForConditionalGeneration):
         policy.tie_weights()  # to_empty unties the head from the embeddings
         read_weights(policy, folder)
         policy.folder = folder
-        if os.path.exists(os.path.join(folder, "generation_config.json")):
-            policy.generation_config = GenerationConfig.from_pretrained(folder)
+        policy.generation_config = generation or policy.generation_config
+        if policy.generation_config.eos_token_id is None:
+            raise InputError(f"{folder}: no eos_token_id in config.json or generation_config.json: add it")
         return policy
 
 

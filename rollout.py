@@ -6,8 +6,8 @@ A slot is one row of a static key-value cache. A prompt takes G slots: its keys 
 All slots decode together, each at its own length; every `BURST` tokens the host looks which have finished and refills
 them from the queue. The model is a whole (unsharded) copy on each rank, so nothing here waits for another rank.
 
-What a response says depends on (weights, prompt, seed, position in its group) alone: token t of a response uses the
-uniform number t of its own stream. Slots, batches and ranks change nothing.
+What a response says depends on (weights, prompt, seed, G, max_new_tokens) alone, up to rounding: token t of response g
+uses the uniform number (g, t) that the seed gives. Slots, neighbours and ranks change nothing.
 
 Symbols: S slots, Q prompts, G responses per prompt, V vocabulary, L length of the cache, D head size.
 """
@@ -249,7 +249,7 @@ def collect(replica, processor, clip, samples: list[Sample], seeds: list[int], c
         responses = [response for group in replies for response in group]
         texts = [processor.tokenizer.decode(response.ids, skip_special_tokens=True) for response in responses]
         lengths = [len(response.ids) for response in responses]
-        weights = {part: getattr(config, f"{part}_weight") for part in rewards.PARTS}
+        weights = {part: getattr(config, f"{part}_weight", 0.0) for part in rewards.PARTS}
         total, parts = rewards.score(samples, texts, lengths, weights, clip, config.clip_target, config.length_limit,
                                      config.keyword_scope)
     groups = [(prompt, [response.ids for response in group]) for prompt, group in zip(prompts, replies)]

@@ -22,6 +22,7 @@ import shutil
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -33,11 +34,23 @@ from tqdm import tqdm
 
 import data
 import rewards
-from checkpoint import barrier, export, is_writer, load_checkpoint, save_checkpoint, sync, write_text
+from checkpoint import barrier, export, is_writer, load_checkpoint, no_bar, save_checkpoint, sync, write_text
 from config import FOLDERS, Config, check_folder, complain, read_config, settings
 from data import InputError, Sample
-from model import Group, Policy, dummy_group, find_model, micro_batches, pack, print0, start_processes, stop_processes
-from rollout import Timer, collect, gather, mine, records, seed_of
+from kernels import pick_grpo_loss
+from model import (
+    Group,
+    Policy,
+    dummy_group,
+    find_model,
+    first_error,
+    micro_batches,
+    pack,
+    print0,
+    start_processes,
+    stop_processes,
+)
+from rollout import Rollout, Timer, collect, gather, mine, records, seed_of
 
 # ------------------------------------------------------------------------------- GRPO, as equations
 
@@ -125,41 +138,50 @@ def response_logprobs(policy, groups: list[Group], config: Config, device) -> li
     return out
 
 
-def policy_loss(old_logprobs, ref_logprobs, advantages: Tensor, config: Config) -> Callable:
+def policy_loss(old_logprobs, ref_logprobs, advantages: Tensor, config: Config, device) -> Callable:
     """`grpo_loss` of some questions as `update` takes it; log-probs as `response_logprobs` gives, advantages (Q, G)."""
     per_token = [[a.expand(len(old)) for a, old in zip(*group)] for group in zip(advantages, old_logprobs)]
+    loss = pick_grpo_loss(grpo_loss, device)
 
-    def token_loss(logprobs, weights, index):
-        old, ref, A = (torch.cat([values[q][g] for q, g in index]) if index else torch.zeros_like(logprobs)
+    def row_loss(index: Index, weights: Tensor):
+        old, ref, A = (torch.cat([values[q][g] for q, g in index]) if index else torch.zeros_like(weights)
                        for values in (old_logprobs, ref_logprobs, per_token))
-        return grpo_loss(logprobs, old, ref, A, weights, config.clip_low, config.clip_high, config.clip_dual,
-                         config.kl_coef)
+        return lambda logprobs, rows: loss(logprobs, old[rows], ref[rows], A[rows], weights[rows], config.clip_low,
+                                           config.clip_high, config.clip_dual, config.kl_coef)
 
-    return token_loss
-
-
-def solution_loss(logprobs, weights, index):
-    """`sft_loss` in the form `update` takes."""
-    return sft_loss(logprobs, weights), {}
+    return row_loss
 
 
-def update(policy, optimizer, groups: list[Group], token_loss, rate: float, temperature: float, config: Config,
+def solution_loss(index: Index, weights: Tensor):
+    """`sft_loss` as `update` takes it."""
+    return lambda logprobs, rows: (sft_loss(logprobs, weights[rows]), {})
+
+
+def update(policy, optimizer, groups: list[Group], row_loss: Callable, rate: float, temperature: float, config: Config,
            device) -> dict[str, float]:
     """One optimiser step on the groups of all ranks together. Returns its statistics, equal on all ranks.
 
-    token_loss(logprobs (N,), weights (N,), index) -> (loss, statistics that add up over rows and ranks, not ratio_max).
+    row_loss(index, weights (N,)) is told which responses are in a packed row; the function that it returns takes
+    (logprobs (n,), rows: slice of the N) and gives their loss and statistics that add up, but for ratio_max.
     """
     count = torch.tensor(float(sum(len(ids) for _, responses in groups for ids in responses)))
     dist.all_reduce(count)  # before the loop: all micro-batches of all ranks share one denominator
-    sums, ratio_max = {}, torch.zeros((), device=device)
+    sums, ratio_max = defaultdict(lambda: torch.zeros((), device=device)), torch.zeros((), device=device)
     for part, index in rows_of(groups, config.token_budget):
-        logprobs, entropies = policy(pack(part, device), temperature)
-        weights = torch.full_like(logprobs, 1 / count.item() if index else 0.0).detach()
-        loss, stats = token_loss(logprobs, weights, index)
+        packed = pack(part, device)
+        weights = torch.full((len(packed.targets),), 1 / count.item() if index else 0.0, device=device)
+        token_loss = row_loss(index, weights)
+
+        def chunk_loss(logprobs, entropies, rows):
+            nonlocal ratio_max
+            loss, stats = token_loss(logprobs, rows)
+            ratio_max = torch.maximum(ratio_max, stats.pop("ratio_max", ratio_max))
+            for name, value in dict(stats, loss=loss, entropy=(weights[rows] * entropies).sum()).items():
+                sums[name] += value.detach()
+            return loss
+
+        loss, _, _ = policy(packed, temperature, chunk_loss)
         loss.backward()
-        ratio_max = torch.maximum(ratio_max, stats.pop("ratio_max", ratio_max))
-        for name, value in dict(stats, loss=loss, entropy=(weights * entropies).sum()).items():
-            sums[name] = sums.get(name, 0) + value.detach().float()
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     finite = bool(norm.isfinite())  # the norm is of all ranks' gradients, so all ranks decide alike
@@ -198,6 +220,15 @@ def rollout_metrics(rows: list[dict]) -> dict[str, float]:
     }
 
 
+def sampler_gap(rollout: Rollout, old_logprobs: list[list[Tensor]]) -> float:
+    """Mean |log-prob of the sampler - log-prob of the trainer| of all sampled tokens: how differently the two round."""
+    drawn = torch.tensor([x for response in rollout.responses for x in response.logprobs])
+    scored = torch.cat([piece.cpu() for group in old_logprobs for piece in group] or [drawn])
+    total = torch.tensor([(drawn - scored).abs().sum(), len(drawn)])
+    dist.all_reduce(total)
+    return (total[0] / total[1]).item()
+
+
 def update_metrics(stats: list[dict]) -> dict[str, float]:
     """The statistics of a step's optimiser steps: their mean, but the largest ratio and the last learning rate."""
     metrics = {name: mean(s[name] for s in stats) for name in stats[0]}
@@ -218,6 +249,11 @@ def time_metrics(seconds: dict[str, float], metrics: dict[str, float], rows: lis
     else:
         speed["perf/peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {f"time/{phase}": value for phase, value in seconds.items()} | speed
+
+
+def finite(metrics: dict) -> dict:
+    """nan and infinity as null: json has neither."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def console_line(step: int, steps: int, metrics: dict[str, float]) -> str:
@@ -286,6 +322,9 @@ def start(config: Config) -> Run:
     samples, batches = load_samples(config, processor), []
     if config.stage != "sample":
         batches = data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed)
+        left = config.epochs * len(samples) - len(batches) * config.questions_per_rollout
+        print0(f"{len(samples)} questions x {config.epochs} epochs: {len(batches)} steps, {left} left over")
+    data.encode_prompt(max(samples, key=lambda sample: len(sample.images)), processor)  # template and processor work
     clip = rewards.load_clip(config.clip, device) if config.clip_weight > 0 else None
     run_folder = os.path.join(config.out, FOLDERS[config.stage])
     check_folder(config, run_folder)
@@ -304,16 +343,21 @@ def start(config: Config) -> Run:
 
 
 def prepare_folder(run: Run, optimizer) -> int:
-    """Make the stage's folder ready, resuming what the same command left there; returns the step to start at."""
-    config, metrics = os.path.join(run.folder, "config.json"), os.path.join(run.folder, "metrics.jsonl")
+    """Make the stage's folder ready, resuming what the same command left there; returns the step to start at.
+
+    With --restart the old folder is set aside as FOLDER.old, and dropped only when the new run is complete.
+    """
+    folder = os.path.realpath(run.folder)  # behind a link to a larger disk, say
     if is_writer():
-        if run.config.restart or not os.path.exists(config):
-            shutil.rmtree(run.folder, ignore_errors=True)
-        os.makedirs(os.path.join(run.folder, "rollouts"), exist_ok=True)
-        write_text(config, json.dumps(settings(run.config), indent=1))
+        if run.config.restart and os.path.exists(folder):
+            shutil.rmtree(folder + ".old", ignore_errors=True)
+            os.rename(folder, folder + ".old")
+        os.makedirs(os.path.join(folder, "rollouts"), exist_ok=True)
+        write_text(os.path.join(folder, "config.json"), json.dumps(settings(run.config), indent=1))
     barrier()
-    step = load_checkpoint(os.path.join(run.folder, "checkpoints"), run.policy, optimizer)
+    step = load_checkpoint(os.path.join(folder, "checkpoints"), run.policy, optimizer)
     if is_writer():
+        metrics = os.path.join(folder, "metrics.jsonl")
         lines = open(metrics).readlines() if os.path.exists(metrics) else []
         write_text(metrics, "".join(lines[:step]))  # what came after the checkpoint is done again
     return step
@@ -358,11 +402,11 @@ def rl_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -
         for u in range(updates):  # the same questions whatever the number of ranks
             part = [q for q, i in enumerate(mine(range(len(samples)))) if i // config.questions_per_update == u]
             groups, old, ref = ([values[q] for q in part] for values in (rollout.groups, old_logprobs, ref_logprobs))
+            loss = policy_loss(old, ref, advantages[part], config, run.device)
             rate = learning_rate(config, step * updates + u, steps * updates)
-            stats.append(update(run.policy, optimizer, groups, policy_loss(old, ref, advantages[part], config), rate,
-                                config.temperature, config, run.device))
+            stats.append(update(run.policy, optimizer, groups, loss, rate, config.temperature, config, run.device))
     rows = gather(records(rollout, advantages))
-    metrics = rollout_metrics(rows) | update_metrics(stats)
+    metrics = rollout_metrics(rows) | update_metrics(stats) | {"policy/sampler_gap": sampler_gap(rollout, old_logprobs)}
     return metrics | time_metrics(timer.seconds, metrics, rows), rows
 
 
@@ -387,28 +431,24 @@ def sample_questions(run: Run):
 # ----------------------------------------------------------------------------------------- the loop
 
 
-def no_bar() -> bool | None:
-    """tqdm's `disable`: no bar but on rank 0, and there only on a terminal."""
-    return None if is_writer() else True
-
-
 def train(run: Run, step_function):
     """The loop of every training stage: batches in; metrics, rollouts, checkpoints and a model out."""
     config, steps = run.config, len(run.batches)
     steps = min(steps, config.max_steps or steps)
     trained = [parameter for parameter in run.policy.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, config.lr, weight_decay=config.weight_decay, fused=True)
-    first, skipped = prepare_folder(run, optimizer), 0
-    if os.path.exists(os.path.join(run.folder, "model")):
+    if os.path.exists(os.path.join(run.folder, "model")) and not config.restart:
         print0(f"{run.folder} is complete; --restart runs it again")
         return
+    barrier()  # all ranks have looked before anything changes
+    first, skipped = prepare_folder(run, optimizer), 0
     for step in tqdm(range(first, steps), f"stage {config.stage}", initial=first, total=steps, disable=no_bar()):
-        start = time.perf_counter()
+        began = time.perf_counter()
         metrics, rows = step_function(run, optimizer, [run.samples[i] for i in run.batches[step]], step, steps)
-        metrics["time/step"] = time.perf_counter() - start
+        metrics["time/step"] = time.perf_counter() - began
         if is_writer():
             with open(os.path.join(run.folder, "metrics.jsonl"), "a") as f:
-                f.write(json.dumps({"step": step, **metrics}) + "\n")
+                f.write(json.dumps(finite({"step": step, **metrics})) + "\n")
             if rows:
                 lines = "".join(json.dumps(row) + "\n" for row in rows)
                 write_text(os.path.join(run.folder, "rollouts", f"step_{step:06d}.jsonl"), lines)
@@ -420,22 +460,27 @@ def train(run: Run, step_function):
         if config.save_every and (step + 1) % config.save_every == 0:
             save_checkpoint(os.path.join(run.folder, "checkpoints"), step + 1, run.policy, optimizer)
     export(os.path.join(run.folder, "model"), run.policy, run.processor, getattr(torch, config.dtype))
+    if is_writer():
+        shutil.rmtree(os.path.realpath(run.folder) + ".old", ignore_errors=True)
     print0(f"model -> {run.folder}/model")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one stage; returns the exit code: 0, or 2 after one line about bad input."""
+    run = error = None
     try:
         run = start(read_config(sys.argv[1:] if argv is None else argv, __doc__))
-    except InputError as error:  # all ranks meet it, one says it
-        return complain(error, os.environ.get("RANK", "0") == "0")
+    except InputError as complaint:
+        error = complaint
+    if error := first_error(error):
+        return complain(error, is_writer())
     try:
         if run.config.stage == "sample":
             sample_questions(run)
         else:
             train(run, sft_step if run.config.stage == "sft" else rl_step)
-    except InputError as error:  # perhaps this rank alone: an image that has gone bad, say
-        return complain(error, True)
+    except InputError as complaint:  # perhaps on this rank alone: an image that has gone bad, say
+        return complain(complaint, True)
     return 0
 
 

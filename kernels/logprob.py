@@ -16,7 +16,7 @@ and so do two partial results when they merge. With everything relative to the m
 Backward, with g = dL/dlogprob and u = dL/dentropy. From dlogprob/dz_v = [v = target] - p_v and
 dentropy/dz_v = -p_v (ln p_v + entropy):
     D_v = dL/d(T z_v) = (1/T) ([v = target] g - p_v (g + u (ln p_v + entropy)))                  Eq. DLOGITS
-    dhidden = D @ weight        dweight = D.T @ hidden          (a row of D sums to 0: adding a constant changes nothing)
+    dhidden = D @ weight        dweight = D.T @ hidden        (a row of D sums to 0: a constant added to z is no change)
 
 The matrix products are the library's. Their operands are bf16, their results fp32: a product of two bf16 numbers is
 exact in fp32, so this is an fp32 head at the speed of bf16 tensor cores. The rest is two kernels with one program per
@@ -162,7 +162,7 @@ def multiply(a, b, out, add=False):
 
 
 def chunk_logits(hidden, weight, chunk):
-    """Yield (rows, their float32 unscaled logits (n, V)) of every chunk of tokens, all in one buffer."""
+    """Yield (rows, their float32 unscaled logits (n, V)) of every chunk of tokens, all in one buffer of 4 C V bytes."""
     N, V = len(hidden), len(weight)
     buffer = hidden.new_empty(min(N, chunk), V, dtype=torch.float32)
     for start in range(0, N, chunk):
@@ -207,6 +207,7 @@ class LinearLogprob(torch.autograd.Function):
             dlogits = dlogits_in_place(logits, targets[rows], ctx.temperature, lse2s[rows], entropies[rows],
                                        dlogprobs[rows], dentropies[rows], hidden.dtype)
             add_gradients(dlogits, rows, hidden, weight, dhidden, dweight)
+        logits = dlogits = None  # gives the chunk's memory back before dweight is cast
         return dhidden, None if dweight is None else dweight.to(weight.dtype), None, None, None
 
 
@@ -230,6 +231,7 @@ class LinearLogprobLoss(torch.autograd.Function):
                 dlogits = dlogits_in_place(logits, targets[rows], temperature, lse2s[rows], entropies[rows], *slopes,
                                            hidden.dtype)
                 add_gradients(dlogits, rows, hidden, weight, dhidden, dweight)
+        logits = dlogits = None  # gives the chunk's memory back before dweight is cast
         ctx.save_for_backward(dhidden, None if dweight is None else dweight.to(weight.dtype))
         ctx.mark_non_differentiable(logprobs, entropies)
         return loss, logprobs, entropies

@@ -2,8 +2,8 @@
 
     python tests/compile_kernels.py        needs no GPU: ptxas and cuobjdump are in Triton's wheel
 
-One row per kernel, dtype and architecture: registers, spills (local loads and stores, bytes of stack), 128-bit loads
-and stores of global memory, shuffles and barriers in the loop over the row included.
+One row per kernel, dtype and architecture: registers, spills (loads and stores of local memory, bytes of stack), global
+loads and stores and how many of them are of 128 bits, shuffles and barriers.
 """
 import json
 import os

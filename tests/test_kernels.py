@@ -20,7 +20,8 @@ from triton_interpreter import interpreted
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
 LOGPROB_ERROR = 2e-5  # a log-prob is a difference of numbers around 30, whose float32 spacing is 2e-6
-GRADIENT_ERROR = {torch.float32: 1e-5, torch.bfloat16: 3e-3}  # bf16: dlogits and the result are each rounded, 1.6e-3
+GRADIENT_ERROR = {torch.float64: 1e-12, torch.float32: 1e-5,
+                  torch.bfloat16: 3e-3}  # dlogits are rounded and so is the result, by about 1.6e-3 each
 CLIPS = dict(clip_low=0.2, clip_high=0.3, clip_dual=3.0, kl_coef=0.01)
 CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA GPU: the compiled kernels have not run here")])
@@ -102,6 +103,15 @@ def test_one_row_of_a_real_vocabulary(device):
     check(found, inputs, 0.9, g, u)
 
 
+def test_many_chunks_add_up_as_exactly_as_one(device):
+    """In float32: sixteen sums rounded to bf16 would be off by 5e-3."""
+    inputs = problem(device, 64, 1000, dtype=torch.bfloat16)
+    found = logprob.linear_logprob(*inputs, 1.0, 4)
+    g, u = slopes(64, device)
+    (found[0] * g + found[1] * u).sum().backward()
+    check(found, inputs, 1.0, g, u)
+
+
 def test_a_nearly_certain_token_keeps_its_digits(device):
     """Logits 0 but one of 12 over 1,000 tokens: 1 - p = 999 e^-12 = .0061; both values small, neither cancelled."""
     hidden, weight = torch.ones(1, 1, device=device), torch.zeros(1000, 1, device=device)
@@ -138,7 +148,8 @@ def test_bfloat16_dlogits_over_float32_logits_are_those_beside_them(device):
     logprob.row_statistics(logits, targets, 1.0, *values)
     rest = (targets, 1.0, values[2], values[1], g, u)
     beside = logprob.dlogits_in_place(logits.clone(), *rest, torch.float32)
-    assert torch.equal(logprob.dlogits_in_place(logits, *rest, torch.bfloat16), beside.bfloat16())
+    over = logprob.dlogits_in_place(logits, *rest, torch.bfloat16)
+    torch.testing.assert_close(over.float(), beside, rtol=2**-8, atol=1e-6)  # bf16 keeps 8 bits
 
 
 def test_weights_of_zero_give_gradients_of_exactly_zero(device):
@@ -180,6 +191,7 @@ def test_a_target_outside_the_vocabulary_gives_nan_and_harms_no_other_row(device
     assert logprobs.isnan().tolist() == [True, True, False] and entropies.isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # numpy on what the interpreter does with it
 def test_a_nan_in_the_hidden_states_reaches_the_values(device):
     hidden, weight, targets = problem(device, 3, 300)
     with torch.no_grad():
@@ -233,11 +245,27 @@ def test_nothing_of_vocabulary_size_is_kept_for_the_backward(device):
     assert sorted(kept) == [(10,), (10,), (10,), (10, 64), (300, 64)]  # targets, lse2s, entropies, hidden, weight
 
 
+@pytest.mark.parametrize("device", [CUDA])
+@pytest.mark.parametrize("with_loss", [False, True], ids=["plain", "loss"])
+def test_peak_memory_is_one_chunk_of_logits_and_the_float32_weight_gradient(device, with_loss):
+    """4 C V + 4 V H bytes, and dhidden: the cast of dweight to bf16 comes when the chunk is gone."""
+    N, V, H, C = 4096, 30_000, 1024, 1024
+    inputs = problem(device, N, V, H, torch.bfloat16)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    if with_loss:
+        loss = logprob.linear_logprob_loss(*inputs, token_losses(N, device), 1.0, C)[0]
+    else:
+        loss = logprob.linear_logprob(*inputs, 1.0, C)[0].sum()
+    torch.autograd.grad(loss, inputs[:2])
+    assert torch.cuda.max_memory_allocated() - before <= 4 * C * V + 4 * V * H + 2 * N * H + 2**23  # and (N,) vectors
+
+
 # ------------------------------------------------------------------------------------ with a loss on top
 
 
 def token_losses(N, device):
-    """A differentiable per-token loss of both outputs that is no sum of known slopes, and its share of the rows."""
+    """A per-token loss of both outputs whose slopes depend on them."""
     g, u = slopes(N, device)
 
     def loss_fn(logprobs, entropies, rows):
@@ -284,29 +312,29 @@ def test_the_grpo_kernel_inside_the_loss_form_equals_float64(device):
     expected, _ = train.grpo_loss(values[0], *others, **CLIPS)
     gradients = torch.autograd.grad(expected, (hidden, weight))
     assert abs(loss.item() - expected.item()) <= 1e-6
-    assert distance(inputs[0].grad, gradients[0]) <= 3e-3 and distance(inputs[1].grad, gradients[1]) <= 3e-3
+    assert max(distance(x.grad, y) for x, y in zip(inputs, gradients)) <= GRADIENT_ERROR[torch.bfloat16]
 
 
 # ---------------------------------------------------------------------------------------- the GRPO loss
 
 
 def tokens(N, logprobs, seed=3):
-    """Float64 tokens around given log-probs: they, old and reference log-probs, advantages, weights that add up to 1."""
+    """Float64 tokens: given log-probs, old and reference ones around them, advantages, weights that add up to 1."""
     g = torch.Generator().manual_seed(seed)
     old, ref = (logprobs + 0.8 * torch.randn(N, generator=g, dtype=torch.float64) for _ in range(2))
     A, weights = torch.randn(N, generator=g, dtype=torch.float64), torch.rand(N, generator=g, dtype=torch.float64)
     return logprobs, old, ref, A, weights / weights.sum()
 
 
-def compare_losses(device, logprobs, *others, **changes):
+def compare_losses(device, logprobs, *others, rtol=1e-6, **changes):
     """Loss, gradient and statistics of the kernel in float32 against train.py's in float64, of the same numbers."""
     rounded = [x.float() for x in (logprobs, *others)]
     ours, theirs = rounded[0].clone().to(device).requires_grad_(), rounded[0].double().requires_grad_()
     loss, stats = grpo.grpo_loss(ours, *(x.to(device) for x in rounded[1:]), **(CLIPS | changes))
     expected, expected_stats = train.grpo_loss(theirs, *(x.double() for x in rounded[1:]), **(CLIPS | changes))
     loss.backward(), expected.backward()
-    assert loss.item() == pytest.approx(expected.item(), abs=1e-6, rel=1e-6)
-    torch.testing.assert_close(ours.grad.cpu().double(), theirs.grad, atol=1e-7, rtol=2e-6)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6, rel=rtol)
+    torch.testing.assert_close(ours.grad.cpu().double(), theirs.grad, atol=1e-7, rtol=2 * rtol)
     assert list(stats) == list(expected_stats)
     for name, value in stats.items():
         assert value.item() == pytest.approx(expected_stats[name].item(), rel=1e-5, abs=1e-7), name
@@ -314,10 +342,17 @@ def compare_losses(device, logprobs, *others, **changes):
 
 @pytest.mark.parametrize("log_ratio", [-25.0, -1.0, -0.1, 0.0, 0.1, 0.5, 1.0, 1.5, 25.0])
 def test_eq_clip_eq_dual_and_eq_kl3_in_every_zone(device, log_ratio):
-    """Below, inside and above the clip, beyond dual bound and clamps; good, bad and neutral tokens; KL small and cut."""
+    """Below, inside, above the clip, beyond dual bound and clamps; good, bad, neutral tokens; KL small and cut."""
     A, gap = torch.cartesian_prod(torch.tensor([2.0, -2.0, 0.0]), torch.tensor([-25.0, -1.0, 0.0, 1.0, 9.0])).T
     logprobs = torch.full((15,), -3.0)
     compare_losses(device, logprobs, logprobs - log_ratio, logprobs + gap, A, torch.full((15,), 1 / 15))
+
+
+@pytest.mark.parametrize("log_ratio", [-25.0, -15.0])
+def test_eq_ratio_has_no_gradient_where_its_clamp_acts(device, log_ratio):
+    """The advantage is so large that e^-20 of it could be seen; a GPU's fast exp(-20) is good to 2e-6."""
+    logprobs = torch.tensor([-30.0])
+    compare_losses(device, logprobs, logprobs - log_ratio, logprobs, torch.tensor([1e9]), torch.ones(1), rtol=5e-6)
 
 
 @pytest.mark.parametrize("N", [1, 512, 1300])
@@ -368,9 +403,9 @@ def test_on_a_cpu_the_reference_is_picked_and_equals_float64(dtype):
     found = logprob.linear_logprob_ref(*inputs, 0.7, 8)
     g, u = slopes(21, "cpu")
     (found[0] * g + found[1] * u).sum().backward()
-    errors = check(found, inputs, 0.7, g, u) if dtype != torch.float64 else {}
+    check(found, inputs, 0.7, g, u)
     assert all(map(torch.equal, kernels.linear_logprob(*inputs, 0.7), logprob.linear_logprob_ref(*inputs, 0.7)))
-    assert found[0].dtype == torch.promote_types(dtype, torch.float32) and errors is not None
+    assert found[0].dtype == torch.promote_types(dtype, torch.float32)
     assert kernels.backend("cpu").startswith("torch") and kernels.backend("cuda").startswith("triton")
     assert kernels.pick_grpo_loss(train.grpo_loss, "cpu") is train.grpo_loss
 
