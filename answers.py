@@ -28,7 +28,7 @@ class Sections:
     """What stands below each header: None when the header is missing, "" when nothing stands below it."""
     description: str | None                        # of the first such header
     rationales: str | None                         # of the first such header
-    steps: tuple[str, ...]                         # Step 1, Step 2, ... up to the first number that is missing
+    steps: tuple[str, ...]                         # Step 1, Step 2, ... each after the one before it
     answer: str | None                             # "" also when there are two different ones
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy
 import torch
 from PIL import Image, ImageOps
-from transformers import AutoProcessor
+from transformers import AutoConfig, AutoProcessor
 
 
 class InputError(ValueError):
@@ -122,15 +122,18 @@ def read_file(path: str) -> list[tuple]:
             rows = json.load(file)
     except json.JSONDecodeError as error:
         raise InputError(f"{path} line {line + error.lineno}: not valid JSON ({error.msg}); fix that line") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"data file {path}: cannot be read ({error}); check the path") from error
     if not isinstance(rows, (list, dict)):
         raise InputError(f"{path}: has type {type(rows).__name__}; expected a list or an object of rows")
+    if isinstance(rows, dict) and {"problem", "question", "messages", "conversations"} & set(rows):
+        raise InputError(f"{path}: holds a single row; put it in a list")
     return list(rows.items()) if isinstance(rows, dict) else list(enumerate(rows, 1))
 
 
 def read_dataset(source: str, split: str) -> list[tuple]:
     import datasets  # a second to import, and most runs read a file
+    datasets.disable_progress_bars()
     try:
         return list(enumerate(datasets.load_dataset(source, split=split), 1))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -160,7 +163,7 @@ def as_texts(values, name: str, where: str) -> tuple[str, ...]:
 
 def as_image(value, where: str, root: str):
     """A path, a PIL image, or {bytes, path} as parquet files hold it -> absolute path or PIL image."""
-    if isinstance(value, dict) and value.get("bytes"):
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
         with readable(f"of {where}"):
             return Image.open(io.BytesIO(value["bytes"]))
     value = value.get("path") if isinstance(value, dict) else value
@@ -201,6 +204,8 @@ def sample_from_row(row, where: str, default_qid: str, root: str) -> Sample:
     else:
         question = str(column(row, where, "problem", "question"))
         solution = column(row, where, "solution", default="")
+    if not question.replace(IMAGE, "").strip():
+        raise InputError(f"{where}: the question is empty; write one or remove the row")
     images = column(row, where, "images", "image", kind=(str, list, dict, Image.Image), default=[])
     images = images if isinstance(images, list) else [images]
     key_words = column(row, where, "key_words", "key_word", "keywords", kind=(str, list), default=[])
@@ -217,6 +222,8 @@ def sample_from_row(row, where: str, default_qid: str, root: str) -> Sample:
 def load_samples(source: str, image_root: str = "", split: str = "train") -> list[Sample]:
     """A .json or .jsonl file, a data set folder, or a hub name (split is for the last two). Image files are not opened:
     check_images and filter_sft look at them. InputError: what a row lacks, or a qid it shares, with the row named."""
+    if not source:
+        raise InputError("--data is empty: give a .json or .jsonl file, a data set folder or a hub name")
     is_file = source.endswith((".json", ".jsonl"))
     named_rows = read_file(source) if is_file else read_dataset(source, split)
     if not named_rows:
@@ -264,6 +271,17 @@ def filter_sft(samples: list[Sample]) -> tuple[list[Sample], dict[str, int]]:
 
 
 # ---- prompts
+def check_vocabulary(processor, path: str) -> None:
+    """A tokenizer without its files loads all the same, and then knows next to nothing."""
+    known = processor.tokenizer.get_vocab()
+    if len(known) < 256 or not {"<|im_end|>", "<|image_pad|>"} <= set(known):
+        raise InputError(f"model {path}: its tokenizer has {len(known)} tokens and lacks text, <|im_end|> or "
+                         "<|image_pad|>; copy the base model's tokenizer files there")
+    config = AutoConfig.from_pretrained(path) if os.path.exists(os.path.join(path, "config.json")) else None
+    if config and getattr(config, "image_token_id", None) != processor.image_token_id:
+        raise InputError(f"model {path}: config.json and tokenizer have different image tokens; take both of one model")
+
+
 def load_processor(path: str, min_pixels: int, max_pixels: int):
     """Tokenizer, image processor and chat template of a model folder; images get an area of min_pixels..max_pixels."""
     if not 0 < min_pixels <= max_pixels:
@@ -273,12 +291,13 @@ def load_processor(path: str, min_pixels: int, max_pixels: int):
     size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     try:
         processor = AutoProcessor.from_pretrained(path, size=size, min_pixels=min_pixels, max_pixels=max_pixels)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"model {path}: no processor found ({reason}); give a Qwen2.5-VL folder, or a hub name that "
                          "can be reached") from error
     if not hasattr(processor, "image_processor") or not processor.chat_template:
         raise InputError(f"model {path}: no image processor or no chat template; copy the base model's files there")
+    check_vocabulary(processor, path)
     for name in ("size", "min_pixels", "max_pixels"):      # the tokenizer was handed them too, and would save them
         processor.tokenizer.init_kwargs.pop(name, None)
     return processor
@@ -289,6 +308,8 @@ def refuse_control_tokens(text: str, sample: Sample) -> None:
     found = CONTROL_TOKEN.search(text)
     if found:
         raise InputError(f"{sample.where}: qid {sample.qid!r} has the control token {found[0]} in its text; remove it")
+    if text.encode("utf-8", "ignore").decode() != text:
+        raise InputError(f"{sample.where}: qid {sample.qid!r} has half a surrogate pair in its text; remove it")
 
 
 def chat_text(sample: Sample, processor) -> str:

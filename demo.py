@@ -38,7 +38,7 @@ SHARED = ["--dtype", "float32", "--max_prompt", "64", "--max_response", "96", "-
 TRAINING = [*SHARED, "--restart", "--no_gradient_checkpointing", "--save_every", "0", "--token_budget", "2048"]
 SUPERVISED = [*TRAINING, "--questions_per_rollout", "64", "--questions_per_update", "64", "--epochs", "20",
               "--lr", "3e-3", "--keep_prompts"]
-REINFORCED = [*TRAINING, "--questions_per_rollout", "32", "--questions_per_update", "8", "--epochs", "40",
+REINFORCED = [*TRAINING, "--questions_per_rollout", "32", "--questions_per_update", "8", "--epochs", "100",
               "--lr", "1e-4"]
 
 
@@ -124,7 +124,10 @@ def print_table(rows: dict[str, dict[str, tuple[float, float]]]):
 
 
 def ablate(out: str, seed: int, steps: dict[str, int]):
-    """Two stages against either stage alone with as many RL steps, from one warm-up; printed whichever way it ends."""
+    """Two stages against either stage alone with as many RL steps; printed whichever way it ends.
+
+    The seeds are of RL: world, warm-up and buckets are those of `run`.
+    """
     world, clip, total = f"{out}/world", f"{out}/clip", steps["stage1"] + steps["stage2"]
     warm = ["--model", f"{out}/sft/model"]
     easy, medium = (["--data", f"{out}/sample/{name}.jsonl"] for name in ("easy", "medium"))
@@ -147,6 +150,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of world, models and sampling (default: %(default)s)")
     parser.add_argument("--ablate", action="store_true", help="afterwards compare with either stage alone")
     args = parser.parse_args(argv)
+    if args.seed < 0:
+        parser.error(f"--seed {args.seed} is negative")
     disable_progress_bar()  # of transformers, when it saves the tiny model
     run(args.out, args.seed, SIZES, STEPS)
     if args.ablate:

@@ -21,6 +21,7 @@ import json
 import os
 import re
 from glob import glob
+from pickle import UnpicklingError
 
 import open_clip
 import torch
@@ -179,8 +180,7 @@ def score(samples: list[Sample], responses: list[str], lengths: list[int], weigh
     assert Q * G == N == len(lengths), f"{N=} not a multiple of {Q=}, or not {len(lengths)=}"
     assert set(weights) <= set(PARTS), f"unknown parts in {weights=}"
     assert clip is not None or not weights.get("clip"), "clip has a weight but there is no scorer"
-    if keyword_scope not in ("description", "response"):
-        raise InputError(f"--keyword_scope {keyword_scope}: use description or response")
+    assert keyword_scope in ("description", "response"), f"{keyword_scope=}"
     samples_of = [sample for sample in samples for _ in range(G)]         # of each response
     sections = [parse(response) for response in responses]
     descriptions = [section.description for section in sections]
@@ -322,7 +322,7 @@ def load_open_clip(name: str, pretrained: str | None, device: str) -> ClipScorer
     try:
         model, preprocess = open_clip.create_model_from_pretrained(name, pretrained, force_quick_gelu=quick_gelu)
         tokenize = open_clip.get_tokenizer(name)
-    except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError, SafetensorError, UnpicklingError) as error:
         raise InputError(f"CLIP model {name} {pretrained or ''}: open_clip cannot load it, check the files or the "
                          f"network: {one_line(error)}") from error
     return ClipScorer(model, preprocess, tokenize, device)

@@ -26,9 +26,11 @@ import rewards
 from answers import parse
 from checkpoint import is_writer
 from data import Prompt, Sample
+from kernels import linear_logits
 from model import Group, pack
 
 BURST = 8  # tokens between two looks at the slots: a host synchronisation costs more than a few wasted tokens
+PREFILL = 16384  # prompt tokens read in one row, about: bounds its memory
 BUCKET = 64  # the cache is read up to the longest live row, rounded up to this
 
 
@@ -39,6 +41,16 @@ class Response:
     ids: list[int]
     logprobs: list[float]  # of the tokens under softmax(logits / temperature), before top-p
     finished: bool  # False: cut off at max_new_tokens
+
+    def take(self, ids: list[int], logprobs: list[float], end: set[int], limit: int) -> bool:
+        """Append drawn tokens up to the end of the response; returns whether it has ended."""
+        for token, logprob in zip(ids, logprobs):
+            self.ids.append(token)
+            self.logprobs.append(logprob)
+            self.finished = token in end
+            if self.finished or len(self.ids) == limit:
+                return True
+        return False
 
 
 def seed_of(*parts) -> int:
@@ -105,7 +117,7 @@ class Decoder:
 
     def pick(self, hidden, rows):
         """Next token of some slots and its log-prob. hidden (B, H), rows (B,) slots -> two (B,)."""
-        logits = self.model.lm_head(hidden).float() / (self.temperature or 1.0)  # (B, V)
+        logits = linear_logits(hidden, self.model.lm_head.weight) / (self.temperature or 1.0)  # (B, V)
         allowed = logits.index_fill(-1, self.never, -torch.inf)
         if self.temperature == 0:
             token = allowed.argmax(-1)
@@ -174,38 +186,34 @@ def generate(model, prompts: list[Prompt], seeds: list[int], group_size: int, ma
     replies = [[Response([], [], False) for _ in range(group_size)] for _ in prompts]
     waiting, free, live = deque(range(len(prompts))), list(range(slots)), {}  # live: slot -> its Response
 
-    def collect(slot, ids, logprobs):
-        """Append tokens to a slot's response up to its end; a response that has ended frees its slot."""
-        response = live[slot]
-        for token, logprob in zip(ids, logprobs):
-            response.ids.append(token)
-            response.logprobs.append(logprob)
-            response.finished = token in end
-            if response.finished or len(response.ids) == max_new_tokens:
-                del live[slot]
+    def hand_out(rows, ids, logprobs):
+        """Give the tokens drawn in some slots to their responses; a response that has ended frees its slot."""
+        for slot, tokens, scores in zip(rows, ids, logprobs):
+            if live[slot].take(tokens, scores, end, max_new_tokens):
                 free.append(slot)
-                return
+                del live[slot]
 
     while waiting or live:
-        fits = min(len(free) // group_size, len(waiting))
-        if fits:
-            new = [waiting.popleft() for _ in range(fits)]
+        new, read = [], 0
+        while waiting and len(free) >= group_size * (len(new) + 1) and (not new or read <= PREFILL):
+            new.append(waiting.popleft())
+            read += len(prompts[new[-1]].input_ids)
+        if new:
             groups = [[free.pop() for _ in range(group_size)] for _ in new]
             uniform = [torch.rand(group_size, max_new_tokens, generator=torch.Generator().manual_seed(seeds[q]))
                        for q in new]
             first = decoder.prefill([prompts[q] for q in new], groups, torch.cat(uniform))
             rows = [slot for group in groups for slot in group]
             live.update(zip(rows, [response for q in new for response in replies[q]]))
-            for slot, token, logprob in zip(rows, *(x.tolist() for x in first)):
-                collect(slot, [token], [logprob])
+            hand_out(rows, *(column[:, None].tolist() for column in first))
         if not live:
             continue
         need = int(state.length[list(live)].max()) + BURST
         state.view = min(-(-need // BUCKET) * BUCKET, state.keys[0].shape[2])
         steps = [decoder.step() for _ in range(BURST)]
         ids, logprobs = (torch.stack(column, 1).tolist() for column in zip(*steps))  # the burst's one synchronisation
-        for slot in list(live):
-            collect(slot, ids[slot], logprobs[slot])
+        rows = list(live)
+        hand_out(rows, [ids[slot] for slot in rows], [logprobs[slot] for slot in rows])
     return replies
 
 

@@ -37,7 +37,7 @@ import rewards
 from checkpoint import barrier, export, is_writer, load_checkpoint, no_bar, save_checkpoint, sync, write_text
 from config import FOLDERS, Config, check_folder, complain, read_config, settings
 from data import InputError, Sample
-from kernels import pick_grpo_loss
+from kernels import backend, pick_grpo_loss
 from model import (
     Group,
     Policy,
@@ -317,6 +317,7 @@ def load_samples(config: Config, processor) -> list[Sample]:
 def start(config: Config) -> Run:
     """Load and check everything that a stage needs; nothing is written yet."""
     device, mesh = start_processes()
+    print0(f"{dist.get_world_size()} process(es) on {device.type}, log-probs and loss by {backend(device)}")
     folder, dtype = find_model(config.model), getattr(torch, config.dtype)
     processor = data.load_processor(folder, config.min_pixels, config.max_pixels)
     samples, batches = load_samples(config, processor), []

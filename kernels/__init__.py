@@ -10,7 +10,7 @@ import triton
 
 from kernels import grpo, logprob
 
-__all__ = ["backend", "linear_logprob", "linear_logprob_loss", "pick_grpo_loss"]
+__all__ = ["backend", "linear_logits", "linear_logprob", "linear_logprob_loss", "pick_grpo_loss"]
 
 
 def backend(device) -> str:
@@ -20,6 +20,12 @@ def backend(device) -> str:
 
 def on_triton(hidden) -> bool:
     return hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float32)  # float64 is for tests: the reference
+
+
+def linear_logits(hidden, weight):
+    """hidden (B, H), weight (V, H) -> logits (B, V), at least float32: the sampler rounds as the training does."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    return logprob.multiply(hidden, weight.T, hidden.new_empty(len(hidden), len(weight), dtype=dtype))
 
 
 def linear_logprob(hidden, weight, targets, temperature=1.0):

@@ -3,6 +3,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from kernels import linear_logits
 from model import pack
 from rollout import draw, generate, seed_of
 
@@ -96,6 +97,14 @@ def test_max_new_tokens_is_exact_and_marked_unfinished(replica, prompts, vocab_s
 
 def test_no_prompt_gives_no_response(replica, vocab_size):
     assert generate(replica, [], [], 4, 8, 1.0, 1.0, 8, vocab_size) == []
+
+
+def test_logits_of_a_bfloat16_model_are_not_rounded_to_bfloat16():
+    """As the fused log-prob computes them: products of bf16 numbers summed in float32."""
+    hidden, weight = torch.randn(4, 64).bfloat16(), torch.randn(50, 64).bfloat16()
+    logits = linear_logits(hidden, weight)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, (hidden.double() @ weight.double().T).float(), atol=1e-5, rtol=1e-5)
 
 
 def test_draw_inverts_the_distribution_function_of_the_nucleus():

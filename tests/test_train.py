@@ -266,8 +266,20 @@ def test_bad_input_is_one_line_exit_code_2_and_changes_nothing(one_process, tiny
         "broken.jsonl": ([rows[5] | {"images": [os.path.join(ROOT, "train.py")]}], "cannot be read"),
         "marker.jsonl": ([rows[5] | {"problem": "<image> what?"}], "1 <image> markers for 0 images"),
         "empty.jsonl": ([], "no rows"),
+        "blank.jsonl": ([rows[5] | {"problem": "<image> "}], "the question is empty"),
+        "surrogate.jsonl": ([rows[5] | {"problem": "\ud800?"}], "half a surrogate pair"),
     }
+    for name in ("bare", "torn", "other"):
+        shutil.copytree(tiny_folder, tmp_path / name)
+    os.remove(tmp_path / "bare" / "tokenizer.json")
+    with open(tmp_path / "torn" / "model.safetensors", "r+b") as file:
+        file.truncate(5000)
+    config = json.load(open(tmp_path / "other" / "config.json"))
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"image_token_id": 5}))
     cases = [
+        ([*good, "--model", str(tmp_path / "bare"), "--out", str(tmp_path / "out")], "tokenizer"),
+        ([*good, "--model", str(tmp_path / "torn"), "--out", str(tmp_path / "out")], "model.safetensors is torn"),
+        ([*good, "--model", str(tmp_path / "other"), "--out", str(tmp_path / "out")], "different image tokens"),
         ([*good, "--model", str(tmp_path / "no")], "neither a folder nor"),
         ([*good, "--data", str(tmp_path / "no.jsonl")], "no.jsonl"),
         ([*good, "--group_size", "1"], "--group_size 1"),
