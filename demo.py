@@ -9,8 +9,8 @@ the learning rate is higher, because the model is 10,000 times smaller.
 """
 import os
 
-# Waiting OpenMP threads spin by default: beside one other busy program two threads are 40 times slower than with this.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded, so before the imports below
+# A waiting OpenMP thread spins for long by default: beside one other busy program two threads are 40 times slower so.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when torch is loaded, so before the imports below
 
 import argparse
 import json

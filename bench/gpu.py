@@ -94,7 +94,7 @@ def sweep_chunks(head: str, N: int, chunks, device, end: float, repeats: int) ->
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", help="write everything to this json file")
+    parser.add_argument("--out", help="write everything to this json file, or to gpu.json in this folder")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, for a test")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -110,7 +110,8 @@ def main() -> int:
     N, chunks, repeats = (48, (16, 64), 1) if args.smoke else (16384, range(1024, 4609, 256), 3)
     results["chunks"] = [row for head in heads for row in sweep_chunks(head, N, chunks, device, end, repeats)]
     if args.out:
-        with open(args.out, "w") as f:
+        path = os.path.join(args.out, "gpu.json") if os.path.isdir(args.out) else args.out
+        with open(path, "w") as f:
             json.dump(results, f, indent=1)
     return results["tests"]["code"] or int(results["tests"]["code"] is None)
 
