@@ -284,8 +284,6 @@ def check_vocabulary(processor, path: str) -> None:
 
 def load_processor(path: str, min_pixels: int, max_pixels: int):
     """Tokenizer, image processor and chat template of a model folder; images get an area of min_pixels..max_pixels."""
-    if not 0 < min_pixels <= max_pixels:
-        raise InputError(f"--min_pixels {min_pixels} must be above 0 and at most --max_pixels {max_pixels}")
     # size alone would lose to the min_pixels in a hub folder's own config; without size, transformers would write the
     # limits into the dict that all its image processors share.
     size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}

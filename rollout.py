@@ -58,6 +58,11 @@ def seed_of(*parts) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
+def uniform_numbers(seed: int, group_size: int, tokens: int) -> Tensor:
+    """The random stream of each response of a group: (G, tokens) in [0, 1)."""
+    return torch.rand(group_size, tokens, generator=torch.Generator().manual_seed(seed))
+
+
 def draw(probs: Tensor, uniform: Tensor, top_p: float) -> Tensor:
     """One token per row by inverting the distribution function. probs (S, V), uniform (S,) in [0, 1) -> (S,).
 
@@ -181,8 +186,7 @@ def generate(model, prompts: list[Prompt], seeds: list[int], group_size: int, ma
     longest = max(len(prompt.input_ids) for prompt in prompts)
     state = Slots(model, slots, longest + max_new_tokens + BURST, max_new_tokens)
     decoder = Decoder(model, state, temperature, top_p, vocab_size)
-    end = model.generation_config.eos_token_id
-    end = {end} if isinstance(end, int) else set(end)
+    end = set(torch.tensor(model.generation_config.eos_token_id).view(-1).tolist())  # one token or several
     replies = [[Response([], [], False) for _ in range(group_size)] for _ in prompts]
     waiting, free, live = deque(range(len(prompts))), list(range(slots)), {}  # live: slot -> its Response
 
@@ -200,11 +204,10 @@ def generate(model, prompts: list[Prompt], seeds: list[int], group_size: int, ma
             read += len(prompts[new[-1]].input_ids)
         if new:
             groups = [[free.pop() for _ in range(group_size)] for _ in new]
-            uniform = [torch.rand(group_size, max_new_tokens, generator=torch.Generator().manual_seed(seeds[q]))
-                       for q in new]
-            first = decoder.prefill([prompts[q] for q in new], groups, torch.cat(uniform))
+            uniform = torch.cat([uniform_numbers(seeds[q], group_size, max_new_tokens) for q in new])
+            first = decoder.prefill([prompts[q] for q in new], groups, uniform)
             rows = [slot for group in groups for slot in group]
-            live.update(zip(rows, [response for q in new for response in replies[q]]))
+            live.update(zip(rows, (response for q in new for response in replies[q])))
             hand_out(rows, *(column[:, None].tolist() for column in first))
         if not live:
             continue
@@ -212,8 +215,7 @@ def generate(model, prompts: list[Prompt], seeds: list[int], group_size: int, ma
         state.view = min(-(-need // BUCKET) * BUCKET, state.keys[0].shape[2])
         steps = [decoder.step() for _ in range(BURST)]
         ids, logprobs = (torch.stack(column, 1).tolist() for column in zip(*steps))  # the burst's one synchronisation
-        rows = list(live)
-        hand_out(rows, [ids[slot] for slot in rows], [logprobs[slot] for slot in rows])
+        hand_out(rows := list(live), [ids[slot] for slot in rows], [logprobs[slot] for slot in rows])
     return replies
 
 

@@ -17,9 +17,7 @@ are functions of (seed, step, question); the loss is divided by the token count 
 import json
 import math
 import os
-import resource
 import shutil
-import statistics
 import sys
 import time
 from collections import defaultdict
@@ -38,6 +36,7 @@ from checkpoint import barrier, export, is_writer, load_checkpoint, no_bar, save
 from config import FOLDERS, Config, check_folder, complain, read_config, settings
 from data import InputError, Sample
 from kernels import backend, pick_grpo_loss
+from metrics import console_line, finite, rollout_metrics, sampler_gap, time_metrics, update_metrics
 from model import (
     Group,
     Policy,
@@ -50,7 +49,7 @@ from model import (
     start_processes,
     stop_processes,
 )
-from rollout import Rollout, Timer, collect, gather, mine, records, seed_of
+from rollout import Timer, collect, gather, mine, records, seed_of
 
 # ------------------------------------------------------------------------------- GRPO, as equations
 
@@ -195,75 +194,6 @@ def update(policy, optimizer, groups: list[Group], row_loss: Callable, rate: flo
     dist.all_reduce(ratio_max, dist.ReduceOp.MAX)
     return dict(zip(sums, totals.tolist()), ratio_max=ratio_max.item(), grad_norm=norm.item(),
                 skipped=float(not finite), lr=rate, tokens=count.item())
-
-
-# --------------------------------------------------------------- metrics (the README explains each)
-
-
-def mean(values) -> float:
-    values = list(values)
-    return sum(values) / max(1, len(values))
-
-
-def rollout_metrics(rows: list[dict]) -> dict[str, float]:
-    """What one step's responses say about reward and policy; _std is the mean standard deviation within a group."""
-    responses = [response for row in rows for response in row["responses"]]
-    metrics = {"adv/zero_std_groups": mean(len({r["reward"] for r in row["responses"]}) == 1 for row in rows)}
-    for part in ("reward", *rewards.PARTS):
-        name = "reward/" + ("total" if part == "reward" else part)
-        metrics[name] = mean(r[part] for r in responses)
-        metrics[name + "_std"] = mean(statistics.stdev(r[part] for r in row["responses"]) for row in rows)
-    return metrics | {
-        "response/length": mean(r["tokens"] for r in responses),
-        "response/truncated": mean(not r["finished"] for r in responses),
-        "response/parse_failed": mean(r["extracted"] is None for r in responses),
-    }
-
-
-def sampler_gap(rollout: Rollout, old_logprobs: list[list[Tensor]]) -> float:
-    """Mean |log-prob of the sampler - log-prob of the trainer| of all sampled tokens: how differently the two round."""
-    drawn = torch.tensor([x for response in rollout.responses for x in response.logprobs])
-    scored = torch.cat([piece.cpu() for group in old_logprobs for piece in group] or [drawn])
-    total = torch.tensor([(drawn - scored).abs().sum(), len(drawn)])
-    dist.all_reduce(total)
-    return (total[0] / total[1]).item()
-
-
-def update_metrics(stats: list[dict]) -> dict[str, float]:
-    """The statistics of a step's optimiser steps: their mean, but the largest ratio and the last learning rate."""
-    metrics = {name: mean(s[name] for s in stats) for name in stats[0]}
-    metrics |= {"ratio_max": max(s["ratio_max"] for s in stats), "lr": stats[-1]["lr"],
-                "tokens": sum(s["tokens"] for s in stats)}
-    optimiser = {"loss", "lr", "grad_norm", "skipped", "tokens"}
-    return {("opt/" if name in optimiser else "policy/") + name: value for name, value in metrics.items()}
-
-
-def time_metrics(seconds: dict[str, float], metrics: dict[str, float], rows: list[dict]) -> dict[str, float]:
-    """Seconds per phase, tokens per second over all ranks, and this rank's peak memory."""
-    drawn = sum(response["tokens"] for row in rows for response in row["responses"])
-    speed = {"perf/train_tokens_per_s": metrics["opt/tokens"] / seconds["update"]}
-    if "rollout" in seconds:
-        speed["perf/rollout_tokens_per_s"] = drawn / seconds["rollout"]
-    if torch.cuda.is_available():
-        speed["perf/peak_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
-    else:
-        speed["perf/peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {f"time/{phase}": value for phase, value in seconds.items()} | speed
-
-
-def finite(metrics: dict) -> dict:
-    """nan and infinity as null: json has neither."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-
-
-def console_line(step: int, steps: int, metrics: dict[str, float]) -> str:
-    """The metrics a person watches, vanishing advantages first."""
-    names = ["adv/zero_std_groups", "reward/total", *(f"reward/{part}" for part in rewards.PARTS), "policy/kl",
-             "policy/entropy", "response/length", "opt/grad_norm", "time/step"]
-    if "reward/total" not in metrics:
-        names[0] = "opt/loss"  # the loss of RL says nothing (it is near 0 by construction), that of the warm-up does
-    shown = [f"{name.split('/')[-1]} {metrics[name]:.3g}" for name in names if name in metrics]
-    return f"step {step + 1}/{steps}  " + "  ".join(shown)
 
 
 # --------------------------------------------------------------------- a run: what the stages share
