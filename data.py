@@ -279,7 +279,19 @@ def check_vocabulary(processor, path: str) -> None:
                          "<|image_pad|>; copy the base model's tokenizer files there")
     config = AutoConfig.from_pretrained(path) if os.path.exists(os.path.join(path, "config.json")) else None
     if config and getattr(config, "image_token_id", None) != processor.image_token_id:
-        raise InputError(f"model {path}: config.json and tokenizer have different image tokens; take both of one model")
+        raise InputError(f"model {path}: config.json and tokenizer have different image tokens; take both of one")
+
+
+def note_pixels(path: str, min_pixels: int, max_pixels: int, log=print) -> None:
+    """Say so when images will not have the size that this model's earlier training gave them: scores suffer silently."""
+    file = os.path.join(path, "processor_config.json")     # what every model folder written here has
+    if os.path.exists(file):
+        with open(file) as opened:
+            size = json.load(opened).get("image_processor", {}).get("size", {})
+        own = size.get("shortest_edge", min_pixels), size.get("longest_edge", max_pixels)
+        if own != (min_pixels, max_pixels):
+            log(f"note: {path} was made with images of {own[0]} to {own[1]} pixels, here they have {min_pixels} to "
+                f"{max_pixels} (--min_pixels, --max_pixels)")
 
 
 def load_processor(path: str, min_pixels: int, max_pixels: int):

@@ -55,6 +55,7 @@ def start(config: EvalConfig) -> tuple:
     device, _ = start_processes()
     folder = find_model(config.model)
     processor = data.load_processor(folder, config.min_pixels, config.max_pixels)
+    data.note_pixels(folder, config.min_pixels, config.max_pixels, log=print0)
     samples = data.load_samples(config.data, config.image_root, config.split)
     data.check_images(samples)
     bare = [sample.qid for sample in samples if not sample.answer]

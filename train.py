@@ -250,6 +250,7 @@ def start(config: Config) -> Run:
     print0(f"{dist.get_world_size()} process(es) on {device.type}, log-probs and loss by {backend(device)}")
     folder, dtype = find_model(config.model), getattr(torch, config.dtype)
     processor = data.load_processor(folder, config.min_pixels, config.max_pixels)
+    data.note_pixels(folder, config.min_pixels, config.max_pixels, log=print0)
     samples, batches = load_samples(config, processor), []
     if config.stage != "sample":
         batches = data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed)
