@@ -283,7 +283,7 @@ def check_vocabulary(processor, path: str) -> None:
 
 
 def note_pixels(path: str, min_pixels: int, max_pixels: int, log=print) -> None:
-    """Say so when images will not have the size that this model's earlier training gave them: scores suffer silently."""
+    """Say so when images will not have the size that this model was trained with: scores would suffer in silence."""
     file = os.path.join(path, "processor_config.json")     # what every model folder written here has
     if os.path.exists(file):
         with open(file) as opened:
