@@ -39,6 +39,10 @@ def barrier():
     if dist.is_initialized():
         dist.barrier()
 
+
+# --------------------------------------------------------------------------- weights in and out
+
+
 def hub_name(name: str) -> str:
     """transformers' name of a parameter -> its name in the files of the hub (and in what vLLM loads)."""
     return name.replace("model.visual.", "visual.", 1).replace("model.language_model.", "model.", 1)
@@ -178,6 +182,7 @@ def finish_export(folder, policy, processor, dtype, parts, total):
     generation = os.path.join(policy.folder, "generation_config.json")
     if os.path.exists(generation):
         shutil.copy(generation, folder)  # as it is: transformers refuses to save some files that it loads
+
 
 # ------------------------------------------------------------------------------------------- resume
 

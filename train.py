@@ -245,7 +245,7 @@ def load_samples(config: Config, processor) -> list[Sample]:
 
 
 def start(config: Config) -> Run:
-    """Load and check everything that a stage needs; nothing is written yet."""
+    """Load and check everything that a stage needs; nothing of an earlier run is touched yet."""
     device, mesh = start_processes()
     print0(f"{dist.get_world_size()} process(es) on {device.type}, log-probs and loss by {backend(device)}")
     folder, dtype = find_model(config.model), getattr(torch, config.dtype)

@@ -183,6 +183,17 @@ def test_the_warm_up_resumes_with_its_vision_tower_frozen(tiny_folder, warmup, t
     assert largest_difference(weights(tmp_path / "torn" / "sft"), weights(tmp_path / "whole" / "sft")) == 0
 
 
+def test_a_torn_checkpoint_is_named(tiny_folder, warmup, tmp_path, capsys):
+    argv = ["--stage", "sft", "--model", tiny_folder, "--data", warmup, "--questions_per_rollout", "4",
+            "--questions_per_update", "4", *SMALL, "--save_every", "1", "--out", str(tmp_path)]
+    assert train.main(argv) == 0
+    shutil.rmtree(tmp_path / "sft" / "model")
+    os.remove(tmp_path / "sft" / "checkpoints" / "step-000004" / "__0_0.distcp")
+    assert train.main(argv) == 2
+    error = capsys.readouterr().err
+    assert "step-000004 cannot be read: delete it" in error and error.count("\n") == 1
+
+
 def test_long_solutions_are_dropped_and_counted(tiny_folder, warmup, tmp_path, capsys):
     argv = ["--stage", "sft", "--model", tiny_folder, "--data", warmup, "--out", str(tmp_path), *SMALL]
     assert train.main([*argv, "--max_response", "2"]) == 2
