@@ -247,6 +247,14 @@ def check_images(samples: list[Sample]) -> None:
                          "check the path or set --image_root")
 
 
+def require(samples: list[Sample], name: str, source: str) -> None:
+    """InputError when a sample lacks its answer or its key_words: that reward would be 0 whatever the model says."""
+    bare = [sample.qid for sample in samples if not getattr(sample, name)]
+    if bare:
+        raise InputError(f"{source}: {len(bare)} of {len(samples)} questions have no {name}, the first is qid "
+                         f"{bare[0]}; add the column or drop these rows")
+
+
 def sft_verdict(sample: Sample) -> str:
     """"kept", or why a warm-up sample is dropped (release: dataset/filter.py). Of images only the headers are read."""
     if not sample.solution:

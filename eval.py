@@ -58,10 +58,7 @@ def start(config: EvalConfig) -> tuple:
     data.note_pixels(folder, config.min_pixels, config.max_pixels, log=print0)
     samples = data.load_samples(config.data, config.image_root, config.split)
     data.check_images(samples)
-    bare = [sample.qid for sample in samples if not sample.answer]
-    if bare:
-        raise InputError(f"{config.data}: {len(bare)} of {len(samples)} questions have no answer, the first is "
-                         f"qid {bare[0]}")
+    data.require(samples, "answer", config.data)
     asked = data.drop_long(samples, processor, config.max_prompt, log=print0)
     clip = rewards.load_clip(config.clip, device) if config.clip else None
     data.encode_prompt(max(asked, key=lambda sample: len(sample.images)), processor)  # template and processor work

@@ -235,12 +235,10 @@ def load_samples(config: Config, processor) -> list[Sample]:
         samples = worth_imitating(samples, config, processor)
     else:
         data.check_images(samples)
-    needs = {"answer": config.accuracy_weight > 0 or config.stage == "sample", "key_words": config.keyword_weight > 0}
-    for column in (column for column, needed in needs.items() if needed):
-        bare = [sample.qid for sample in samples if not getattr(sample, column)]
-        if bare:
-            raise InputError(f"{config.data}: {len(bare)} of {len(samples)} questions have no {column}, the first is "
-                             f"qid {bare[0]}: add the column, drop these rows, or set its reward weight to 0")
+    if config.accuracy_weight > 0 or config.stage == "sample":
+        data.require(samples, "answer", config.data)
+    if config.keyword_weight > 0:
+        data.require(samples, "key_words", config.data)
     return data.drop_long(samples, processor, config.max_prompt, log=print0)
 
 
