@@ -13,7 +13,6 @@ import os
 import shutil
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -23,21 +22,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from transformers import Qwen2_5_VLConfig
 
 from data import InputError
-
-
-def is_writer() -> bool:
-    """Whether this process prints, and writes the files that exist once: rank 0."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def no_bar() -> bool | None:
-    """tqdm's `disable`: no bar but on rank 0, and there only on a terminal."""
-    return None if is_writer() else True
-
-
-def barrier():
-    if dist.is_initialized():
-        dist.barrier()
+from processes import barrier, is_writer
 
 
 # --------------------------------------------------------------------------- weights in and out

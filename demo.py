@@ -25,7 +25,7 @@ import eval as evaluation
 import train
 from answers import parse
 from checkpoint import write_text
-from model import stop_processes
+from processes import stop_processes
 from world import CELL, make_clip, make_world
 
 SIZES = dict(captions=3000, warmup=3000, questions=480, evaluation=500)

@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 import data
 import rewards
-from checkpoint import is_writer, no_bar, write_text
+from checkpoint import write_text
 from config import EvalConfig, Flags, check_sampling, complain
 from data import InputError
-from model import Policy, find_model, first_error, print0, start_processes, stop_processes
-from rollout import Timer, collect, gather, mine, records, seed_of
+from model import Policy, find_model
+from processes import first_error, gather, is_writer, mine, no_bar, print0, start_processes, stop_processes
+from rollout import Timer, collect, records, seed_of
 
 CHUNK = 64  # questions per process between two signs of life
 

@@ -11,10 +11,8 @@ Three ideas carry the file.
 
 Symbols: T tokens in a row, N response tokens, P prompt tokens, G responses of a group, H hidden size.
 """
-import gc
 import os
 from collections.abc import Callable
-from datetime import timedelta
 from typing import NamedTuple
 
 import torch
@@ -23,58 +21,12 @@ import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import AttentionInterface, GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from checkpoint import is_writer, read_weights
+from checkpoint import read_weights
 from data import InputError, Prompt
 from kernels import linear_logprob, linear_logprob_loss
-
-# ---------------------------------------------------------------------------------------- processes
-
-ROLLOUT_TIMEOUT = timedelta(hours=1)  # how long a rank with short responses waits for one with long ones
-
-
-def start_processes() -> tuple[torch.device, DeviceMesh]:
-    """Join torchrun's process group, or a group of one; returns this rank's device and the mesh of all ranks."""
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        if "RANK" in os.environ:
-            dist.init_process_group(backend, timeout=ROLLOUT_TIMEOUT)
-        else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    return device, init_device_mesh(device.type, (dist.get_world_size(),))
-
-
-def stop_processes(code: int) -> int:
-    """Leave the process group; passes an exit code on."""
-    if dist.is_initialized():
-        gc.collect()  # gloo aborts when a sharded model outlives its group
-        if code == 0:
-            dist.barrier()
-        dist.destroy_process_group()
-    return code
-
-
-def first_error(error: Exception | None) -> Exception | None:
-    """What the first rank that has something to complain about says, known to all ranks, so that all end together."""
-    if not dist.is_initialized():  # not even the command line was right: each rank has seen that for itself
-        return error
-    errors = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, error)
-    return next((e for e in errors if e is not None), None)
-
-
-def print0(*words):
-    """Print on rank 0 only."""
-    if is_writer():
-        print(*words, flush=True)
-
 
 # ---------------------------------------------------------------------------------------- attention
 

@@ -18,13 +18,11 @@ from collections import deque
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 import data
 import rewards
 from answers import parse
-from checkpoint import is_writer
 from data import Prompt, Sample
 from kernels import linear_logits
 from model import Group, pack
@@ -282,16 +280,3 @@ def records(rollout: Rollout, advantages: Tensor | None = None) -> list[dict]:
                                 finished=response.finished, **{name: values[i] for name, values in columns.items()}))
         rows.append(dict(qid=sample.qid, question=sample.question, answer=sample.answer, responses=replies))
     return rows
-
-
-def mine(items) -> list:
-    """This rank's share of what all ranks hold: items r, r + W, .. of rank r of W."""
-    return list(items)[dist.get_rank() :: dist.get_world_size()]
-
-
-def gather(rows: list) -> list:
-    """On rank 0 the rows of all ranks in the order in which `mine` dealt them out, elsewhere nothing."""
-    W = dist.get_world_size()
-    per_rank = [None] * W if is_writer() else None
-    dist.gather_object(rows, per_rank)
-    return [per_rank[i % W][i // W] for i in range(sum(map(len, per_rank)))] if is_writer() else []

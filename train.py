@@ -32,24 +32,24 @@ from tqdm import tqdm
 
 import data
 import rewards
-from checkpoint import barrier, export, is_writer, load_checkpoint, no_bar, save_checkpoint, sync, write_text
+from checkpoint import export, load_checkpoint, save_checkpoint, sync, write_text
 from config import FOLDERS, Config, check_folder, complain, read_config, settings
 from data import InputError, Sample
 from kernels import backend, pick_grpo_loss
 from metrics import console_line, finite, rollout_metrics, sampler_gap, time_metrics, update_metrics
-from model import (
-    Group,
-    Policy,
-    dummy_group,
-    find_model,
+from model import Group, Policy, dummy_group, find_model, micro_batches, pack
+from processes import (
+    barrier,
     first_error,
-    micro_batches,
-    pack,
+    gather,
+    is_writer,
+    mine,
+    no_bar,
     print0,
     start_processes,
     stop_processes,
 )
-from rollout import Timer, collect, gather, mine, records, seed_of
+from rollout import Timer, collect, records, seed_of
 
 # ------------------------------------------------------------------------------- GRPO, as equations
 

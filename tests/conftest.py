@@ -11,7 +11,8 @@ from PIL import Image
 
 import data
 import world
-from model import Policy, start_processes
+from model import Policy
+from processes import start_processes
 
 
 @pytest.fixture(scope="session")
