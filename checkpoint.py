@@ -194,6 +194,11 @@ def checkpoints(folder: str) -> list[str]:
     return sorted(name for name in names if name.startswith("step-") and name.removeprefix("step-").isdigit())
 
 
+def saved_steps(folder: str) -> int:
+    """How many steps the newest complete checkpoint covers, 0 without one."""
+    return max((int(name.removeprefix("step-")) for name in checkpoints(folder)), default=0)
+
+
 def load_checkpoint(folder: str, policy, optimizer) -> int:
     """Load the newest complete checkpoint, on any number of ranks; returns how many steps it covers, 0 without one."""
     names = checkpoints(folder)

@@ -35,7 +35,7 @@ class Sampling:
     max_pixels: int = 802816
     temperature: float = 1.2  # divides the logits, in sampling and in all log-probs of training
     top_p: float = 0.99  # of sampling only
-    slots: int = 128  # responses decoded together on one GPU
+    slots: int = 0  # responses decoded together on one GPU; 0: as many as its memory has room for, at most 256
 
     clip_target: float = 0.4  # cosine that earns the whole clip part (pebr_1.py)
     length_limit: int = 512  # tokens up to which the length part is 1 (pebr_1.py)
@@ -72,10 +72,16 @@ class Config(Sampling):
     max_grad_norm: float = 1.0
     freeze_vision: bool = False  # train the language model only
     gradient_checkpointing: bool = True
+    adam_dtype: str = "float32"  # of Adam's two moments; bfloat16 saves 4 bytes a parameter, rounded at random
+    ref_offload: bool = False  # keep the reference policy in host memory; a layer at a time comes to the GPU
     token_budget: int = 16384  # tokens in one packed row; changes memory and speed, not the result
 
     save_every: int = 0  # steps between checkpoints to resume from; 0: none
     keep_prompts: bool = False  # keep encoded warm-up prompts in memory: for data sets that fit
+
+    plan: bool = False  # print the memory plan and stop; needs no data, no weights and no GPU
+    gpus: int = 8  # of the plan
+    gpu_gb: float = 80  # of the plan, memory of one GPU
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,10 @@ def read_config(argv: list[str], doc: str = "") -> Config:
     config = Flags(Config, doc).read(argv, STAGES.get(stage, {}))
     given = {name: getattr(config, name).replace("{out}", config.out) for name in ("model", "data")}
     config = dataclasses.replace(config, **given)
-    check_inputs(config)
+    if config.plan:
+        config = dataclasses.replace(config, model=planned_model(config))
+    else:
+        check_inputs(config)
     check_sampling(config)
     if stage != "sample":
         check_training(config)
@@ -155,6 +164,12 @@ def check_inputs(config: Config):
             if made_here and getattr(config, name) == path and not os.path.exists(path):
                 raise InputError(f"{path} is missing: make it with `train.py --stage {maker} --out {config.out}`, "
                                  f"or give --{name}")
+
+
+def planned_model(config: Config) -> str:
+    """The model that a plan is for: where an earlier stage has yet to make it, what that stage will make it from."""
+    default = STAGES[config.stage]["model"].replace("{out}", config.out)
+    return STAGES["sft"]["model"] if config.model == default and not os.path.exists(default) else config.model
 
 
 def refuse(rules: list[tuple[bool, str]]):
@@ -174,12 +189,13 @@ def refuse_outside(config: Sampling, low: float, high: float, names: str):
 
 def check_sampling(config: Sampling):
     """What stage sample, the RL stages and eval.py need."""
-    refuse_outside(config, 1, 1e9, "group_size max_prompt max_response min_pixels max_pixels slots length_limit")
+    refuse_outside(config, 1, 1e9, "group_size max_prompt max_response min_pixels max_pixels length_limit")
+    refuse_outside(config, 0, 1e9, "slots")
     refuse_outside(config, 0, 2**31, "seed")
     refuse_outside(config, 0, 100, "temperature")
     refuse_outside(config, 1e-6, 1, "top_p clip_target")
     refuse([
-        (config.slots >= config.group_size, f"--slots {config.slots} cannot hold a group of --group_size "
+        (config.slots == 0 or config.slots >= config.group_size, f"--slots {config.slots} cannot hold a group of --group_size "
          f"{config.group_size}"),
         (config.min_pixels <= config.max_pixels,
          f"--min_pixels {config.min_pixels} is more than --max_pixels {config.max_pixels}"),
@@ -195,10 +211,10 @@ def check_training(config: Config):
     """What the warm-up and the RL stages need."""
     Q, U, most = config.questions_per_rollout, config.questions_per_update, config.max_prompt + config.max_response
     weights = [getattr(config, name) for name in vars(config) if name.endswith("_weight")]
-    refuse_outside(config, 1, 1e9, "questions_per_rollout questions_per_update epochs token_budget")
+    refuse_outside(config, 1, 1e9, "questions_per_rollout questions_per_update epochs token_budget gpus")
     refuse_outside(config, 0, 1e9, "max_steps save_every lr weight_decay kl_coef")
     refuse_outside(config, 0, 1e9, "clip_weight keyword_weight format_weight length_weight accuracy_weight")
-    refuse_outside(config, 1e-9, 1e9, "max_grad_norm")
+    refuse_outside(config, 1e-9, 1e9, "max_grad_norm gpu_gb")
     refuse_outside(config, 0, 1, "clip_low warmup_ratio")
     refuse_outside(config, 0, 100, "clip_high")
     refuse_outside(config, 1, 1e9, "clip_dual")
@@ -212,10 +228,12 @@ def check_training(config: Config):
         (config.token_budget >= most,
          f"--token_budget {config.token_budget} is less than --max_prompt + --max_response = {most}"),
         (config.lr_decay in ("constant", "cosine"), f"--lr_decay {config.lr_decay}: give constant or cosine"),
+        (config.adam_dtype in ("float32", "bfloat16"), f"--adam_dtype {config.adam_dtype}: give float32 or bfloat16"),
     ])
 
 
-SAME_RESULT = {"restart", "token_budget", "slots", "save_every", "keep_prompts", "gradient_checkpointing"}
+SAME_RESULT = {"restart", "token_budget", "slots", "save_every", "keep_prompts", "gradient_checkpointing", "ref_offload",
+               "plan", "gpus", "gpu_gb"}
 
 
 def settings(config: Config) -> dict:

@@ -52,16 +52,20 @@ def update_metrics(stats: list[dict]) -> dict[str, float]:
     return {("opt/" if name in optimiser else "policy/") + name: value for name, value in metrics.items()}
 
 
+def peak_memory() -> float:
+    """GB that this rank has held at most: of its GPU, or of host memory without one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def time_metrics(seconds: dict[str, float], metrics: dict[str, float], rows: list[dict]) -> dict[str, float]:
     """Seconds per phase, tokens per second over all ranks, and this rank's peak memory."""
     drawn = sum(response["tokens"] for row in rows for response in row["responses"])
     speed = {"perf/train_tokens_per_s": metrics["opt/tokens"] / seconds["update"]}
     if "rollout" in seconds:
         speed["perf/rollout_tokens_per_s"] = drawn / seconds["rollout"]
-    if torch.cuda.is_available():
-        speed["perf/peak_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
-    else:
-        speed["perf/peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    speed["perf/peak_memory_gb"] = peak_memory()
     return {f"time/{phase}": value for phase, value in seconds.items()} | speed
 
 

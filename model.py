@@ -11,6 +11,7 @@ Three ideas carry the file.
 
 Symbols: T tokens in a row, N response tokens, P prompt tokens, G responses of a group, H hidden size.
 """
+import contextlib
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,7 +22,8 @@ import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 from transformers import AttentionInterface, GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from checkpoint import read_weights
@@ -207,36 +209,53 @@ class Policy(Qwen2_5_VLForConditionalGeneration):
         return linear_logprob_loss(*head, loss_fn, temperature)
 
     @classmethod
-    def load(cls, path, device, dtype=torch.float32, mesh=None, compute_dtype=torch.bfloat16):
+    def load(cls, path, device, dtype=torch.float32, mesh=None, compute_dtype=torch.bfloat16, offload=False):
         """Read a Hugging Face folder or hub name; with a mesh into FSDP2 shards, each rank its own rows only.
 
-        dtype: what weights are kept in; compute_dtype: what shards compute in. Raises InputError for a missing model.
+        dtype: what weights are kept in; compute_dtype: what shards compute in; offload: keep the shards on the CPU and
+        bring one layer at a time to the device. Raises InputError for a missing model.
         """
         folder = find_model(path)
-        try:
-            config, generation = Qwen2_5_VLConfig.from_pretrained(folder), None
-            if os.path.exists(os.path.join(folder, "generation_config.json")):
+        config, generation = model_config(folder), None
+        if os.path.exists(os.path.join(folder, "generation_config.json")):
+            with readable_json(folder):
                 generation = GenerationConfig.from_pretrained(folder)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{folder}: config.json or generation_config.json cannot be read "
-                             f"({' '.join(str(error).split())[:100]}): download it again") from error
-        if config.model_type != "qwen2_5_vl":
-            raise InputError(f"{path} holds a {config.model_type} model; a Qwen2.5-VL (qwen2_5_vl) is needed")
         AttentionInterface.register(ATTENTION, attention)
         with torch.device("meta"):
             policy = cls._from_config(config, dtype=dtype)
         for part in (policy.model.visual.config, policy.model.language_model.config):
             part._attn_implementation = ATTENTION
         if mesh is not None:
-            shard(policy, mesh, compute_dtype)
-        policy.to_empty(device=device)
+            shard(policy, mesh, compute_dtype, offload)
+        policy.to_empty(device="cpu" if offload else device)
         policy.tie_weights()  # to_empty unties the head from the embeddings
         read_weights(policy, folder)
+        for buffer in policy.buffers():  # rope tables, which are no part of the shards
+            buffer.data = buffer.data.to(device)
         policy.folder = folder
         policy.generation_config = generation or policy.generation_config
         if policy.generation_config.eos_token_id is None:
             raise InputError(f"{folder}: no eos_token_id in config.json or generation_config.json: add it")
         return policy
+
+
+@contextlib.contextmanager
+def readable_json(folder: str):
+    """Turns whatever transformers raises on a torn config file into one line that names it."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder}: config.json or generation_config.json cannot be read "
+                         f"({' '.join(str(error).split())[:100]}): download it again") from error
+
+
+def model_config(path: str) -> Qwen2_5_VLConfig:
+    """The configuration of a folder, a hub name or a bare config.json, without any weights."""
+    with readable_json(path):
+        config = Qwen2_5_VLConfig.from_pretrained(path)
+    if config.model_type != "qwen2_5_vl":
+        raise InputError(f"{path} holds a {config.model_type} model; a Qwen2.5-VL (qwen2_5_vl) is needed")
+    return config
 
 
 def find_model(path: str) -> str:
@@ -252,11 +271,37 @@ def find_model(path: str) -> str:
                          "give a folder, or download it first with `hf download`") from error
 
 
-def shard(policy, mesh, compute_dtype):
+def forget_step(policy):
+    """Bring FSDP2 back to where a step begins, after an exception has left it inside a forward or a backward.
+
+    Without this the next backward would believe that its last callback, which sums the root's gradients, is queued.
+    """
+    root = policy._get_fsdp_state()
+    shared, communication = root._state_ctx, root._comm_ctx
+    shared.iter_forward_root, shared.post_backward_final_callback_queued = None, False
+    communication.post_forward_order.clear()
+    communication.all_gather_state = communication.reduce_scatter_state = None
+    for state in shared.all_states:
+        state._training_state = TrainingState.IDLE
+        group = state._fsdp_param_group
+        group._training_state = TrainingState.IDLE
+        group._post_forward_indices.clear()
+        for weight in group.fsdp_params:  # what backward had computed of a gradient that was not summed yet
+            weight.unsharded_accumulated_grad = None
+            if hasattr(weight, "_unsharded_param"):
+                weight._unsharded_param.grad = None
+    policy.reshard()
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def shard(policy, mesh, compute_dtype, offload: bool):
     """FSDP2 around every block, layer and the rest; weights gathered in compute_dtype, gradients summed in fp32."""
     precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    place = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy()
     for module in [*policy.model.visual.blocks, *policy.model.language_model.layers, policy]:
-        fully_shard(module, mesh=mesh, mp_policy=precision)
+        fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=place)
     for module in policy.modules():
         if isinstance(module, FSDPModule):  # both settings hold for one module only, not for those inside it
             module.set_gradient_divide_factor(1.0)  # a sum: the loss is already divided by the global token count

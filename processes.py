@@ -22,7 +22,10 @@ def start_processes() -> tuple[torch.device, DeviceMesh]:
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         if "RANK" in os.environ:
-            dist.init_process_group(backend, timeout=ROLLOUT_TIMEOUT)
+            store, rank, world_size = next(dist.rendezvous("env://"))
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # its store outlives a restart: no stale keys
+            dist.init_process_group(backend, store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank,
+                                    world_size=world_size, timeout=ROLLOUT_TIMEOUT)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return device, init_device_mesh(device.type, (dist.get_world_size(),))

@@ -14,6 +14,7 @@ Q questions x G responses = N sequences, group after group: `rewards.view(Q, G)`
 questions r, r + W, ... Nothing depends on W, on the micro-batch size or on what was computed before: random numbers
 are functions of (seed, step, question); the loss is divided by the token count of the optimiser step over all ranks.
 """
+import dataclasses
 import json
 import math
 import os
@@ -32,12 +33,22 @@ from tqdm import tqdm
 
 import data
 import rewards
-from checkpoint import export, load_checkpoint, save_checkpoint, sync, write_text
+from adamw import AdamW
+from checkpoint import export, load_checkpoint, save_checkpoint, saved_steps, sync, write_text
 from config import FOLDERS, Config, check_folder, complain, read_config, settings
 from data import InputError, Sample
 from kernels import backend, pick_grpo_loss
-from metrics import console_line, finite, rollout_metrics, sampler_gap, time_metrics, update_metrics
-from model import Group, Policy, dummy_group, find_model, micro_batches, pack
+from metrics import (
+    console_line,
+    finite,
+    peak_memory,
+    rollout_metrics,
+    sampler_gap,
+    time_metrics,
+    update_metrics,
+)
+from model import Group, Policy, dummy_group, find_model, forget_step, micro_batches, pack
+from plan import GB, always_bytes, choose_slots, shape_of, table, worst_groups, worst_prompts
 from processes import (
     barrier,
     first_error,
@@ -49,7 +60,10 @@ from processes import (
     start_processes,
     stop_processes,
 )
-from rollout import Timer, collect, records, seed_of
+from rollout import BURST, Timer, collect, generate, records, seed_of
+
+REHEARSED = ("cuda",)  # devices whose memory ends in an exception; a CPU's does not
+SMALLER = "token_budget"  # file in a stage's folder: the token budget to go on with after memory ran out
 
 # ------------------------------------------------------------------------------- GRPO, as equations
 
@@ -214,6 +228,7 @@ class Run:
     replica: Policy | None  # whole, samples
     clip: object  # rewards.ClipScorer or None
     encoded: dict  # qid -> Group, with --keep_prompts
+    halved: bool = False  # whether memory has run out once and config.token_budget is half of what was asked for
 
 
 def worth_imitating(samples: list[Sample], config: Config, processor) -> list[Sample]:
@@ -242,6 +257,18 @@ def load_samples(config: Config, processor) -> list[Sample]:
     return data.drop_long(samples, processor, config.max_prompt, log=print0)
 
 
+def fit_plan(config: Config, folder: str, device) -> Config:
+    """Choose the slots that the memory plan has room for, and on a GPU say what it expects."""
+    if config.stage == "sft":
+        return config
+    shape, gpus = shape_of(folder), dist.get_world_size()
+    config = dataclasses.replace(
+        config, slots=choose_slots(config, shape, device, sum(always_bytes(config, shape, gpus).values())))
+    if device.type == "cuda":
+        print0(table(config, shape, gpus, torch.cuda.get_device_properties(device).total_memory))
+    return config
+
+
 def start(config: Config) -> Run:
     """Load and check everything that a stage needs; nothing of an earlier run is touched yet."""
     device, mesh = start_processes()
@@ -258,6 +285,7 @@ def start(config: Config) -> Run:
     clip = rewards.load_clip(config.clip, device) if config.clip_weight > 0 else None
     run_folder = os.path.join(config.out, FOLDERS[config.stage])
     check_folder(config, run_folder)
+    config = fit_plan(config, folder, device)
     policy = ref_policy = replica = None
     if config.stage != "sample":
         policy = Policy.load(folder, device, torch.float32, mesh, dtype)
@@ -268,11 +296,12 @@ def start(config: Config) -> Run:
     if config.stage != "sft":
         replica = Policy.load(folder, device, dtype).eval()
         if policy and config.kl_coef > 0:
-            ref_policy = Policy.load(folder, device, dtype, mesh, dtype).requires_grad_(False).eval()
+            ref_policy = Policy.load(folder, device, dtype, mesh, dtype, config.ref_offload)
+            ref_policy.requires_grad_(False).eval()
     return Run(config, run_folder, device, processor, samples, batches, policy, ref_policy, replica, clip, {})
 
 
-def prepare_folder(run: Run, optimizer) -> int:
+def prepare_folder(run: Run) -> int:
     """Make the stage's folder ready, resuming what the same command left there; returns the step to start at.
 
     With --restart the old folder is set aside as FOLDER.old, and dropped only when the new run is complete.
@@ -285,12 +314,72 @@ def prepare_folder(run: Run, optimizer) -> int:
         os.makedirs(os.path.join(folder, "rollouts"), exist_ok=True)
         write_text(os.path.join(folder, "config.json"), json.dumps(settings(run.config), indent=1))
     barrier()
-    step = load_checkpoint(os.path.join(folder, "checkpoints"), run.policy, optimizer)
+    step = saved_steps(os.path.join(folder, "checkpoints"))
     if is_writer():
         metrics = os.path.join(folder, "metrics.jsonl")
         lines = open(metrics).readlines() if os.path.exists(metrics) else []
         write_text(metrics, "".join(lines[:step]))  # what came after the checkpoint is done again
+    smaller_budget(run)
     return step
+
+
+# ---------------------------------------------------------------------- when memory does not suffice
+
+
+def within_memory(run: Run, attempt: Callable):
+    """attempt(); when memory runs out, once more with rows of half the size, on which the loss does not depend.
+
+    Of several processes the others then wait in a collective that this one has left. So it writes the smaller budget
+    down and ends; `torchrun --max_restarts 1` starts all again, from the last checkpoint and with that budget.
+    """
+    try:
+        return attempt()
+    except torch.OutOfMemoryError:
+        asked = run.config.token_budget
+    if run.halved:
+        raise InputError(f"out of memory again with --token_budget {asked}: see --plan for what to change")
+    run.config, run.halved = dataclasses.replace(run.config, token_budget=asked // 2), True
+    note = f"out of memory with --token_budget {asked}: "
+    if dist.get_world_size() > 1:
+        write_text(os.path.join(run.folder, SMALLER), str(asked // 2))
+        raise InputError(f"rank {dist.get_rank()}: {note}run the same command again (or give torchrun --max_restarts 1); "
+                         f"it goes on from the last checkpoint with {asked // 2}")
+    print0(f"{note}going on with {asked // 2}")
+    run.policy.zero_grad()
+    forget_step(run.policy)
+    torch.cuda.empty_cache()
+    return within_memory(run, attempt)
+
+
+def smaller_budget(run: Run):
+    """Take the token budget that an earlier attempt has written down when memory ran out."""
+    path = os.path.join(run.folder, SMALLER)
+    if os.path.exists(path):
+        with open(path) as f:
+            run.config, run.halved = dataclasses.replace(run.config, token_budget=int(f.read())), True
+        print0(f"memory ran out before: --token_budget {run.config.token_budget}")
+
+
+def rehearse(run: Run, optimizer):
+    """Run the fullest rollout and the largest micro-batch that can come, before any data is spent, and report the peak.
+
+    Weights and Adam's moments stay as they are: all losses are 0, the learning rate is 0, the moments are made anew.
+    """
+    config, peaks = run.config, {}
+    if run.replica is not None:
+        prompts = worst_prompts(config, run.policy.config)
+        generate(run.replica, prompts, list(range(len(prompts))), config.group_size, BURST + 1, config.temperature,
+                 config.top_p, config.slots, len(run.processor.tokenizer))
+        peaks["rollout"] = peak_memory()
+    groups = worst_groups(config, run.policy.config)
+
+    def nothing(index, weights):
+        return lambda logprobs, rows: (0 * logprobs.sum(), {})
+
+    within_memory(run, lambda: update(run.policy, optimizer, groups, nothing, 0.0, 1.0, run.config, run.device))
+    optimizer.state.clear()
+    peaks["training"] = peak_memory()
+    print0("rehearsed the largest step: " + ", ".join(f"{name} peak {size:.2f} GB" for name, size in peaks.items()))
 
 
 # -------------------------------------------------------------------------- the three kinds of step
@@ -309,7 +398,8 @@ def sft_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) 
             groups.append(group)
     with timer("update"):
         rate = learning_rate(run.config, step, steps)
-        stats = update(run.policy, optimizer, groups, solution_loss, rate, 1.0, run.config, run.device)
+        stats = within_memory(run, lambda: update(run.policy, optimizer, groups, solution_loss, rate, 1.0, run.config,
+                                                  run.device))
         metrics = update_metrics([stats])
     return metrics | time_metrics(timer.seconds, metrics, []), []
 
@@ -323,10 +413,12 @@ def rl_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -
     rollout = collect(run.replica, run.processor, run.clip, mine(samples), seeds, config, timer)
     advantages = group_advantages(rollout.rewards).to(run.device)  # (Q, G)
     with timer("logprobs"):  # before the first update: the ratio is against the policy that sampled
-        old_logprobs = response_logprobs(run.policy, rollout.groups, config, run.device)
+        old_logprobs = within_memory(
+            run, lambda: response_logprobs(run.policy, rollout.groups, run.config, run.device))
         ref_logprobs = old_logprobs  # without a KL term there is no reference to load
         if run.ref_policy is not None:
-            ref_logprobs = response_logprobs(run.ref_policy, rollout.groups, config, run.device)
+            ref_logprobs = within_memory(
+                run, lambda: response_logprobs(run.ref_policy, rollout.groups, run.config, run.device))
     updates, stats = len(samples) // config.questions_per_update, []
     with timer("update"):
         for u in range(updates):  # the same questions whatever the number of ranks
@@ -334,7 +426,8 @@ def rl_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -
             groups, old, ref = ([values[q] for q in part] for values in (rollout.groups, old_logprobs, ref_logprobs))
             loss = policy_loss(old, ref, advantages[part], config, run.device)
             rate = learning_rate(config, step * updates + u, steps * updates)
-            stats.append(update(run.policy, optimizer, groups, loss, rate, config.temperature, config, run.device))
+            stats.append(within_memory(run, lambda: update(run.policy, optimizer, groups, loss, rate, config.temperature,
+                                                           run.config, run.device)))
     rows = gather(records(rollout, advantages))
     metrics = rollout_metrics(rows) | update_metrics(stats) | {"policy/sampler_gap": sampler_gap(rollout, old_logprobs)}
     return metrics | time_metrics(timer.seconds, metrics, rows), rows
@@ -361,17 +454,27 @@ def sample_questions(run: Run):
 # ----------------------------------------------------------------------------------------- the loop
 
 
+def make_optimizer(policy, config: Config):
+    """AdamW over what is trained, its moments in float32 or bfloat16."""
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    if config.adam_dtype == "bfloat16":
+        return AdamW(trained, config.lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(trained, config.lr, weight_decay=config.weight_decay, fused=True)
+
+
 def train(run: Run, step_function):
     """The loop of every training stage: batches in; metrics, rollouts, checkpoints and a model out."""
     config, steps = run.config, len(run.batches)
     steps = min(steps, config.max_steps or steps)
-    trained = [parameter for parameter in run.policy.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, config.lr, weight_decay=config.weight_decay, fused=True)
+    optimizer = make_optimizer(run.policy, config)
     if os.path.exists(os.path.join(run.folder, "model")) and not config.restart:
         print0(f"{run.folder} is complete; --restart runs it again")
         return
     barrier()  # all ranks have looked before anything changes
-    first, skipped = prepare_folder(run, optimizer), 0
+    first, skipped = prepare_folder(run), 0
+    if run.device.type in REHEARSED:
+        rehearse(run, optimizer)
+    load_checkpoint(os.path.join(run.folder, "checkpoints"), run.policy, optimizer)
     for step in tqdm(range(first, steps), f"stage {config.stage}", initial=first, total=steps, disable=no_bar()):
         began = time.perf_counter()
         metrics, rows = step_function(run, optimizer, [run.samples[i] for i in run.batches[step]], step, steps)
@@ -392,6 +495,8 @@ def train(run: Run, step_function):
     export(os.path.join(run.folder, "model"), run.policy, run.processor, getattr(torch, config.dtype))
     if is_writer():
         shutil.rmtree(os.path.realpath(run.folder) + ".old", ignore_errors=True)
+        if os.path.exists(os.path.join(run.folder, SMALLER)):
+            os.remove(os.path.join(run.folder, SMALLER))
     print0(f"model -> {run.folder}/model")
 
 
@@ -399,7 +504,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run one stage; returns the exit code: 0, or 2 after one line about bad input."""
     run = error = None
     try:
-        run = start(read_config(sys.argv[1:] if argv is None else argv, __doc__))
+        config = read_config(sys.argv[1:] if argv is None else argv, __doc__)
+        if config.plan:
+            print0(table(config, shape_of(config.model), config.gpus, config.gpu_gb * GB))
+            return 0
+        run = start(config)
     except InputError as complaint:
         error = complaint
     if error := first_error(error):

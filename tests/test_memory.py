@@ -1,0 +1,223 @@
+"""What saves memory or meets its end: half-size moments, offloading, checkpointing, freezing, rehearsal, retries."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_train import RL, ROOT, SMALL, compare_metrics, largest_difference, metrics, one_process, questions, weights
+from torch.distributed.tensor import DTensor
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoderLayer
+
+import train
+from adamw import AdamW, round_stochastically
+from config import read_config
+
+__all__ = ["one_process", "questions"]  # fixtures: a run of stage 1 on one process, and its data
+
+
+def arguments(tiny_folder, questions, out, *flags):
+    return ["--stage", "1", "--out", str(out), "--model", tiny_folder, "--data", questions, *SMALL, *RL, *flags]
+
+
+def run_stage(tiny_folder, questions, out, *flags):
+    assert train.main(arguments(tiny_folder, questions, out, *flags)) == 0
+    return os.path.join(str(out), "stage1")
+
+
+# ---------------------------------------------------------------------------------- moments in bfloat16
+
+
+def test_stochastic_rounding_is_right_on_average():
+    """1.001 lies between the bfloat16 numbers 1 and 1 + 2^-7 = 1.0078125, an eighth of the way: .128."""
+    x, out = torch.full((100_000,), 1.001), torch.empty(100_000, dtype=torch.bfloat16)
+    round_stochastically(x, out, torch.Generator().manual_seed(0))
+    assert set(out.tolist()) == {1.0, 1.0078125}
+    assert float((out > 1).float().mean()) == pytest.approx(0.128, abs=0.004)  # 4 standard errors
+    exact = torch.tensor([0.0, -2.5, 1.0078125, -(2.0**-120)])
+    rounded = torch.empty(4, dtype=torch.bfloat16)
+    round_stochastically(exact, rounded, torch.Generator().manual_seed(1))
+    assert torch.equal(rounded.float(), exact)  # what bfloat16 can hold stays as it is
+
+
+def test_adamw_with_half_size_moments_follows_torchs():
+    """300 steps of noisy gradients that fade: the second moment has to fall, which rounding to nearest would prevent."""
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.ones(4096)) for _ in range(2))
+    half, full = AdamW([ours], lr=1e-2), torch.optim.AdamW([theirs], lr=1e-2, weight_decay=0.01)
+    for step in range(300):
+        gradient = torch.randn(4096, generator=generator) * (1.0 if step < 100 else 0.1)
+        ours.grad, theirs.grad = gradient, gradient.clone()
+        half.step(), full.step()
+    square, exact = (o.state[p]["exp_avg_sq"].float() for o, p in ((half, ours), (full, theirs)))
+    assert half.state[ours]["exp_avg_sq"].dtype == torch.bfloat16
+    assert float((square / exact).mean()) == pytest.approx(1, abs=0.01)
+    moved = float((theirs.detach() - 1).norm())
+    assert float((ours - theirs).detach().norm()) < 0.05 * moved
+
+
+def test_one_step_of_adamw_is_torchs():
+    """The first step has no rounded moment in it yet."""
+    ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 1000)) for _ in range(2))
+    ours.grad = theirs.grad = torch.linspace(-3, 2, 1000)
+    AdamW([ours], lr=1e-3, weight_decay=0.1).step()
+    torch.optim.AdamW([theirs], lr=1e-3, weight_decay=0.1).step()
+    torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=0)
+
+
+def test_a_run_with_half_size_moments_stays_close_and_resumes_bit_for_bit(one_process, tiny_folder, questions, tmp_path):
+    flags = ["--adam_dtype", "bfloat16", "--save_every", "1"]
+    ours = run_stage(tiny_folder, questions, tmp_path / "once", *flags)
+    assert 0 < largest_difference(weights(ours), weights(one_process)) < 2e-3  # three updates of at most 1e-3 each
+    three = ["--epochs", "3"]
+    whole = run_stage(tiny_folder, questions, tmp_path / "whole", *flags, *three)
+    torn = run_stage(tiny_folder, questions, tmp_path / "torn", *flags, *three)
+    for name in ("model", "checkpoints/step-000004"):
+        os.rename(os.path.join(torn, name), str(tmp_path / os.path.basename(name)))
+    torn = run_stage(tiny_folder, questions, tmp_path / "torn", *flags, *three)
+    assert largest_difference(weights(torn), weights(whole)) == 0
+
+
+# ------------------------------------------------------------------ switches that change nothing, or only what they say
+
+
+@pytest.mark.parametrize("flags", [["--ref_offload", "True"], ["--gradient_checkpointing", "True"]], ids=lambda f: f[0])
+def test_the_switch_leaves_the_result_bit_for_bit(one_process, tiny_folder, questions, tmp_path, flags):
+    ours = run_stage(tiny_folder, questions, tmp_path, *flags)
+    assert largest_difference(weights(ours), weights(one_process)) == 0
+    compare_metrics(ours, one_process)
+
+
+def test_an_offloaded_reference_lies_in_host_memory(tiny_folder, processes):
+    device, mesh = processes
+    reference = train.Policy.load(tiny_folder, device, torch.float32, mesh, torch.float32, offload=True)
+    assert all(isinstance(p, DTensor) and p.to_local().device.type == "cpu" for p in reference.parameters())
+    assert all(buffer.device == device for buffer in reference.buffers())
+
+
+def test_a_frozen_vision_tower_stays_as_it_was(one_process, tiny_folder, questions, tmp_path):
+    ours = weights(run_stage(tiny_folder, questions, tmp_path, "--freeze_vision", "True"))
+    before = train.Policy.load(tiny_folder, "cpu").state_dict()
+    for name, tensor in ours.items():
+        if name.startswith("visual."):
+            assert torch.equal(tensor, before["model." + name]), name
+    first, reference = (metrics(folder)[0] for folder in (tmp_path / "stage1", one_process))
+    assert first["reward/total"] == reference["reward/total"]  # the same rollout
+    assert largest_difference({n: t for n, t in ours.items() if not n.startswith("visual.")},
+                              {n: t for n, t in weights(one_process).items() if not n.startswith("visual.")}) < 6e-3
+
+
+# ------------------------------------------------------------------------------------ rehearsal and retries
+
+
+def test_the_rehearsal_changes_neither_weights_nor_what_follows(one_process, tiny_folder, questions, tmp_path,
+                                                                monkeypatch, capsys):
+    monkeypatch.setattr(train, "REHEARSED", ("cpu",))
+    ours = run_stage(tiny_folder, questions, tmp_path, "--token_budget", "2500")
+    printed = capsys.readouterr().out
+    assert "rehearsed the largest step: rollout peak" in printed and "training peak" in printed
+    assert printed.index("rehearsed") < printed.index("step 1/")
+    assert largest_difference(weights(ours), weights(one_process)) < 2e-4
+    compare_metrics(ours, one_process)
+
+
+def fail_once(monkeypatch, where):
+    """The third row that passes the second decoder layer runs out of memory, going forward or coming back."""
+    forward, state = Qwen2_5_VLDecoderLayer.forward, {"rows": 0}
+
+    def run_out(gradient):
+        raise torch.OutOfMemoryError("CUDA out of memory (as if)")
+
+    def forward_or_fail(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        if self.self_attn.layer_idx == 1 and torch.is_grad_enabled() and out.requires_grad:
+            state["rows"] += 1
+            if state["rows"] == 3:
+                if where == "forward":
+                    run_out(None)
+                out.register_hook(run_out)
+        return out
+
+    monkeypatch.setattr(Qwen2_5_VLDecoderLayer, "forward", forward_or_fail)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_out_of_memory_halves_the_rows_once_and_changes_nothing_else(one_process, tiny_folder, questions, tmp_path,
+                                                                     monkeypatch, capsys, where):
+    """Several rows an update, and the gradient of the rows before the one that failed is not counted twice."""
+    fail_once(monkeypatch, where)
+    ours = run_stage(tiny_folder, questions, tmp_path, "--token_budget", "400")
+    assert "out of memory with --token_budget 400: going on with 200" in capsys.readouterr().out
+    assert largest_difference(weights(ours), weights(one_process)) < 2e-4
+    compare_metrics(ours, one_process)
+
+
+def test_out_of_memory_in_the_loss_is_met_as_well(one_process, tiny_folder, questions, tmp_path, monkeypatch):
+    calls, grpo_loss = [], train.grpo_loss
+
+    def loss(*args):
+        calls.append(len(calls))
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory (as if)")
+        return grpo_loss(*args)
+
+    monkeypatch.setattr(train, "grpo_loss", loss)
+    ours = run_stage(tiny_folder, questions, tmp_path, "--token_budget", "400")
+    assert largest_difference(weights(ours), weights(one_process)) < 2e-4
+
+
+def test_out_of_memory_twice_is_one_line(tiny_folder, questions, tmp_path, monkeypatch, capsys):
+    def update(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory (as if)")
+
+    monkeypatch.setattr(train, "update", update)
+    assert train.main(arguments(tiny_folder, questions, tmp_path, "--token_budget", "400")) == 2
+    error = capsys.readouterr().err
+    assert error == "error: out of memory again with --token_budget 200: see --plan for what to change\n"
+
+
+FAILS_ONCE_ON_RANK_1 = """
+import os, sys
+sys.path.insert(0, {root!r})
+import torch, train
+from processes import stop_processes
+
+update = train.update
+
+def update_or_fail(*args):
+    update_or_fail.calls += 1
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1" and update_or_fail.calls == 5:
+        raise torch.OutOfMemoryError("CUDA out of memory (as if)")
+    return update(*args)
+
+update_or_fail.calls = 0
+train.update = update_or_fail
+sys.exit(stop_processes(train.main()))
+"""
+
+
+def test_several_processes_start_again_with_half_the_rows(tiny_folder, questions, tmp_path):
+    """Rank 1 runs out in the second update of step 1; the restart goes on from the checkpoint of step 0."""
+    flags = ["--epochs", "2", "--save_every", "1"]
+    one = run_stage(tiny_folder, questions, tmp_path / "one", *flags)
+    script = tmp_path / "fails.py"
+    script.write_text(FAILS_ONCE_ON_RANK_1.format(root=ROOT))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max_restarts", "1",
+         str(script), *arguments(tiny_folder, questions, tmp_path / "two", "--token_budget", "400", *flags)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert "rank 1: out of memory with --token_budget 400: run the same command again" in done.stderr
+    assert "memory ran out before: --token_budget 200" in done.stdout
+    two = os.path.join(str(tmp_path / "two"), "stage1")
+    assert largest_difference(weights(two), weights(one)) < 2e-4
+    compare_metrics(two, one)
+    assert [line["step"] for line in metrics(two)] == [0, 1] and not os.path.exists(os.path.join(two, train.SMALLER))
+
+
+def test_slots_are_chosen_where_none_are_asked_for(tiny_folder, questions, tmp_path):
+    config = read_config(arguments(tiny_folder, questions, tmp_path, "--slots", "0"))
+    assert train.fit_plan(config, tiny_folder, torch.device("cpu")).slots == 128
+    assert json.dumps(train.settings(config))  # and 0 is what config.json keeps

@@ -1,0 +1,233 @@
+"""The memory plan against what is really allocated: sizes of storages, and the allocator's own record of a step."""
+import gc
+import json
+import os
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+import plan
+import train
+from config import read_config
+from data import InputError
+from kernels import logprob
+from model import Policy, pack
+from plan import (
+    GB,
+    advice,
+    always_bytes,
+    head_bytes,
+    make_plan,
+    most_slots,
+    rollout_bytes,
+    savings,
+    shape_of,
+    training_bytes,
+    worst_groups,
+    worst_prompts,
+    worst_row,
+)
+from rollout import BURST, generate
+from triton_interpreter import interpreted
+
+CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "bench", "configs")
+
+
+def resized(config: Qwen2_5_VLConfig, hidden=192, mlp=512, layers=4, blocks=3, vision_hidden=64, vision_mlp=128):
+    """A tiny model's config with layers in which the activations are what counts."""
+    changed = config.to_dict()
+    text, vision = changed["text_config"], changed["vision_config"]
+    head = hidden // 4
+    text |= dict(hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=4,
+                 num_key_value_heads=2, layer_types=["full_attention"] * layers)
+    text["rope_parameters"]["mrope_section"] = [head // 8, head // 8, head // 2 - 2 * (head // 8)]
+    vision |= dict(depth=blocks, hidden_size=vision_hidden, intermediate_size=vision_mlp, num_heads=4,
+                   out_hidden_size=hidden, fullatt_block_indexes=[blocks - 1])
+    return Qwen2_5_VLConfig.from_dict(changed)
+
+
+def allocated_peak(function) -> int:
+    """The most bytes that the CPU allocator had handed out during a call, beyond those from before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        function()
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    total = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        total += event.nbytes()
+        peak = max(peak, total)
+    return peak
+
+
+def settings(*argv):
+    return read_config(["--stage", "1", "--plan", "--model", "m", "--clip_weight", "0", *argv])
+
+
+def bytes_of(tensors) -> int:
+    """Bytes of the local storages, each counted once."""
+    local = (t.to_local() if hasattr(t, "to_local") else t for t in tensors)
+    return sum({s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in local)}.values())
+
+
+@pytest.mark.parametrize("name, total, vision", [("3b", 3.755e9, 0.669e9), ("7b", 8.292e9, 0.677e9)])
+def test_the_hub_configs_have_the_published_sizes(name, total, vision):
+    shape = shape_of(os.path.join(CONFIGS, f"qwen2.5-vl-{name}.json"))
+    assert shape.total == pytest.approx(total, rel=1e-3) and shape.vision == pytest.approx(vision, rel=1e-3)
+    assert shape.kv * 2 * 2 * shape.layers == {"3b": 36, "7b": 56}[name] * 1024  # bytes of cache a token, in bf16
+
+
+@pytest.mark.parametrize("adam_dtype", ["float32", "bfloat16"])
+def test_weights_moments_and_gradients_are_what_is_allocated(tiny_folder, processes, adam_dtype):
+    """Exactly, in float32 on one process: what `always` and the gradients' row count."""
+    config = settings("--dtype", "float32", "--adam_dtype", adam_dtype)
+    device, mesh = processes
+    policy = Policy.load(tiny_folder, device, torch.float32, mesh, torch.float32)
+    optimizer = train.make_optimizer(policy, config)
+    for parameter in policy.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    planned = always_bytes(config, shape_of(tiny_folder), 1)
+    moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    found = {"master weights, fp32": bytes_of(policy.parameters()), f"Adam's moments, {adam_dtype}": bytes_of(moments)}
+    weights = bytes_of(Policy.load(tiny_folder, device, torch.float32).parameters())
+    found |= {"sampler's copy of the weights": weights, "reference policy": weights}
+    assert planned == found
+    gradients = training_bytes(config, shape_of(tiny_folder), 1)["gradients, fp32"]
+    assert gradients == bytes_of(p.grad for p in policy.parameters())
+
+
+STEPS = {  # name: (changes of the model, flags)
+    "checkpointed": ({}, []),
+    "all activations kept": ({}, ["--no_gradient_checkpointing"]),
+    "wide mlp, float32": (dict(mlp=1024), ["--dtype", "float32"]),
+    "vision": (dict(hidden=64, mlp=128, layers=1, vision_hidden=128, vision_mlp=384), ["--max_pixels", "300000"]),
+    "vision, all kept": (dict(hidden=64, mlp=128, layers=1, vision_hidden=128), ["--no_gradient_checkpointing"]),
+    "vision frozen": (dict(vision_hidden=128, vision_mlp=384), ["--freeze_vision", "True"]),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_planned_peak_of_a_step_is_within_a_tenth_of_the_allocators(tiny_folder, processes, tmp_path, name):
+    """The worst row forward and backward in FSDP2; gradients from an earlier row are there already."""
+    changes, flags = STEPS[name]
+    config = settings("--token_budget", "3600", "--max_prompt", "600", "--max_response", "600", "--group_size", "4",
+                      "--max_pixels", "200000", *flags)
+    model_config = resized(Qwen2_5_VLConfig.from_pretrained(tiny_folder), **changes)
+    Qwen2_5_VLForConditionalGeneration(model_config).save_pretrained(tmp_path)
+    policy = Policy.load(str(tmp_path), processes[0], torch.float32, processes[1], getattr(torch, config.dtype))
+    policy.model.visual.requires_grad_(not config.freeze_vision)
+    if config.gradient_checkpointing:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.train()
+    groups = worst_groups(config, model_config)
+    row = worst_row(config)
+    packed = pack(groups)
+    assert packed.input_ids.shape[1] == row.tokens == config.token_budget and len(packed.targets) == row.response
+    assert len(packed.pixel_values) == pytest.approx(row.prompts * row.patches, rel=0.06)  # a rectangle of patches
+
+    def step():
+        packed = pack(groups)
+        loss, _, _ = policy(packed, 1.0, lambda logprobs, entropies, rows: 0 * logprobs.sum())
+        loss.backward()
+
+    step()
+    gc.collect()
+    planned = training_bytes(config, shape_of(str(tmp_path)), 1)
+    planned.pop("gradients, fp32")
+    assert allocated_peak(step) == pytest.approx(sum(planned.values()), rel=0.1)
+
+
+@pytest.mark.parametrize("N, chunk", [(96, 32), (24, 32)])
+def test_the_head_takes_what_is_planned(N, chunk):
+    """The kernels as a GPU runs them, interpreted: logits of one chunk, both gradients."""
+    H, V = 64, 8192
+    hidden, weight = torch.randn(N, H, requires_grad=True), torch.randn(V, H, requires_grad=True)
+    targets = torch.arange(N)
+    with interpreted(logprob):
+        found = allocated_peak(lambda: logprob.linear_logprob_loss(
+            hidden, weight, targets, lambda logprobs, entropies, rows: logprobs.sum(), 1.0, chunk))
+    assert found == pytest.approx(head_bytes(N, H, V, 4, chunk), rel=0.1)
+
+
+def test_the_planned_peak_of_a_rollout_is_within_a_tenth_of_the_allocators(tiny_folder, replica, processor, monkeypatch):
+    """Every slot's cache at its full length; a cache this long is most of it."""
+    config = settings("--dtype", "float32", "--slots", "16", "--max_prompt", "300", "--max_response", "2000",
+                      "--max_pixels", "12544", "--group_size", "8")
+    prompts = worst_prompts(config, replica.config)
+    assert len(prompts) == 2 and len(prompts[0].input_ids) + BURST + 1 == 300 + 2000 + 1
+
+    def rollout():
+        generate(replica, prompts, [0, 1], 8, BURST + 1, 1.2, 1.0, 16, len(processor.tokenizer))
+
+    rollout()
+    shape = shape_of(tiny_folder)
+    cache = next(iter(rollout_bytes(config, shape, 16).values()))
+    assert cache == 2 * 4 * 16 * (300 + 2000 + BURST) * 2 * 2 * 32  # K and V, fp32, slots, tokens, layers, heads, width
+    read = 2 * len(prompts[0].input_ids)  # both prompts in one row
+    monkeypatch.setattr(plan, "PREFILL", read - config.max_prompt)
+    assert allocated_peak(rollout) == pytest.approx(sum(rollout_bytes(config, shape, 16).values()), rel=0.1)
+
+
+def test_the_slots_chosen_are_the_most_whole_groups_that_fit():
+    config, shape = settings(), shape_of(os.path.join(CONFIGS, "qwen2.5-vl-3b.json"))
+    for room in (10 * GB, 20 * GB, 30 * GB):
+        slots = most_slots(config, shape, room)
+        assert slots % 8 == 0 and sum(rollout_bytes(config, shape, slots).values()) <= room
+        assert slots == 256 or sum(rollout_bytes(config, shape, slots + 8).values()) > room
+    assert most_slots(config, shape, 1 * GB) == 0 and most_slots(config, shape, 1e15) == 256
+
+
+def test_more_gpus_divide_what_is_sharded_and_nothing_else():
+    config, shape = settings(), shape_of(os.path.join(CONFIGS, "qwen2.5-vl-7b.json"))
+    one, eight = (always_bytes(config, shape, n) for n in (1, 8))
+    for name in one:
+        shares = 1 if name.startswith("sampler") else 8
+        assert one[name] == shares * eight[name], name
+
+
+@pytest.mark.parametrize("model, gpus, gb", [("3b", 1, 80), ("7b", 1, 141)])
+def test_advice_names_flags_with_which_it_does_fit(model, gpus, gb):
+    """Neither fits as it is; what is advised does, and with one flag less it does not."""
+    config, shape = settings(), shape_of(os.path.join(CONFIGS, f"qwen2.5-vl-{model}.json"))
+    assert not make_plan(config, shape, gpus, gb * GB).fits
+    words = advice(config, shape, gpus, gb * GB).split(" or ")[0].split()
+    assert words.pop(0) == "with"
+    assert make_plan(settings(*words), shape, gpus, gb * GB).fits
+    assert not make_plan(settings(*words[:-2]), shape, gpus, gb * GB).fits
+
+
+def test_every_saving_saves():
+    config, shape = settings("--no_gradient_checkpointing", "--slots", "256"), shape_of(
+        os.path.join(CONFIGS, "qwen2.5-vl-7b.json"))
+    flags, peaks = [], [make_plan(config, shape, 1, 80 * GB).phases]
+    for flag, saving in savings(config):
+        flags.append(flag.split()[0])
+        peaks.append(make_plan(saving, shape, 1, 80 * GB).phases)
+    assert flags == ["--gradient_checkpointing", "--token_budget", "--slots", "--ref_offload", "--adam_dtype",
+                     "--freeze_vision"]
+    totals = [sum(sum(rows.values()) for rows in phases.values()) for phases in peaks]
+    assert totals == sorted(totals, reverse=True) and len(set(totals)) == len(totals)
+
+
+def test_the_command_prints_a_plan_without_data_weights_or_gpu(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "runs")]
+    model = ["--model", os.path.join(CONFIGS, "qwen2.5-vl-7b.json")]
+    for stage in ("sft", "sample", "1", "2"):
+        assert train.main(["--stage", stage, "--plan", "--gpus", "8", "--gpu_gb", "80", *model, *out]) == 0
+        text = capsys.readouterr().out
+        assert "8.29 B parameters" in text and "fits" in text and ("slots (chosen)" in text) == (stage != "sft")
+        assert ("master weights" in text) == (stage != "sample")
+    assert train.main(["--stage", "1", "--plan", "--gpus", "1", *model, *out]) == 0
+    assert "does not fit; fits on 4 such GPUs as it is" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+    torn = tmp_path / "config.json"
+    torn.write_text(json.dumps({"model_type": "llama"}))
+    assert train.main(["--stage", "1", "--plan", "--model", str(torn)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_plan_for_a_model_yet_to_be_made_is_that_of_its_base(tmp_path):
+    assert read_config(["--stage", "1", "--plan", "--out", str(tmp_path)]).model == "Qwen/Qwen2.5-VL-7B-Instruct"
+    with pytest.raises(InputError, match="is missing"):
+        read_config(["--stage", "1", "--out", str(tmp_path)])
