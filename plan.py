@@ -15,21 +15,18 @@ Symbols: T tokens in the row, N response tokens, p image patches, H hidden size,
 tower), V vocabulary, W GPUs, b bytes of the compute dtype. GB are 2^30 bytes, as in the size of an "80 GB" GPU.
 """
 import dataclasses
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from config import Config, Sampling
-from data import InputError, Prompt, mrope_positions
 from kernels.logprob import CHUNK
-from model import Group, Policy, model_config
+from model import Policy, model_config
 from rollout import BURST, PREFILL
 
 GB = 2**30
 USABLE = 0.92  # of a GPU: the rest is the CUDA context, NCCL's buffers and holes between allocations
-CPU_SLOTS = 128  # where no plan is needed
 MOST_SLOTS = 256  # more rows hardly make decoding faster, and a longer tail of it waits for the last of them
 CLIP_PARAMETERS = 428e6  # open_clip's ViT-L-14-336, in float32
 PROMPT_TEXT = 100  # tokens of a prompt beside its image: instruction, template, a short question
@@ -251,20 +248,6 @@ def advice(config: Config, shape: Shape, gpus: int, room: float) -> str:
                                  "--max_response or --max_pixels")
 
 
-def choose_slots(config: Sampling, shape: Shape, device: torch.device, planned: float) -> int:
-    """The slots of this run: as asked for, or as many as fit beside `planned` bytes, the share of all other purposes."""
-    if config.slots:
-        return config.slots
-    if device.type != "cuda":
-        return max(CPU_SLOTS, config.group_size)
-    room = torch.cuda.get_device_properties(device).total_memory
-    slots = most_slots(config, shape, USABLE * room - planned)
-    if slots == 0:
-        raise InputError(f"this GPU's {room / GB:.0f} GB have no room for the cache of one group beside {planned / GB:.1f} "
-                         "GB: see --plan, or lower --max_response")
-    return slots
-
-
 def table(config: Config, shape: Shape, gpus: int, room: float) -> str:
     """The plan as text: GB per GPU, what fits, the slots, and the flag to change when it does not fit."""
     plan = make_plan(config, shape, gpus, room)
@@ -281,37 +264,3 @@ def table(config: Config, shape: Shape, gpus: int, room: float) -> str:
         chosen = "" if config.stage == "sft" else f" with {plan.slots} slots" + " (chosen)" * (config.slots == 0)
         return "\n".join([*lines, f"fits{chosen}"])
     return "\n".join([*lines, "does not fit; fits " + advice(config, shape, gpus, room)])
-
-
-# ------------------------------------------------------------------------ the worst case, to be run
-
-
-def blank_prompt(images: int, image_tokens: int, length: int, model_config) -> Prompt:
-    """A prompt of `length` tokens with some grey images of up to image_tokens tokens each."""
-    vision, image_token = model_config.vision_config, model_config.image_token_id
-    merge = vision.spatial_merge_size
-    rows = math.isqrt(image_tokens)
-    columns = image_tokens // rows
-    grid = torch.tensor([[1, rows * merge, columns * merge]] * images)  # patches along time, height, width
-    ids = ([image_token] * (rows * columns) + [0]) * images
-    ids += [0] * (length - len(ids))
-    patch_dim = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    return Prompt(None, ids, mrope_positions(ids, grid, image_token, merge),
-                  torch.zeros(int(grid.prod(-1).sum()), patch_dim), grid)
-
-
-def worst_groups(config: Config, model_config) -> list[Group]:
-    """`worst_row` as groups whose tokens mean nothing."""
-    row = worst_row(config)
-    G = config.group_size if config.stage != "sft" else 1
-    prompt = blank_prompt(1, row.patches // 4, row.prompt, model_config)
-    lengths = [row.response // (row.prompts * G) + (i < row.response % (row.prompts * G)) for i in range(row.prompts * G)]
-    return [(prompt, [[0] * n for n in lengths[q * G : (q + 1) * G]]) for q in range(row.prompts)]
-
-
-def worst_prompts(config: Config, model_config) -> list[Prompt]:
-    """Prompts that fill every slot's cache but for one burst, as full of images as can be."""
-    length = config.max_prompt + config.max_response - BURST
-    image = min(config.max_pixels // 28**2, config.max_prompt - 1)
-    prompt = blank_prompt(length // (image + 1), image, length, model_config)
-    return [prompt] * max(1, config.slots // config.group_size)

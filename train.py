@@ -14,7 +14,6 @@ Q questions x G responses = N sequences, group after group: `rewards.view(Q, G)`
 questions r, r + W, ... Nothing depends on W, on the micro-batch size or on what was computed before: random numbers
 are functions of (seed, step, question); the loss is divided by the token count of the optimiser step over all ranks.
 """
-import dataclasses
 import json
 import math
 import os
@@ -33,22 +32,14 @@ from tqdm import tqdm
 
 import data
 import rewards
-from adamw import AdamW
 from checkpoint import export, load_checkpoint, save_checkpoint, saved_steps, sync, write_text
 from config import FOLDERS, Config, check_folder, complain, read_config, settings
 from data import InputError, Sample
 from kernels import backend, pick_grpo_loss
-from metrics import (
-    console_line,
-    finite,
-    peak_memory,
-    rollout_metrics,
-    sampler_gap,
-    time_metrics,
-    update_metrics,
-)
-from model import Group, Policy, dummy_group, find_model, forget_step, micro_batches, pack
-from plan import GB, always_bytes, choose_slots, shape_of, table, worst_groups, worst_prompts
+from memory import REHEARSED, drop_notes, fit_plan, make_optimizer, read_notes, rehearse, within_memory
+from metrics import console_line, finite, rollout_metrics, sampler_gap, time_metrics, update_metrics
+from model import Group, Policy, dummy_group, find_model, micro_batches, pack
+from plan import GB, shape_of, table
 from processes import (
     barrier,
     first_error,
@@ -60,10 +51,7 @@ from processes import (
     start_processes,
     stop_processes,
 )
-from rollout import BURST, Timer, collect, generate, records, seed_of
-
-REHEARSED = ("cuda",)  # devices whose memory ends in an exception; a CPU's does not
-SMALLER = "token_budget"  # file in a stage's folder: the token budget to go on with after memory ran out
+from rollout import Timer, collect, records, seed_of
 
 # ------------------------------------------------------------------------------- GRPO, as equations
 
@@ -257,18 +245,6 @@ def load_samples(config: Config, processor) -> list[Sample]:
     return data.drop_long(samples, processor, config.max_prompt, log=print0)
 
 
-def fit_plan(config: Config, folder: str, device) -> Config:
-    """Choose the slots that the memory plan has room for, and on a GPU say what it expects."""
-    if config.stage == "sft":
-        return config
-    shape, gpus = shape_of(folder), dist.get_world_size()
-    config = dataclasses.replace(
-        config, slots=choose_slots(config, shape, device, sum(always_bytes(config, shape, gpus).values())))
-    if device.type == "cuda":
-        print0(table(config, shape, gpus, torch.cuda.get_device_properties(device).total_memory))
-    return config
-
-
 def start(config: Config) -> Run:
     """Load and check everything that a stage needs; nothing of an earlier run is touched yet."""
     device, mesh = start_processes()
@@ -319,67 +295,8 @@ def prepare_folder(run: Run) -> int:
         metrics = os.path.join(folder, "metrics.jsonl")
         lines = open(metrics).readlines() if os.path.exists(metrics) else []
         write_text(metrics, "".join(lines[:step]))  # what came after the checkpoint is done again
-    smaller_budget(run)
+    read_notes(run)
     return step
-
-
-# ---------------------------------------------------------------------- when memory does not suffice
-
-
-def within_memory(run: Run, attempt: Callable):
-    """attempt(); when memory runs out, once more with rows of half the size, on which the loss does not depend.
-
-    Of several processes the others then wait in a collective that this one has left. So it writes the smaller budget
-    down and ends; `torchrun --max_restarts 1` starts all again, from the last checkpoint and with that budget.
-    """
-    try:
-        return attempt()
-    except torch.OutOfMemoryError:
-        asked = run.config.token_budget
-    if run.halved:
-        raise InputError(f"out of memory again with --token_budget {asked}: see --plan for what to change")
-    run.config, run.halved = dataclasses.replace(run.config, token_budget=asked // 2), True
-    note = f"out of memory with --token_budget {asked}: "
-    if dist.get_world_size() > 1:
-        write_text(os.path.join(run.folder, SMALLER), str(asked // 2))
-        raise InputError(f"rank {dist.get_rank()}: {note}run the same command again (or give torchrun --max_restarts 1); "
-                         f"it goes on from the last checkpoint with {asked // 2}")
-    print0(f"{note}going on with {asked // 2}")
-    run.policy.zero_grad()
-    forget_step(run.policy)
-    torch.cuda.empty_cache()
-    return within_memory(run, attempt)
-
-
-def smaller_budget(run: Run):
-    """Take the token budget that an earlier attempt has written down when memory ran out."""
-    path = os.path.join(run.folder, SMALLER)
-    if os.path.exists(path):
-        with open(path) as f:
-            run.config, run.halved = dataclasses.replace(run.config, token_budget=int(f.read())), True
-        print0(f"memory ran out before: --token_budget {run.config.token_budget}")
-
-
-def rehearse(run: Run, optimizer):
-    """Run the fullest rollout and the largest micro-batch that can come, before any data is spent, and report the peak.
-
-    Weights and Adam's moments stay as they are: all losses are 0, the learning rate is 0, the moments are made anew.
-    """
-    config, peaks = run.config, {}
-    if run.replica is not None:
-        prompts = worst_prompts(config, run.policy.config)
-        generate(run.replica, prompts, list(range(len(prompts))), config.group_size, BURST + 1, config.temperature,
-                 config.top_p, config.slots, len(run.processor.tokenizer))
-        peaks["rollout"] = peak_memory()
-    groups = worst_groups(config, run.policy.config)
-
-    def nothing(index, weights):
-        return lambda logprobs, rows: (0 * logprobs.sum(), {})
-
-    within_memory(run, lambda: update(run.policy, optimizer, groups, nothing, 0.0, 1.0, run.config, run.device))
-    optimizer.state.clear()
-    peaks["training"] = peak_memory()
-    print0("rehearsed the largest step: " + ", ".join(f"{name} peak {size:.2f} GB" for name, size in peaks.items()))
 
 
 # -------------------------------------------------------------------------- the three kinds of step
@@ -454,14 +371,6 @@ def sample_questions(run: Run):
 # ----------------------------------------------------------------------------------------- the loop
 
 
-def make_optimizer(policy, config: Config):
-    """AdamW over what is trained, its moments in float32 or bfloat16."""
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    if config.adam_dtype == "bfloat16":
-        return AdamW(trained, config.lr, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(trained, config.lr, weight_decay=config.weight_decay, fused=True)
-
-
 def train(run: Run, step_function):
     """The loop of every training stage: batches in; metrics, rollouts, checkpoints and a model out."""
     config, steps = run.config, len(run.batches)
@@ -473,7 +382,7 @@ def train(run: Run, step_function):
     barrier()  # all ranks have looked before anything changes
     first, skipped = prepare_folder(run), 0
     if run.device.type in REHEARSED:
-        rehearse(run, optimizer)
+        rehearse(run, optimizer, update)
     load_checkpoint(os.path.join(run.folder, "checkpoints"), run.policy, optimizer)
     for step in tqdm(range(first, steps), f"stage {config.stage}", initial=first, total=steps, disable=no_bar()):
         began = time.perf_counter()
@@ -495,8 +404,7 @@ def train(run: Run, step_function):
     export(os.path.join(run.folder, "model"), run.policy, run.processor, getattr(torch, config.dtype))
     if is_writer():
         shutil.rmtree(os.path.realpath(run.folder) + ".old", ignore_errors=True)
-        if os.path.exists(os.path.join(run.folder, SMALLER)):
-            os.remove(os.path.join(run.folder, SMALLER))
+        drop_notes(run.folder)
     print0(f"model -> {run.folder}/model")
 
 

@@ -10,6 +10,7 @@ from test_train import RL, ROOT, SMALL, compare_metrics, largest_difference, met
 from torch.distributed.tensor import DTensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoderLayer
 
+import memory
 import train
 from adamw import AdamW, round_stochastically
 from config import read_config
@@ -214,10 +215,10 @@ def test_several_processes_start_again_with_half_the_rows(tiny_folder, questions
     two = os.path.join(str(tmp_path / "two"), "stage1")
     assert largest_difference(weights(two), weights(one)) < 2e-4
     compare_metrics(two, one)
-    assert [line["step"] for line in metrics(two)] == [0, 1] and not os.path.exists(os.path.join(two, train.SMALLER))
+    assert [line["step"] for line in metrics(two)] == [0, 1] and not memory.notes(two)
 
 
 def test_slots_are_chosen_where_none_are_asked_for(tiny_folder, questions, tmp_path):
     config = read_config(arguments(tiny_folder, questions, tmp_path, "--slots", "0"))
-    assert train.fit_plan(config, tiny_folder, torch.device("cpu")).slots == 128
+    assert memory.fit_plan(config, tiny_folder, torch.device("cpu")).slots == 128
     assert json.dumps(train.settings(config))  # and 0 is what config.json keeps

@@ -13,6 +13,7 @@ import train
 from config import read_config
 from data import InputError
 from kernels import logprob
+from memory import make_optimizer, worst_groups, worst_prompts
 from model import Policy, pack
 from plan import (
     GB,
@@ -25,8 +26,6 @@ from plan import (
     savings,
     shape_of,
     training_bytes,
-    worst_groups,
-    worst_prompts,
     worst_row,
 )
 from rollout import BURST, generate
@@ -83,7 +82,7 @@ def test_weights_moments_and_gradients_are_what_is_allocated(tiny_folder, proces
     config = settings("--dtype", "float32", "--adam_dtype", adam_dtype)
     device, mesh = processes
     policy = Policy.load(tiny_folder, device, torch.float32, mesh, torch.float32)
-    optimizer = train.make_optimizer(policy, config)
+    optimizer = make_optimizer(policy, config)
     for parameter in policy.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
