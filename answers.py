@@ -7,12 +7,14 @@ Both are pure and never raise on model text. `correct` fails closed: two answers
 understand is wrong, because a policy soon finds whatever is rewarded by mistake. What it understands:
 
     letter      gold "B":            B   (b)   B.   **B**   Option B   (B) 30°   and the text of option B
+    option      gold "30°":          its text, as below, or the letter of an option with this text
     yes / no    gold "Yes":          yes   Yes.   yes, it is
     text        gold "red cube":     Red cube   red cube.   \boxed{\text{red cube}}
     list        gold "[1, 2]":       [1,2]   1, 2                order and brackets count; {2, 1} is {1, 2}
     number      gold "0.5":          1/2   \frac{1}{2}   .50   5*10^{-1}   50%   0.5 cm   x = 0.5
 
-Numbers are exact fractions. Algebra is beyond it: \sqrt{8} for 2\sqrt{2}, or x^2+2x+1 for (x+1)^2, is wrong here.
+Numbers are exact fractions. Algebra is beyond it: \sqrt{8} for 2\sqrt{2}, or x^2+2x+1 for (x+1)^2, is wrong here and
+is what grader.py is for.
 """
 import re
 from dataclasses import dataclass
@@ -202,12 +204,17 @@ def same_quantity(given: str, wanted: str) -> bool:
 # ---------------------------------------------------------------- texts and lists
 
 
+def either_case(text: str) -> bool:
+    """Whether a symbol stands there in both cases, R-r or Aa, and no word does."""
+    return len(set(text.casefold())) < len(set(text)) and not re.search("[A-Za-z]{3}", text)
+
+
 def same_text(given: str, wanted: str) -> bool:
     if re.fullmatch("[A-H]{2,}", wanted):                                # several options: "A, C" is "AC"
         given = re.sub("[, ]", "", given)
     if re.fullmatch(r"\d?\d:\d\d", wanted):                              # a time whose gold asks for no am or pm
         given = re.sub(r" ?[ap]\.?m$", "", given, flags=re.IGNORECASE)
-    if "\\" in wanted:                                                   # \Delta is not \delta
+    if "\\" in wanted or either_case(given) or either_case(wanted):      # \Delta is not \delta, R-r not r-R
         return given == wanted
     return given.casefold() == wanted.casefold()
 
@@ -268,7 +275,7 @@ def same_yes_no(given: str, wanted: str) -> bool:
 
 
 def correct(candidate: str | None, gold: str, choices: tuple[str, ...] = ()) -> bool:
-    """True when candidate and gold say the same; choices are the options' texts, for a gold that is one letter."""
+    """True when candidate and gold say the same. choices: the options' texts; gold is a letter or one of them."""
     if not candidate or len(candidate) > MAX_CHARACTERS:
         return False
     given, wanted = clean(candidate), clean(gold)
@@ -277,6 +284,9 @@ def correct(candidate: str | None, gold: str, choices: tuple[str, ...] = ()) -> 
     letter = LETTER.fullmatch(wanted)
     if letter:
         return same_letter(given, letter[1].upper(), choices)
+    letters = [chr(ord("A") + i) for i, choice in enumerate(choices) if clean(choice) == wanted]
+    if any(same_letter(given, letter, choices) for letter in letters):
+        return True
     if wanted.casefold() in ("yes", "no"):
         return same_yes_no(given, wanted)
     return same(given, wanted)

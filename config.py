@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from transformers import HfArgumentParser
 
 from data import InputError
+from grader import check_rule
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Sampling:
     clip_target: float = 0.4  # cosine that earns the whole clip part (pebr_1.py)
     length_limit: int = 512  # tokens up to which the length part is 1 (pebr_1.py)
     keyword_scope: str = "description"  # where key words count: description (paper) or response (release)
+    grader: str = "own"  # the rule of the accuracy part: own (answers.py, grader.py) or release (mathruler)
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,7 @@ def refuse_outside(config: Sampling, low: float, high: float, names: str):
 
 def check_sampling(config: Sampling):
     """What stage sample, the RL stages and eval.py need."""
+    check_rule(config.grader)
     refuse_outside(config, 1, 1e9, "group_size max_prompt max_response min_pixels max_pixels length_limit")
     refuse_outside(config, 0, 1e9, "slots")
     refuse_outside(config, 0, 2**31, "seed")

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import rewards
+from grader import process_grader
 from rollout import Rollout
 
 
@@ -32,6 +33,14 @@ def rollout_metrics(rows: list[dict]) -> dict[str, float]:
         "response/truncated": mean(not r["finished"] for r in responses),
         "response/parse_failed": mean(r["extracted"] is None for r in responses),
     }
+
+
+def grader_metrics(rule: str) -> dict[str, float]:
+    """Pairs that all ranks had compared by algebra since the last call, and those given up after grader.LIMIT."""
+    counts = process_grader(rule).take_counts()
+    total = torch.tensor([float(counts["asked"]), float(counts["timeouts"])])
+    dist.all_reduce(total)
+    return {"grader/asked": total[0].item(), "grader/timeouts": total[1].item()}
 
 
 def sampler_gap(rollout: Rollout, old_logprobs: list[list[Tensor]]) -> float:

@@ -15,7 +15,7 @@ Deviations from the release:
 1. An empty description has clip 0, instead of the cosine of "". CLIP failures stop the run, instead of scoring 0.
 2. The description ends at the next ###, instead of at "### Rationales:" only.
 3. Key words are whole words in the description, instead of substrings of the response.
-4. A response without the answer section is wrong, instead of being graded whole.
+4. A response without the answer section is wrong, instead of being graded whole; grader="release" grades it whole.
 """
 import json
 import os
@@ -32,8 +32,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CLIPConfig
 
-from answers import Sections, correct, parse
+from answers import Sections, parse
 from data import InputError, Sample, load_image
+from grader import Grader, process_grader
 
 PARTS = ("clip", "keyword", "format", "length", "accuracy")
 
@@ -100,8 +101,8 @@ def length_reward(num_tokens: int, limit: int) -> float:
     return min(limit / max(num_tokens, 1), 1.0)
 
 
-def accuracy_reward(sections: Sections, sample: Sample) -> float:
-    """1 when the final-answer section says what the gold answer says, else 0 (see answers.correct).
+def accuracy_reward(answer: str | None, sample: Sample, grader: Grader) -> float:
+    """1 when the final-answer section says what the gold answer says, else 0 (see grader.py). None: no such section.
 
         response, gold answer                                              -> reward
         "### The final answer is: 7", "7"                                  -> 1.0
@@ -111,7 +112,7 @@ def accuracy_reward(sections: Sections, sample: Sample) -> float:
         "### The final answer is: 7 ### The final answer is: 8", "7"       -> 0.0
         "### Step 1: It is 7, so the final answer is 7", "7"               -> 0.0
     """
-    return float(correct(sections.answer, sample.answer, sample.choices))
+    return float(grader.correct(answer, sample.answer, sample.choices))
 
 
 # ---------------------------------------------------------------- CLIP
@@ -169,11 +170,12 @@ class ClipScorer:
 
 def score(samples: list[Sample], responses: list[str], lengths: list[int], weights: dict[str, float],
           clip: ClipScorer | None, clip_target: float = 0.4, length_limit: int = 512,
-          keyword_scope: str = "description") -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+          keyword_scope: str = "description", grader: str = "own") -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Raw rewards (N,) = sum_k weight_k part_k, and the parts, each (N,), of Q samples and N = Q G responses.
 
     All parts are computed whatever their weight, clip when a scorer is given (else 0). lengths are response tokens.
     keyword_scope "response" looks for the key words in the whole response, as the release does, but as whole words.
+    grader "release" gives the whole response to the release's accuracy rule.
     """
     Q, N = len(samples), len(responses)
     G = N // max(Q, 1)                                                   # a process may have no question
@@ -185,6 +187,8 @@ def score(samples: list[Sample], responses: list[str], lengths: list[int], weigh
     sections = [parse(response) for response in responses]
     descriptions = [section.description for section in sections]
     texts = responses if keyword_scope == "response" else [description or "" for description in descriptions]
+    answers = responses if grader == "release" else [section.answer for section in sections]
+    rule = process_grader(grader)
     cosines = torch.zeros(N)
     if clip is not None:
         cosines = clip.score([sample.images for sample in samples], descriptions)
@@ -193,7 +197,7 @@ def score(samples: list[Sample], responses: list[str], lengths: list[int], weigh
         "keyword": torch.tensor([keyword_reward(text, sample.key_words) for text, sample in zip(texts, samples_of)]),
         "format": torch.tensor([format_reward(section) for section in sections]),
         "length": torch.tensor([length_reward(length, length_limit) for length in lengths]),
-        "accuracy": torch.tensor([accuracy_reward(section, sample) for section, sample in zip(sections, samples_of)]),
+        "accuracy": torch.tensor([accuracy_reward(text, sample, rule) for text, sample in zip(answers, samples_of)]),
     }
     return sum((weight * parts[part] for part, weight in weights.items()), torch.zeros(N)), parts
 

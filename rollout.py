@@ -259,7 +259,7 @@ def collect(replica, processor, clip, samples: list[Sample], seeds: list[int], c
         lengths = [len(response.ids) for response in responses]
         weights = {part: getattr(config, f"{part}_weight", 0.0) for part in rewards.PARTS}
         total, parts = rewards.score(samples, texts, lengths, weights, clip, config.clip_target, config.length_limit,
-                                     config.keyword_scope)
+                                     config.keyword_scope, config.grader)
     groups = [(prompt, [response.ids for response in group]) for prompt, group in zip(prompts, replies)]
     return Rollout(samples, groups, responses, texts, parts, total.view(len(samples), config.group_size))
 

@@ -37,7 +37,7 @@ from config import FOLDERS, Config, check_folder, complain, read_config, setting
 from data import InputError, Sample
 from kernels import backend, pick_grpo_loss
 from memory import REHEARSED, drop_notes, fit_plan, make_optimizer, read_notes, rehearse, within_memory
-from metrics import console_line, finite, rollout_metrics, sampler_gap, time_metrics, update_metrics
+from metrics import console_line, finite, grader_metrics, rollout_metrics, sampler_gap, time_metrics, update_metrics
 from model import Group, Policy, dummy_group, find_model, micro_batches, pack
 from plan import GB, shape_of, table
 from processes import (
@@ -347,6 +347,7 @@ def rl_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -
                                                            run.config, run.device)))
     rows = gather(records(rollout, advantages))
     metrics = rollout_metrics(rows) | update_metrics(stats) | {"policy/sampler_gap": sampler_gap(rollout, old_logprobs)}
+    metrics |= grader_metrics(config.grader)
     return metrics | time_metrics(timer.seconds, metrics, rows), rows
 
 
@@ -357,11 +358,13 @@ def sample_questions(run: Run):
         samples = mine(run.samples[first : first + config.questions_per_rollout])
         seeds = [seed_of(config.seed, "sample", sample.qid) for sample in samples]
         rows += gather(records(collect(run.replica, run.processor, run.clip, samples, seeds, config, Timer())))
+    late = grader_metrics(config.grader)["grader/timeouts"]
     if is_writer():
         correct = {row["qid"]: sum(response["accuracy"] == 1 for response in row["responses"]) for row in rows}
         sizes = data.write_buckets(run.folder, run.samples, correct, config.group_size)
         write_text(os.path.join(run.folder, "rollouts.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
-        print(f"{len(rows)} questions -> {run.folder}: " + ", ".join(f"{size} {name}" for name, size in sizes.items()))
+        print(f"{len(rows)} questions -> {run.folder}: " + ", ".join(f"{size} {name}" for name, size in sizes.items())
+              + (f"; {late:g} answers took too long to compare" if late else ""))
         for stage in (stage for name, stage in (("easy", "1"), ("medium", "2")) if not sizes[name]):
             print(f"stage {stage} is left without questions: "
                   "a longer or shorter warm-up, or another --temperature, helps")

@@ -153,7 +153,7 @@ PAIRS = [
     ("empty", "None", "25", False),
     ("empty", "I don't know", "25", False),
 ]
-# Equal only by algebra, so wrong here: the price of having no symbolic engine.
+# Equal only by algebra, so wrong here: see tests/test_grader.py.
 NEEDS_ALGEBRA = {r"\sqrt{8}", r"\frac{\sqrt{3}}{2}", "x^2+2x+1"}
 
 
@@ -193,7 +193,7 @@ def test_correct_refuses_two_answers(candidate, gold):
     ("25 kg", "25 m"), ("25 s", "25 min"), ("0.5%", "50%"), ("1000001", "1000000"), ("1,000", "[1, 0]"),
     ("1,3", "(1,3)"), ("y = 25", "x = 25"), (r"\Delta", r"\delta"), (r"\frac{1}{2}3", "1/23"), ("5:30 am", "5:30 pm"),
     ("7", ""), (" ", " "), ("<|im_end|>", "7"), ("1/0", "0"), ("0/0", "0"), ("-", "0"), (".", "0"), ("$", "0"),
-    ("nan", "0"), ("inf", "0"),
+    ("nan", "0"), ("inf", "0"), ("r-R", "R-r"), ("AA", "Aa"), ("Aa", "AA"),
 ])
 def test_correct_refuses_what_only_looks_alike(candidate, gold):
     assert not correct(candidate, gold)
@@ -205,6 +205,23 @@ def test_correct_refuses_what_only_looks_alike(candidate, gold):
 ])
 def test_correct_letter_with_the_options_texts(candidate, right):
     assert correct(candidate, "B", ("20°", "30°", "40°")) == right
+
+
+@pytest.mark.parametrize("candidate, right", [
+    ("B", True), ("(b)", True), ("B. 30", True), ("30", True), ("30 degrees", True), ("Option B", True),
+    ("A", False), ("C", False), ("D", False), ("A. 30°", False), ("B. 20", False), ("A or B", False), ("20", False),
+])
+def test_correct_option_text_as_gold_answered_by_its_letter(candidate, right):
+    assert correct(candidate, "30°", ("20°", "30°", "40°")) == right
+
+
+def test_correct_option_texts_count_not_places():
+    """18 stands at C and D; "Yes" is an option like any other; 50% is 0.5, but another option."""
+    choices = ("16", "17", "18", "18")
+    assert [letter for letter in "ABCDE" if correct(letter, "18", choices)] == ["C", "D"]
+    assert correct("A", "Yes", ("Yes", "No")) and not correct("B", "Yes", ("Yes", "No"))
+    assert correct("A", "0.5", ("0.5", "50%")) and not correct("B", "0.5", ("0.5", "50%"))
+    assert not correct("A", "30°") and not correct("A", "30°", ("20°",))
 
 
 def test_correct_letter_beyond_the_options():

@@ -15,6 +15,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 import rewards
 from answers import parse
 from data import InputError, Sample
+from grader import process_grader
 
 GOOD = "### Image Description: {} ### Rationales: r ### Step 1: s ### The final answer is: {}"
 
@@ -57,7 +58,7 @@ def test_length_reward_table(arguments, expected):
 @pytest.mark.parametrize("arguments, expected", table(rewards.accuracy_reward))
 def test_accuracy_reward_table(arguments, expected):
     response, gold = arguments
-    assert rewards.accuracy_reward(parse(response), sample(gold)) == expected
+    assert rewards.accuracy_reward(parse(response).answer, sample(gold), process_grader("own")) == expected
 
 
 @pytest.mark.parametrize("text, key_word, found", [

@@ -1,0 +1,252 @@
+r"""Whether an answer is right: answers.correct first; algebra, where needed, in a process that can be killed.
+
+    grader = process_grader("own")             one per process and rule; its worker starts when it is first needed
+    grader.correct(r"\sqrt{8}", r"2\sqrt{2}")  True: x^2+2x+1 is (x+1)^2 as well
+    grader.take_counts()                       Counter(asked=.., timeouts=.., restarts=..) since the last call
+
+Rule "own" asks the worker (grader_worker.py, math-verify) only when answers.correct has said no, the gold answer is
+symbolic, and both sides read as one expression: numbers, variables, fractions, roots, powers. Prose, lists, equations
+and functions are never asked, nor what may take forever: towers of powers, factorials, exponents of three digits.
+An expression is rewritten before: every product explicit, every decimal a fraction, every variable under a name of its
+own. Otherwise R and r were one variable to math-verify, and the area \pi(R^2-r^2) were 0.
+
+Rule "release" is the authors' accuracy reward (mathruler on the whole response, see grader_worker.py), for ablations.
+
+Both fail closed: no reply within the limit, or a worker that dies, is wrong. So the same pair is judged alike
+everywhere, but for pairs that take about as long as the limit, which depend on the machine; they are counted.
+"""
+import atexit
+import functools
+import importlib.util
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from fractions import Fraction
+
+from answers import LEFT_SIDE, LETTER, MAX_CHARACTERS, clean, correct, quantity, unit_of, without_left_side
+from data import InputError
+
+RULES = {"own": ("math-verify", "math_verify"), "release": ("mathruler pylatexenc", "mathruler pylatexenc")}
+WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "grader_worker.py")
+LIMIT = 2.0  # seconds for a pair
+START = 60.0  # seconds for the worker's imports
+CACHE = 4096  # pairs remembered: the responses of a group repeat each other
+
+
+def check_rule(rule: str):
+    """Raise InputError unless the rule exists and its packages are installed."""
+    if rule not in RULES:
+        raise InputError(f"--grader {rule}: give {' or '.join(RULES)}")
+    packages, modules = RULES[rule]
+    if not all(importlib.util.find_spec(name) for name in modules.split()):
+        raise InputError(f"--grader {rule} needs what is not installed: pip install {packages}")
+
+
+# ---------------------------------------------------------------- what may be asked: one expression
+
+DEPTH = 6  # groups within groups
+GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|rho|sigma|tau|phi|varphi|omega"
+TOKEN = re.compile(
+    r"(?P<number>\d+(?:\.\d+)?|\.\d+)|(?P<pi>\\pi)(?![A-Za-z])|(?P<call>\\frac|\\sqrt(?:\[\d\])?)(?![A-Za-z])"
+    rf"|(?P<variable>(?:\\(?:{GREEK})(?![A-Za-z])|[A-Za-z])(?:_(?:[A-Za-z\d]|\{{[A-Za-z\d]{{1,3}}\}}))?)"
+    r"|(?P<sign>(?:\\cdot|\\times|\\div)(?![A-Za-z])|[-+*/])|(?P<power>\^)|(?P<open>[({])|(?P<close>[)}])")
+SIGNS = {"*": r"\cdot", r"\times": r"\cdot", r"\div": "/"}
+REWRITTEN = [  # in this order
+    (r"(?<![\\A-Za-z])sqrt\(([^()]*)\)", r"\\sqrt{\1}"), (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi "),
+    (r"\\frac(\d)(\d)", r"\\frac{\1}{\2}"), (r"\\sqrt(\d)(?!\d)", r"\\sqrt{\1}"),
+    (r"\^\(([^()]*)\)", r"^{\1}"), (r"\^(-?\d+)", r"^{\1}"),
+]
+EXPONENT = re.compile(r"\^(?:[A-Za-z]|\{(?!.{0,7}\d{3})[-+/A-Za-z\d]{1,8}\}|\{-?\\frac\{\d{1,2}\}\{\d{1,2}\}\})(?!\^)")
+WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{4}|(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|max|min|lim|det|gcd|lcm|mod"
+                  r"|abs|arg|and|or)(?![A-Za-z])|(?:[A-Za-z]{2,}|[FGP])\()", re.IGNORECASE)
+DENIED = re.compile(r"\*\*|\d{40}|\d \d|\d[eE][-+]?\d|\)\^\{-?[2-9]\d")  # what is no token, as n!, needs no entry
+TOWER = re.compile(r"\^(?!\{\d\})")  # after a group that holds a power: ((9^{99})^{99})^{99}
+
+
+FACTORS = {"number", "pi", "call", "variable"}  # what begins with one of these begins a factor
+
+
+def tokens_of(text: str) -> list[re.Match] | None:
+    """The tokens of an expression; None when there is anything else in the text, or what may take forever."""
+    for pattern, plain in REWRITTEN:
+        text = re.sub(pattern, plain, text)
+    tokens = list(TOKEN.finditer(text))
+    strange = "".join(token[0] for token in tokens) != text.replace(" ", "")
+    if strange or DENIED.search(text) or WORD.search(text) or len(EXPONENT.findall(text)) != text.count("^"):
+        return None
+    return tokens
+
+
+def expression(text: str, names: dict[str, str]) -> str | None:
+    r"""The text as LaTeX with one reading; None when it is not one expression, or may take forever to compare.
+
+    names: what each variable is called there, shared by the two sides and extended here. None as well where readers
+    differ: 1/2x, 1\frac{1}{2}, x2, f(x).
+    """
+    latex, before = [], ""  # before: kind of the token before
+    groups = [["", False]]  # of each open group: its last sign, and whether it holds a power
+    for token in tokens_of(text) or ():
+        kind, word = token.lastgroup, token[0]
+        if (kind in FACTORS or word == "(") and before in ("number", "pi", "variable", "close"):
+            mixed = before == "number" and word == r"\frac"
+            if kind == "number" or mixed or groups[-1][0] == "/":
+                return None
+            latex.append(r"\cdot")  # a product that was only implied
+        if kind == "number" and "." in word:
+            word = r"\frac{%d}{%d}" % Fraction(word).as_integer_ratio()
+        elif kind == "variable":
+            word = "{%s}" % names.setdefault(word, f"x_{{{len(names) + 1}}}")
+        elif kind == "sign":
+            word = groups[-1][0] = SIGNS.get(word, word)
+        elif kind == "power":
+            groups[-1][1] = True
+        elif kind == "open":
+            if word == "{" and before not in ("power", "call", "close"):  # a set, perhaps
+                return None
+            groups.append(["", False])
+        elif kind == "close":
+            power = groups.pop()[1]
+            if not groups or power and TOWER.match(token.string, token.end()):
+                return None
+            groups[-1][1] |= power
+        if len(groups) > DEPTH:
+            return None
+        latex.append(word)
+        before = kind
+    return " ".join(latex) if len(groups) == 1 and latex else None
+
+
+UNIT = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}(?:\^\{?[23]\}?)?$")
+
+
+def without_unit(text: str) -> tuple[str, tuple | None]:
+    """`4\\pi cm^2` as `4\\pi` and its unit; a unit of one letter could be a variable and stays."""
+    match = UNIT.search(text)
+    unit = unit_of(match[0]) if match else None
+    return (text[:match.start()], unit) if unit else (text, None)
+
+
+def bare(text: str) -> str:
+    r"""`answers.clean`, which writes \frac{1}{2} as 1/2 and so must not see it: 1/2x has two readings."""
+    return clean(text.replace("frac{", "frac {"))
+
+
+def symbolic(gold: str) -> bool:
+    """Whether a gold answer may need algebra: no letter, name or number, but something combined with something."""
+    combined = re.search(r"[A-Za-z^]", gold) and re.search(r"[-+*/^(\d]|\\sqrt|\\frac", gold)
+    return bool(combined) and not LETTER.fullmatch(gold) and quantity(gold) is None
+
+
+def expressions(candidate: str, gold: str) -> tuple[str, str] | None:
+    """Both sides for the worker to compare, or None when there is nothing to ask."""
+    given, wanted = bare(candidate), bare(gold)
+    given, wanted = without_left_side(given, wanted), without_left_side(wanted, given)
+    sides = LEFT_SIDE.match(given), LEFT_SIDE.match(wanted)
+    if all(sides) and sides[0][0] == sides[1][0]:
+        given, wanted = given[sides[0].end():], wanted[sides[1].end():]
+    (given, unit), (wanted, wanted_unit) = without_unit(given), without_unit(wanted)
+    if not symbolic(wanted) or unit and wanted_unit and unit != wanted_unit:
+        return None
+    names = {}
+    wanted = expression(wanted, names)
+    given = expression(given, names)
+    return (given, wanted) if given and wanted else None
+
+
+# ---------------------------------------------------------------- asking
+
+
+class Grader:
+    """Compares answers by one rule, from any thread."""
+
+    def __init__(self, rule: str = "own", limit: float = LIMIT):
+        check_rule(rule)
+        self.rule, self.limit = rule, limit
+        self.counts = Counter()  # pairs asked, timeouts among them, restarts of the worker
+        self.worker = None
+        self.started = False
+        self.lock = threading.Lock()
+        self.remembered = functools.lru_cache(CACHE)(self.ask)
+        atexit.register(self.close)
+
+    def correct(self, candidate: str | None, gold: str, choices: tuple[str, ...] = ()) -> bool:
+        """Whether the candidate says what gold says. Rule "release" wants the whole response, "own" its answer."""
+        if self.rule == "release":
+            return self.remembered(candidate or "", gold)
+        if correct(candidate, gold, choices):
+            return True
+        if not candidate or len(candidate) > MAX_CHARACTERS:
+            return False
+        pair = expressions(candidate, gold)
+        return pair is not None and self.remembered(*pair)
+
+    def take_counts(self) -> Counter:
+        """The counts since this was last called."""
+        with self.lock:
+            counts, self.counts = self.counts, Counter()
+        return counts
+
+    def ask(self, candidate: str, gold: str) -> bool:
+        """What the worker says of a pair as it is; False when it says nothing within the limit, or dies of it."""
+        line = json.dumps([candidate, gold]).encode() + b"\n"
+        with self.lock:
+            if self.worker is None or self.worker.poll() is not None:
+                self.start()
+            self.counts["asked"] += 1
+            reply = b""
+            try:
+                self.worker.stdin.write(line)
+                reply = self.read_line(self.limit)
+            except BrokenPipeError:
+                pass
+            finally:  # also when a signal's handler raises: a reply that comes later would be taken for the next pair's
+                if not reply:
+                    self.close()
+            return reply == b"true\n"
+
+    def start(self):
+        """A fresh interpreter, not a fork of this one with its threads, locks and CUDA."""
+        self.close()
+        self.counts["restarts"] += self.started
+        self.started = True
+        environment = os.environ | {"PYTHONHASHSEED": "0"}  # sympy walks through sets
+        self.worker = subprocess.Popen([sys.executable, WORKER, self.rule, str(self.limit)], bufsize=0, env=environment,
+                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        if self.read_line(START) != b"ready\n":
+            self.close()
+            raise InputError("the process that compares answers does not start: "
+                             f"`{sys.executable} {WORKER} {self.rule} {self.limit:g}` shows why")
+
+    def read_line(self, seconds: float) -> bytes:
+        """The worker's next line; b"" when it has ended, or when the time is over, which is counted."""
+        line, end = b"", time.monotonic() + seconds
+        poll = select.poll()
+        poll.register(self.worker.stdout, select.POLLIN)
+        while not line.endswith(b"\n"):
+            if not poll.poll(max(0, end - time.monotonic()) * 1000):
+                self.counts["timeouts"] += 1
+                return b""
+            piece = self.worker.stdout.read(4096)
+            if not piece:
+                return b""
+            line += piece
+        return line
+
+    def close(self):
+        """End the worker; the next pair that needs one starts another."""
+        if self.worker is not None:
+            self.worker.kill()
+            self.worker.communicate()
+            self.worker = None
+
+
+@functools.cache
+def process_grader(rule: str) -> Grader:
+    """This process's grader of that rule."""
+    return Grader(rule)

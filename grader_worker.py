@@ -1,0 +1,69 @@
+"""The process in which grader.py has answers compared by algebra: it may hang, grow and die without harm to anybody.
+
+    python grader_worker.py own 2        a line ["candidate", "gold"] in, a line true or false out; 2 seconds a pair
+
+It says "ready" once its imports are done, ends when its input ends, and knows neither torch nor this project's files.
+Whoever asks keeps the clock and kills it. Its own limits are for the case that the asker is gone: 2 GB of memory, and
+of processor time what a pair may take, so that the kernel ends it even in the middle of a product that never ends.
+"""
+import json
+import math
+import re
+import resource
+import sys
+import time
+
+MEMORY = 2 * 2**30  # bytes of address space
+
+
+def own():
+    """Equal by math-verify: (candidate, gold), each the LaTeX of one expression with exact numbers -> bool."""
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse, verify
+    from sympy import Expr
+
+    # No repairs: grader.py writes the LaTeX, and what math-verify takes for a unit would be lost.
+    plain = NormalizationConfig(basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="none")
+    latex = [LatexExtractionConfig(normalization_config=plain, boxed_match_priority=-1)]
+
+    def read(text):
+        return parse(f"${text}$", latex, fallback_mode="no_fallback", parsing_timeout=None)
+
+    def equal(candidate, gold):
+        pair = read(gold), read(candidate)
+        if not all(len(found) == 1 and isinstance(found[0], Expr) for found in pair):
+            return False
+        # 100 digits: with the default 15, math-verify takes any two numbers below 1e-15 for equal.
+        return verify(*pair, numeric_precision=100, timeout_seconds=None)
+
+    return equal
+
+
+def release():
+    """The release's accuracy reward, quirks and all: (whole response, gold) -> bool."""
+    from mathruler.grader import grade_answer
+
+    def equal(response, gold):
+        response = re.sub(r"\s*(<|>|/)\s*", r"\1", response)  # reference: spaces go, in the text too (pebr_2.py)
+        # reference: the first such section, its header in this very case; without one the whole response
+        match = re.search(r"### The final answer is:(.*?)(?=###|\Z)", response, re.DOTALL)
+        return grade_answer(match[1].strip() if match else response, gold)
+
+    return equal
+
+
+def main(rule: str, limit: float):
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    replies, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no reply
+    equal = {"own": own, "release": release}[rule]()
+    equal(r"\frac{(x+1)^{2}}{\sqrt{2}}", r"\sqrt{2}(x^{2}+2x+1)/2")  # loads what the first pair would wait for
+    print("ready", file=replies, flush=True)
+    for line in sys.stdin:
+        end = math.ceil(time.process_time() + limit) + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (end, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+        print(json.dumps(bool(equal(*json.loads(line)))), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]))
