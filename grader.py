@@ -6,7 +6,7 @@ r"""Whether an answer is right: answers.correct first; algebra, where needed, in
 
 Rule "own" asks the worker (grader_worker.py, math-verify) only when answers.correct has said no, the gold answer is
 symbolic, and both sides read as one expression: numbers, variables, fractions, roots, powers. Prose, lists, equations
-and functions are never asked, nor what may take forever: towers of powers, factorials, exponents of three digits.
+and functions are never asked, nor what may take for ever: towers of powers, factorials, exponents of three digits.
 An expression is rewritten before: every product explicit, every decimal a fraction, every variable under a name of its
 own. Otherwise R and r were one variable to math-verify, and the area \pi(R^2-r^2) were 0.
 
@@ -62,18 +62,18 @@ REWRITTEN = [  # in this order
     (r"\\frac(\d)(\d)", r"\\frac{\1}{\2}"), (r"\\sqrt(\d)(?!\d)", r"\\sqrt{\1}"),
     (r"\^\(([^()]*)\)", r"^{\1}"), (r"\^(-?\d+)", r"^{\1}"),
 ]
-EXPONENT = re.compile(r"\^(?:[A-Za-z]|\{(?!.{0,7}\d{3})[-+/A-Za-z\d]{1,8}\}|\{-?\\frac\{\d{1,2}\}\{\d{1,2}\}\})(?!\^)")
+EXPONENT = re.compile(r"\^(?:[A-Za-z]|\{(?![^{}]*\d{3})[-+/A-Za-z\d]{1,8}\}|\{-?\\frac\{\d{1,2}\}\{\d{1,2}\}\})(?!\^)")
 WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{4}|(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|max|min|lim|det|gcd|lcm|mod"
                   r"|abs|arg|and|or)(?![A-Za-z])|(?:[A-Za-z]{2,}|[FGP])\()", re.IGNORECASE)
-DENIED = re.compile(r"\*\*|\d{40}|\d \d|\d[eE][-+]?\d|\)\^\{-?[2-9]\d")  # what is no token, as n!, needs no entry
+DENIED = re.compile(  # what is no token, as in n!, needs no entry
+    r"\*\*|\d{40}|\)\^\{-?[2-9]\d"  # may take for ever; (x+y+z)^{99} does
+    r"|\d \d|\d[eE][-+]?\d")  # has two readings
 TOWER = re.compile(r"\^(?!\{\d\})")  # after a group that holds a power: ((9^{99})^{99})^{99}
-
-
-FACTORS = {"number", "pi", "call", "variable"}  # what begins with one of these begins a factor
+FACTORS = {"number", "pi", "call", "variable"}  # each begins a factor; so does a parenthesis
 
 
 def tokens_of(text: str) -> list[re.Match] | None:
-    """The tokens of an expression; None when there is anything else in the text, or what may take forever."""
+    """The tokens of an expression; None when there is anything else in the text, or what may take for ever."""
     for pattern, plain in REWRITTEN:
         text = re.sub(pattern, plain, text)
     tokens = list(TOKEN.finditer(text))
@@ -84,7 +84,7 @@ def tokens_of(text: str) -> list[re.Match] | None:
 
 
 def expression(text: str, names: dict[str, str]) -> str | None:
-    r"""The text as LaTeX with one reading; None when it is not one expression, or may take forever to compare.
+    r"""The text as LaTeX with one reading; None when it is not one expression, or may take for ever to compare.
 
     names: what each variable is called there, shared by the two sides and extended here. None as well where readers
     differ: 1/2x, 1\frac{1}{2}, x2, f(x).
@@ -126,7 +126,7 @@ UNIT = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}(?:\^\{?[23]\}?)?$")
 
 
 def without_unit(text: str) -> tuple[str, tuple | None]:
-    """`4\\pi cm^2` as `4\\pi` and its unit; a unit of one letter could be a variable and stays."""
+    r"""`4\pi cm^2` as `4\pi` and its unit; a unit of one letter could be a variable and stays."""
     match = UNIT.search(text)
     unit = unit_of(match[0]) if match else None
     return (text[:match.start()], unit) if unit else (text, None)
@@ -140,7 +140,7 @@ def bare(text: str) -> str:
 def symbolic(gold: str) -> bool:
     """Whether a gold answer may need algebra: no letter, name or number, but something combined with something."""
     combined = re.search(r"[A-Za-z^]", gold) and re.search(r"[-+*/^(\d]|\\sqrt|\\frac", gold)
-    return bool(combined) and not LETTER.fullmatch(gold) and quantity(gold) is None
+    return bool(combined) and not LETTER.fullmatch(gold) and quantity(clean(gold)) is None
 
 
 def expressions(candidate: str, gold: str) -> tuple[str, str] | None:
