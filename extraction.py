@@ -105,13 +105,73 @@ def structured(text: str) -> tuple[str, str]:
     return ("boxed", inside) if inside else ("", "")
 
 
+# ---------------------------------------------------------------- numbers
+
+NUMBER = re.compile(
+    r"(?<![\w.,])(?<!\d-)([+-]?) ?[$€£¥]?((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"     # sign, digits
+    r"(?:/(\d+(?:\.\d+)?)(?![\d/]))?(?: ?(?:×|\*|\\times|x) ?10\^\{?([+-]?\d{1,2})\}?)?"         # bottom, power of ten
+    r"(?!(?:st|nd|rd|th)\b)(?: (million|billion|thousand)\b)?", re.IGNORECASE)
+SCALE = {"thousand": 1000, "million": 10**6, "billion": 10**9}
+BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
+COPULA = re.compile(r"\b(?:is|are|was|were|be|equals?|gives?|get|have|has|approximately|about|around|of)\b|[:为是]")
+ASKS_YEAR = re.compile(r"\b(?:which|what) years?\b|\bwhen\b|哪一?年", re.IGNORECASE)
+
+
+def numbers(text: str) -> list[Fraction]:
+    """The numbers in a text: 1,000, -3/4, $5, 1.2*10^3, 3.5 million."""
+    text = FRACTION.sub(r" \1/\2 ", text.replace("{,}", ",").replace("dfrac", "frac"))
+    found = []
+    for sign, top, bottom, power, scale in NUMBER.findall(text):
+        if len(top) > 40 or bottom and not float(bottom):
+            continue
+        value = Fraction(top.replace(",", "")) / Fraction(bottom or 1) * Fraction(10) ** int(power or 0)
+        value *= SCALE.get(scale.lower(), 1)
+        found.append(-value if sign == "-" else value)
+    return found
+
+
+def number_words(text: str) -> list[Fraction]:
+    """twenty-five, three; one only where it counts something: neither "which one" nor "one of them"."""
+    text = re.sub(r"\b(?:which|this|that|the|no|each|every|any) one\b|\bone (?:of|can|must|another|or)\b", " ", text.lower())
+    return [Fraction(WORDS[word]) for word in re.findall(r"[a-z]+(?:-[a-z]+)?", text) if word in WORDS]
+
+
+def number_in(text: str, question: str = "") -> Fraction | None:
+    """The number that a sentence states: the bold one, that after the last =, one after "is" or the last one unless the
+    question has it, the first in words, the last."""
+    asked = set(numbers(question))
+    bold = [value for part in BOLD.findall(text) for value in numbers(part)]
+    if bold:
+        return bold[-1]
+    text = text.replace("*", "")
+    parts = re.split(r"=|≈|\\approx", text)
+    if len(parts) > 1 and numbers(parts[-1]):
+        return numbers(parts[-1])[0]
+    for match in COPULA.finditer(text):
+        value = next(iter(numbers(text[match.end():][:40])), None)
+        if value is not None and value not in asked:
+            return value
+    found, words = numbers(text), number_words(text)
+    fresh = [value for value in found if value not in asked]
+    return (fresh[-1:] or words[:1] or found[-1:] or [None])[0]
+
+
+def bare_number(value: Fraction) -> str:
+    return str(value.numerator) if value.denominator == 1 else f"{float(value):.10g}"
+
+
+def read_number(candidate: str, problem: Problem) -> tuple[str, str]:
+    value = number_in(candidate)
+    return (bare_number(value), "number") if value is not None else (candidate[:MAX_RAW], "nothing")
+
+
 # ---------------------------------------------------------------- options
 
 
 def spell(text: str) -> str:
     """The spelling in which options are looked up: that of answers.clean, no case, no markdown, no idle LaTeX."""
-    text = re.sub(r"\\(?:degree|circ)\b|\^\\circ", "°", re.sub(r"\*?\\degree", "°", text))
-    return clean(text.replace("**", "").replace("$", "").replace("{ ", "{").replace(" }", "}")).casefold()
+    text = re.sub(r"\*? ?\\degree", "°", text).replace("**", "").replace("$", "").replace("{ ", "{").replace(" }", "}")
+    return clean(text).casefold()
 
 
 @lru_cache(maxsize=256)
@@ -127,20 +187,20 @@ def in_range(letter: str, problem: Problem) -> bool:
     return 0 <= ord(letter) - ord("A") < len(problem.choices)
 
 
-def found_in(text: str, problem: Problem) -> list[tuple[int, str]]:
-    """[(position, letter)] of the options that stand in the text as whole words, without those within longer ones."""
+def options_in(text: str, problem: Problem) -> list[str]:
+    """Letters of the options that stand in the text as whole words, in order, without those within longer ones."""
     text, spans = spell(text), []
     for i, option in enumerate(spelled(problem.choices)):
-        if len(option) < 2 and not option.isdigit():                     # "a" is an article
-            continue
-        pattern = rf"(?<![\w.\\-]){re.escape(option)}(?![\w\\]|\.\d)"
-        spans += [(m.start(), m.end(), letter_of(i)) for m in re.finditer(pattern, text)]
-    longest = sorted(spans, key=lambda span: span[0] - span[1])
+        if len(option) > 1 or option.isdigit():                          # "a" is an article
+            left = r"(?<![\w.\\{-])" if option[0].isalnum() else ""
+            right = r"(?![\w\\}]|\.\d)" if option[-1].isalnum() else ""
+            pattern = left + re.escape(option) + right
+            spans += [(m.start(), m.end(), letter_of(i)) for m in re.finditer(pattern, text)]
     kept = []
-    for start, end, letter in longest:
+    for start, end, letter in sorted(spans, key=lambda span: span[0] - span[1]):
         if not any(a < end and start < b for a, b, _ in kept):
             kept.append((start, end, letter))
-    return sorted((start, letter) for start, end, letter in kept)
+    return [letter for _, _, letter in sorted(kept)]
 
 
 def equal_option(text: str, problem: Problem) -> str | None:
@@ -149,7 +209,7 @@ def equal_option(text: str, problem: Problem) -> str | None:
 
 
 def equal_number(text: str, problem: Problem) -> str | None:
-    """The one option with this number, units aside."""
+    """The first option with the number this text states, units aside."""
     given = number_in(text)
     values = [quantity(option) for option in spelled(problem.choices)]
     hits = [i for i, value in enumerate(values) if given is not None and value and value[0] == given]
@@ -174,68 +234,320 @@ def read_choice(candidate: str, problem: Problem) -> tuple[str, str]:
     led = LETTER_THEN_TEXT.fullmatch(bare)
     if led and in_range((led[1] or led[2]).upper(), problem):
         return (led[1] or led[2]).upper(), "letter"
-    found = found_in(candidate, problem)
+    found = options_in(candidate, problem)
     if found:
-        return found[0][1], "option"
+        return found[0], "option"
     number = equal_number(candidate, problem)
     if number:
         return number, "number"
     return (letter[1].upper(), "out of range") if letter else (candidate[:MAX_RAW], "nothing")
 
 
-# ---------------------------------------------------------------- numbers
+# ---------------------------------------------------------------- prose: options
 
-NUMBER = re.compile(
-    r"(?<![\w.,])(?<!\d-)([+-]?) ?[$€£¥]?((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
-    r"(?:/(\d+(?:\.\d+)?)(?![\d/]))?(?: ?(?:×|\*|\\times|x) ?10\^\{?([+-]?\d{1,2})\}?)?"
-    r"(?!\w*(?:st|nd|rd|th)\b)(?: (million|billion|thousand))?", re.IGNORECASE)
-SCALE = {"thousand": 1000, "million": 10**6, "billion": 10**9}
+# A letter as an answer: (B), (b), [B], B; but neither "A triangle" nor the B of AB, B' or B = 5.
+LETTER = (r"[ *\"'`$]*(?i:(?:option|choice|answer|letter|选项)\b)?[ *\"'`$:]*(?:\\(?:text|mathrm|mathbf|boxed)\{)*"
+          r"(?:\(([A-Za-z])\)|\[([A-Z])\]|([A-Z])(?![\w'’°-]| ?[=<>+/^]|(?<=A) [a-z]))")
+SUBJECT = r"(?:\b(?i:answer|option|choice|solution|letter|correct(?: one)?)\b|答案|选项)"
+IS = r"(?:\b(?:is|are|be|was)\b|[:=为是])"
+STATED = re.compile(rf"{SUBJECT}[^.\n]{{0,80}}?{IS}{LETTER}")
+MENTIONED = re.compile(r"(?:\b(?i:option|choice|answer|choose|select|pick)\b|故选|选择?|答案)[: ]*" + LETTER)
+CONFIRMED = re.compile(r"\(([A-Za-z])\)[^.\n]{0,60}? is (?:the )?(?:correct|right|answer|best)")
+REJECTED_AFTER = re.compile(r"[^.,;\n]{0,60}?(?:\b(?:is|are|was|be|would be)\b(?: \w+)?? ?(?:not|incorrect|wrong|false)\b|n't\b)")
+REJECTED_BEFORE = re.compile(r"(?:\bnot\b|n't\b|\brules? out|\bruling out|\beliminat\w+|\bexclud\w+|\bif(?: the)?(?: correct)? ?)[^.,;\n]{0,20}$",
+                             re.IGNORECASE)
+CONCLUSION = re.compile(r"\b(?:therefore|thus|hence|so|in conclusion|overall|answer|in summary|finally)\b|因此|所以|故|答案|综上",
+                        re.IGNORECASE)
+NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|cannot)\b|n't\b|不|没有", re.IGNORECASE)
+REFUSAL = re.compile(r"\b(?:sorry|unable to|can(?:no|')t (?:see|help|answer|determine|provide|access|process)|impossible to|"
+                     r"not (?:possible|able|clear) |insufficient|not enough)\b", re.IGNORECASE)
+ANTONYMS = [("greater", "less"), ("more", "fewer"), ("more", "less"), ("larger", "smaller"), ("bigger", "smaller"),
+            ("higher", "lower"), ("above", "below"), ("longer", "shorter"), ("maximum", "minimum"), ("increase", "decrease"),
+            ("most", "least"), ("even", "odd"), ("older", "younger"), ("left", "right"), ("highest", "lowest")]
 
 
-def numbers(text: str) -> list[tuple[int, Fraction]]:
-    """[(position, value)] of the numbers in a text."""
-    text = FRACTION.sub(r" \1/\2 ", text.replace("{,}", ",").replace("dfrac", "frac"))
-    found = []
-    for match in NUMBER.finditer(text):
-        sign, top, bottom, power, scale = match.groups()
-        if len(top) > 40 or bottom and not float(bottom):
-            continue
-        value = Fraction(top.replace(",", "")) / Fraction(bottom or 1) * Fraction(10) ** int(power or 0)
-        value *= SCALE.get((scale or "").lower(), 1)
-        found.append((match.start(), -value if sign == "-" else value))
-    return found
+def last_letter(pattern: re.Pattern, text: str) -> str | None:
+    """The letter of the last match that is neither ruled out nor supposed."""
+    for match in list(pattern.finditer(text))[::-1]:
+        before, after = text[max(0, match.start() - 40) : match.start()], text[match.end() : match.end() + 80]
+        if not REJECTED_AFTER.match(after) and not REJECTED_BEFORE.search(before):
+            return next(filter(None, match.groups())).upper()
+    return None
 
 
-def number_in(text: str) -> Fraction | None:
-    """The number a sentence states: after its last =, after its last "is", else its last; words when no digits."""
-    for part in re.split(r"[=≈]|\\approx", text)[::-1]:
-        found = numbers(part)
+def stated_letter(text: str, problem: Problem) -> str | None:
+    """The correct answer is (B)."""
+    return last_letter(STATED, text)
+
+
+def mentioned_letter(text: str, problem: Problem) -> str | None:
+    """Option B fits best. I would choose C. (B) is correct."""
+    return last_letter(CONFIRMED, text) or last_letter(MENTIONED, text)
+
+
+def only_letter(text: str, problem: Problem) -> str | None:
+    """One letter in parentheses in the whole response, else in its last sentence that has any."""
+    for part in [text, *sentences(text)[::-1]]:
+        letters = {letter.upper() for letter in re.findall(r"\(([A-Za-z])\)", part)}
+        letters = {letter for letter in letters if in_range(letter, problem)}
+        if len(letters) == 1:
+            return letters.pop()
+        if letters and part is not text:
+            return None
+    return None
+
+
+def leading_letter(text: str, problem: Problem) -> str | None:
+    """A line that begins with B. or B), when no other line begins with another letter."""
+    letters = set(re.findall(r"^[ *]*([A-Z])(?:[.):]|\*\*| ?$)", text, re.MULTILINE))
+    return letters.pop() if len(letters) == 1 else None
+
+
+def is_yes_no(problem: Problem) -> bool:
+    return set(spelled(problem.choices)) in ({"yes", "no"}, {"true", "false"})
+
+
+def letter_of_word(word: str, problem: Problem) -> str:
+    """The option that says yes, or no: true and false are other words for it."""
+    same = ("yes", "true") if word.lower() in ("yes", "true") else ("no", "false")
+    return letter_of(next(i for i, option in enumerate(spelled(problem.choices)) if option in same))
+
+
+def yes_or_no(text: str, problem: Problem) -> str | None:
+    """The first word, or the last yes or no of a conclusion."""
+    if not is_yes_no(problem):
+        return None
+    leading = re.match(r"\W*(yes|no|true|false)\b", text, re.IGNORECASE)
+    if leading:
+        return letter_of_word(leading[1], problem)
+    for part in sentences(text)[::-1]:
+        if CONCLUSION.search(part):
+            words = re.findall(r"\b(?:yes|no|true|false)\b(?! \w)", part, re.IGNORECASE)
+            if words:
+                return letter_of_word(words[-1], problem)
+    return None
+
+
+def stated_option(text: str, problem: Problem) -> str | None:
+    """The answer is <text of an option>."""
+    for match in list(re.finditer(rf"(?:\b(?i:(?<!other )answer|correct \w+)\b|答案)[^.\n]{{0,60}}?{IS}", text))[::-1]:
+        found = options_in(re.split(r"\n|\. ", text[match.end() : match.end() + 200])[0], problem)
         if found:
-            return found[0][1] if part is not text else found[-1][1]
-    words = [WORDS[word] for word in re.findall(r"[a-z]+(?:-[a-z]+)?", text.lower()) if word in WORDS]
-    return Fraction(words[-1]) if words else None
+            return found[0]
+    return None
 
 
-def bare_number(value: Fraction) -> str:
-    if value.denominator == 1:
-        return str(value.numerator)
-    return f"{float(value):.10g}"
+def words_of(text: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", text.lower()))
 
 
-def read_number(candidate: str, problem: Problem) -> tuple[str, str]:
-    value = number_in(candidate)
-    return (bare_number(value), "number") if value is not None else (candidate[:MAX_RAW], "nothing")
+def turned_round(question: str, statement: str) -> bool:
+    """Does the statement compare the other way: B is more than A, or A is less than B, for "is A more than B"?"""
+    asked, said = words_of(question), words_of(statement)
+    opposite = any(a in asked - said and b in said - asked for x, y in ANTONYMS for a, b in ((x, y), (y, x)))
+    swapped = False
+    if " than " in question and " than " in statement:
+        (a, b), (_, last) = ([words_of(part) for part in text.lower().split(" than ", 1)] for text in (question, statement))
+        swapped = len(last & (a - b)) > len(last & (b - a))
+    return opposite != swapped
+
+
+def affirmed(text: str, problem: Problem) -> str | None:
+    """Yes or no by whether the first statement affirms what was asked: an odd number of negations is a no."""
+    if not is_yes_no(problem) or not sentences(text):
+        return None
+    statement = sentences(text)[0]
+    if REFUSAL.search(statement):
+        return None
+    negative = bool(NEGATION.search(statement)) != bool(NEGATION.search(problem.question))
+    negative ^= turned_round(problem.question, statement)
+    return letter_of_word("no" if negative else "yes", problem)
+
+
+def concluded_option(text: str, problem: Problem) -> str | None:
+    """An option's text in the last conclusion, in the first sentence, in the last one, or alone in the whole."""
+    parts = sentences(text)
+    conclusions = [part for part in parts if CONCLUSION.search(part)]
+    for part in [*conclusions[::-1], *parts[:1], *parts[::-1]]:
+        found = options_in(part, problem)
+        asked = set(options_in(problem.question, problem))
+        fresh = [letter for letter in found if letter not in asked]
+        if found:
+            return (fresh or found)[-1]
+    return None
+
+
+def stem(word: str) -> str:
+    return re.sub(r"(?:(?<=[^s])s|(?<=([^aeiou]))\1ed|e?d|ing|e)$", "", word) if len(word) > 3 else word
+
+
+def reworded_option(text: str, problem: Problem) -> str | None:
+    """The one option all of whose words stand in the first sentence, or the last, in any order and inflection."""
+    options = [set(map(stem, re.findall(r"\w+", option))) for option in spelled(problem.choices)]
+    parts = sentences(text)
+    for part in [*parts[:1], *parts[:-2:-1]]:
+        said = set(map(stem, re.findall(r"\w+", part.lower())))
+        hits = [(len(option), letter_of(i)) for i, option in enumerate(options) if option and option <= said]
+        best = [letter for size, letter in hits if size == max(hits)[0]]
+        if len(best) == 1:
+            return best[0]
+    return None
+
+
+def concluded_number(text: str, problem: Problem) -> str | None:
+    """A number in the conclusion, or else in the last sentence that has one, that equals an option."""
+    parts = sentences(text)
+    conclusions = [part for part in parts if CONCLUSION.search(part)]
+    for part in [*conclusions[::-1], *parts[::-1]]:
+        letter = equal_number(part, problem)
+        if letter:
+            return letter
+    return None
+
+
+CHOICE_RULES = (stated_letter, yes_or_no, stated_option, mentioned_letter, only_letter, leading_letter, affirmed,
+                concluded_option, reworded_option, concluded_number)
+
+
+def without_list(text: str) -> str:
+    """The text without a copy of the options, a line each."""
+    lines = text.split("\n")
+    letters = [re.match(r"[ *-]*\(?([A-Z])[).:] ?\S", line) for line in lines]
+    listed = {match[1] for match in letters if match}
+    if len(listed) < 2:
+        return text
+    return "\n".join(line for line, match in zip(lines, letters) if not match) or text
+
+
+def choice_in_prose(text: str, problem: Problem) -> tuple[str, str]:
+    if len(text) < MAX_RAW:
+        letter, how = read_choice(text, problem)
+        if how == "letter" or how == "option" and equal_option(text, problem):
+            return letter, "whole: " + how
+    text = without_list(text)
+    for rule in CHOICE_RULES:
+        letter = rule(text, problem)
+        if letter:
+            return letter, rule.__name__.replace("_", " ") if in_range(letter, problem) else "out of range"
+    return text[-MAX_RAW:], "nothing"
+
+
+# ---------------------------------------------------------------- prose: numbers
+
+
+def stated_number(text: str, problem: Problem) -> Fraction | None:
+    """The answer is 5."""
+    for match in list(re.finditer(r"(?:\b(?i:answer)\b|答案)[^.\n]{0,80}?(?:\b(?:is|are)\b|[:=为是])", text))[::-1]:
+        clause = SENTENCE_END.split(text[match.end() : match.end() + 200].strip())[0]
+        value = numbers(clause)[0] if re.match(r"[*$ ~-]*\d", clause) and "=" not in clause else number_in(clause)
+        if value is not None:
+            return value
+    return None
+
+
+def filled_blank(text: str, problem: Problem) -> Fraction | None:
+    """The number where the question has its blank: There are (_) dots."""
+    match = re.search(r"((?:[\w']+ ){1,3})\(?_+\)?", problem.question)
+    if not match:
+        return None
+    found = re.findall(re.escape(match[1]) + r"(?:about |approximately )?[*$(_ ]*([\d.,/]+|[a-z-]+)", text, re.IGNORECASE)
+    values = [numbers(word) for word in found]
+    return next((value[0] for value in values[::-1] if value), None)
+
+
+def restating(text: str, problem: Problem) -> list[str]:
+    """The sentences that repeat half of the words of what is asked, most first, then the later; bold counts as a word."""
+    asked = {stem(word) for word in words_of((sentences(problem.question) or [""])[-1]) if len(word) > 3}
+    ranked = []
+    for i, part in enumerate(sentences(text)):
+        shared = len(asked & {stem(word) for word in words_of(part)})
+        if shared and shared >= len(asked) / 2:
+            ranked.append((shared + bool(BOLD.search(part)), i, part))
+    return [part for _, _, part in sorted(ranked)[::-1]]
+
+
+def asked_year(text: str, problem: Problem) -> Fraction | None:
+    """The year, where one is asked for, of a sentence that repeats the question, else of the last sentence with one."""
+    if not ASKS_YEAR.search(problem.question):
+        return None
+    for part in restating(text, problem) + sentences(text)[::-1]:
+        years = re.findall(r"(?<!\d)[12]\d{3}(?!\d)", " ".join(BOLD.findall(part)) or part)
+        if years:
+            return Fraction(years[-1])
+    return None
+
+
+def restated(text: str, problem: Problem) -> Fraction | None:
+    """The number of a sentence that repeats the question."""
+    values = (number_in(part, problem.question) for part in restating(text, problem))
+    return next((value for value in values if value is not None), None)
+
+
+def concluded_in(text: str, problem: Problem) -> Fraction | None:
+    """The number of the last conclusion."""
+    for part in sentences(text)[::-1]:
+        value = number_in(part, problem.question) if CONCLUSION.search(part) else None
+        if value is not None:
+            return value
+    return None
+
+
+def last_number(text: str, problem: Problem) -> Fraction | None:
+    """The number of the last sentence that has one."""
+    for part in sentences(text)[::-1]:
+        value = number_in(part, problem.question)
+        if value is not None:
+            return value
+    return None
+
+
+NUMBER_RULES = (stated_number, filled_blank, asked_year, restated, concluded_in, last_number)
+
+
+def number_in_prose(text: str, problem: Problem) -> tuple[str, str]:
+    for rule in NUMBER_RULES:
+        value = rule(text, problem)
+        if value is not None:
+            return bare_number(value), rule.__name__.replace("_", " ")
+    return text[-MAX_RAW:], "nothing"
 
 
 # ---------------------------------------------------------------- extract
 
 
+def list_in(text: str, problem: Problem) -> tuple[str, str]:
+    """The last [...] as Python writes it, else the last two numbers."""
+    inside = re.findall(r"\[([^\[\]]{1,400})\]", text)
+    for items in inside[::-1]:
+        values = [numbers(item) for item in items.split(",")]
+        if all(values):
+            return "[" + ", ".join(bare_number(value[0]) for value in values) + "]", "list"
+    values = numbers(text)
+    if len(values) > 1:
+        return "[" + ", ".join(map(bare_number, values[-2:])) + "]", "last two numbers"
+    return text[-MAX_RAW:], "nothing"
+
+
 def read(candidate: str, problem: Problem) -> tuple[str, str]:
+    """A structured answer: the short forms, else as prose."""
     if problem.kind == "choice":
-        return read_choice(candidate, problem)
+        letter, how = read_choice(candidate, problem)
+        return (letter, how) if how != "nothing" else choice_in_prose(candidate, problem)
     if problem.kind in ("integer", "float"):
         return read_number(candidate, problem)
+    if problem.kind == "list":
+        return list_in(candidate, problem)
     return clean(candidate), "text"
+
+
+def read_prose(text: str, problem: Problem) -> tuple[str, str]:
+    if problem.kind == "choice":
+        return choice_in_prose(text, problem)
+    if problem.kind in ("integer", "float"):
+        return number_in_prose(text, problem)
+    if problem.kind == "list":
+        return list_in(text, problem)
+    return clean(text[-MAX_RAW:]), "text"
 
 
 def extract(response: str, problem: Problem) -> tuple[str, str]:
@@ -246,8 +558,9 @@ def extract(response: str, problem: Problem) -> tuple[str, str]:
     structure, candidate = structured(text)
     if structure:
         extraction, how = read(candidate, problem)
-        return extraction, how if how in NO_ANSWER else f"{structure}: {how}"
+        if how != "nothing" or structure != "boxed":
+            return extraction, how if how in NO_ANSWER else f"{structure}: {how}"
     sections = parse(text)
     if sections.description is not None or sections.rationales is not None:
         return "", "unfinished"
-    return read(text[-MAX_RAW:], problem)
+    return read_prose(text, problem)
