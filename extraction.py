@@ -108,12 +108,15 @@ def structured(text: str) -> tuple[str, str]:
 # ---------------------------------------------------------------- numbers
 
 NUMBER = re.compile(
-    r"(?<![\w.,])(?<!\d-)([+-]?) ?[$€£¥]?((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"     # sign, digits
-    r"(?:/(\d+(?:\.\d+)?)(?![\d/]))?(?: ?(?:×|\*|\\times|x) ?10\^\{?([+-]?\d{1,2})\}?)?"         # bottom, power of ten
+    r"(?<![A-Za-z0-9_.,])(?<!\d-)([+-]?)[$€£¥]?((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"        # sign, digits
+    r"(?:/(\d+(?:\.\d+)?)(?![\d/]))?(?:e([+-]?\d{1,2})\b| ?(?:×|\*|\\times|x) ?10\^\{?([+-]?\d{1,2})\}?)?"  # bottom, power
     r"(?!(?:st|nd|rd|th)\b)(?: (million|billion|thousand)\b)?", re.IGNORECASE)
 SCALE = {"thousand": 1000, "million": 10**6, "billion": 10**9}
 BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
-COPULA = re.compile(r"\b(?:is|are|was|were|be|equals?|gives?|get|have|has|approximately|about|around|of)\b|[:为是]")
+STATES = re.compile(
+    r"(?:\b(?:is|are|was|were|be|equals?|gives?|get|have|has|of)\b|[:为是])[^\w-]{0,4}"
+    r"(?:(?:also|still|then|about|around|approximately|exactly|roughly|nearly|only|just|likely|estimated|equal|at|to) ){0,3}"
+    r"(?=\W{0,3}\d)", re.IGNORECASE)
 ASKS_YEAR = re.compile(r"\b(?:which|what) years?\b|\bwhen\b|哪一?年", re.IGNORECASE)
 
 
@@ -121,10 +124,10 @@ def numbers(text: str) -> list[Fraction]:
     """The numbers in a text: 1,000, -3/4, $5, 1.2*10^3, 3.5 million."""
     text = FRACTION.sub(r" \1/\2 ", text.replace("{,}", ",").replace("dfrac", "frac"))
     found = []
-    for sign, top, bottom, power, scale in NUMBER.findall(text):
+    for sign, top, bottom, exponent, power, scale in NUMBER.findall(text):
         if len(top) > 40 or bottom and not float(bottom):
             continue
-        value = Fraction(top.replace(",", "")) / Fraction(bottom or 1) * Fraction(10) ** int(power or 0)
+        value = Fraction(top.replace(",", "")) / Fraction(bottom or 1) * Fraction(10) ** int(exponent or power or 0)
         value *= SCALE.get(scale.lower(), 1)
         found.append(-value if sign == "-" else value)
     return found
@@ -147,8 +150,8 @@ def number_in(text: str, question: str = "") -> Fraction | None:
     parts = re.split(r"=|≈|\\approx", text)
     if len(parts) > 1 and numbers(parts[-1]):
         return numbers(parts[-1])[0]
-    for match in COPULA.finditer(text):
-        value = next(iter(numbers(text[match.end():][:40])), None)
+    for match in STATES.finditer(text):
+        value = next(iter(numbers(text[match.end() :])), None)
         if value is not None and value not in asked:
             return value
     found, words = numbers(text), number_words(text)
@@ -192,8 +195,8 @@ def options_in(text: str, problem: Problem) -> list[str]:
     text, spans = spell(text), []
     for i, option in enumerate(spelled(problem.choices)):
         if len(option) > 1 or option.isdigit():                          # "a" is an article
-            left = r"(?<![\w.\\{-])" if option[0].isalnum() else ""
-            right = r"(?![\w\\}]|\.\d)" if option[-1].isalnum() else ""
+            left = r"(?<![A-Za-z0-9_.\\{-])" if option[0].isalnum() else ""
+            right = r"(?![A-Za-z0-9_\\}]|\.\d)" if option[-1].isalnum() else ""
             pattern = left + re.escape(option) + right
             spans += [(m.start(), m.end(), letter_of(i)) for m in re.finditer(pattern, text)]
     kept = []
@@ -232,7 +235,7 @@ def read_choice(candidate: str, problem: Problem) -> tuple[str, str]:
     if letter and in_range(letter[1].upper(), problem):
         return letter[1].upper(), "letter"
     led = LETTER_THEN_TEXT.fullmatch(bare)
-    if led and in_range((led[1] or led[2]).upper(), problem):
+    if led and in_range((led[1] or led[2]).upper(), problem) and not REJECTED_AFTER.match(" " + led[3]):
         return (led[1] or led[2]).upper(), "letter"
     found = options_in(candidate, problem)
     if found:
@@ -245,17 +248,19 @@ def read_choice(candidate: str, problem: Problem) -> tuple[str, str]:
 
 # ---------------------------------------------------------------- prose: options
 
-# A letter as an answer: (B), (b), [B], B; but neither "A triangle" nor the B of AB, B' or B = 5.
-LETTER = (r"[ *\"'`$]*(?i:(?:option|choice|answer|letter|选项)\b)?[ *\"'`$:]*(?:\\(?:text|mathrm|mathbf|boxed)\{)*"
-          r"(?:\(([A-Za-z])\)|\[([A-Z])\]|([A-Z])(?![\w'’°-]| ?[=<>+/^]|(?<=A) [a-z]))")
-SUBJECT = r"(?:\b(?i:answer|option|choice|solution|letter|correct(?: one)?)\b|答案|选项)"
+# A letter as an answer: (B), (b), [B], "B", B; but neither "A triangle" nor the B of AB, B' or B = 5.
+LETTER = (r"[ *\"'`$]*(?:(?i:option|choice|answer|letter)\b|选项)?[ *\"`$:]*(?:\\(?:text|mathrm|mathbf|boxed)\{)*"
+          r"(?:\(([A-Za-z])\)|\[([A-Z])\]|(?<=['‘])([A-Z])['’]|([A-Z])(?![A-Za-z0-9_'’°-]| ?[=<>+/^]|(?<=A) [a-z]))")
+SUBJECT = r"(?:\b(?i:answer|ans|option|choice|solution|letter|correct(?: one)?)\b|答案|选项)"
 IS = r"(?:\b(?:is|are|be|was)\b|[:=为是])"
-STATED = re.compile(rf"{SUBJECT}[^.\n]{{0,80}}?{IS}{LETTER}")
-MENTIONED = re.compile(r"(?:\b(?i:option|choice|answer|choose|select|pick)\b|故选|选择?|答案)[: ]*" + LETTER)
-CONFIRMED = re.compile(r"\(([A-Za-z])\)[^.\n]{0,60}? is (?:the )?(?:correct|right|answer|best)")
-REJECTED_AFTER = re.compile(r"[^.,;\n]{0,60}?(?:\b(?:is|are|was|be|would be)\b(?: \w+)?? ?(?:not|incorrect|wrong|false)\b|n't\b)")
-REJECTED_BEFORE = re.compile(r"(?:\bnot\b|n't\b|\brules? out|\bruling out|\beliminat\w+|\bexclud\w+|\bif(?: the)?(?: correct)? ?)[^.,;\n]{0,20}$",
-                             re.IGNORECASE)
+STATED = re.compile(rf"{SUBJECT}[^.\n]{{0,80}}?{IS}(?: not \(?[A-Z]\)?,? but)?{LETTER}")
+MENTIONED = re.compile(r"(?:\b(?i:option|choice|answer|ans|choose|select|pick)\b|故选|选[择项]?|答案)[: ]*" + LETTER)
+CONFIRMED = re.compile(r"(?:\(([A-Za-z])\)[^.(\n]{0,60}?|\b([A-Z])\*{0,2}) is (?:the )?(?:correct|right|answer|best)")
+REJECTED_AFTER = re.compile(
+    r"[^.,;\n]{0,60}?(?:\b(?:is|are|was|be|would be)\b(?: \w+)?? ?(?:not|incorrect|wrong|false)\b|n't\b)")
+REJECTED_BEFORE = re.compile(
+    r"(?:\bnot\b|n't\b|\brules? out|\bruling out|\beliminat\w+|\bexclud\w+|\bif(?: the)?(?: correct)? ?)[^.,;\n]{0,20}$",
+    re.IGNORECASE)
 CONCLUSION = re.compile(r"\b(?:therefore|thus|hence|so|in conclusion|overall|answer|in summary|finally)\b|因此|所以|故|答案|综上",
                         re.IGNORECASE)
 NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|cannot)\b|n't\b|不|没有", re.IGNORECASE)
@@ -263,7 +268,8 @@ REFUSAL = re.compile(r"\b(?:sorry|unable to|can(?:no|')t (?:see|help|answer|dete
                      r"not (?:possible|able|clear) |insufficient|not enough)\b", re.IGNORECASE)
 ANTONYMS = [("greater", "less"), ("more", "fewer"), ("more", "less"), ("larger", "smaller"), ("bigger", "smaller"),
             ("higher", "lower"), ("above", "below"), ("longer", "shorter"), ("maximum", "minimum"), ("increase", "decrease"),
-            ("most", "least"), ("even", "odd"), ("older", "younger"), ("left", "right"), ("highest", "lowest")]
+            ("most", "least"), ("even", "odd"), ("older", "younger"), ("left", "right"), ("highest", "lowest"), ("largest", "smallest"), ("smoothest", "roughest"),
+            ("best", "worst"), ("before", "after"), ("same", "different"), ("longest", "shortest"), ("greatest", "least")]
 
 
 def last_letter(pattern: re.Pattern, text: str) -> str | None:
@@ -364,6 +370,18 @@ def affirmed(text: str, problem: Problem) -> str | None:
     return letter_of_word("no" if negative else "yes", problem)
 
 
+def off_the_list(text: str, problem: Problem) -> str | None:
+    """The number that the last conclusion states, where options are numbers and it is none of them."""
+    if not all(quantity(option) for option in spelled(problem.choices)):
+        return None
+    for part in sentences(text)[::-1]:
+        if CONCLUSION.search(part) and numbers(part):
+            if options_in(part, problem) or equal_number(part, problem):
+                return None
+            return bare_number(number_in(part))
+    return None
+
+
 def concluded_option(text: str, problem: Problem) -> str | None:
     """An option's text in the last conclusion, in the first sentence, in the last one, or alone in the whole."""
     parts = sentences(text)
@@ -381,8 +399,17 @@ def stem(word: str) -> str:
     return re.sub(r"(?:(?<=[^s])s|(?<=([^aeiou]))\1ed|e?d|ing|e)$", "", word) if len(word) > 3 else word
 
 
+STOP_WORDS = frozenset("a an the is are was were of in on at to for and or that this it its there what which how do does did "
+                       "has have be with by from as if".split())
+
+
+def content_words(text: str) -> set[str]:
+    return {stem(word) for word in re.findall(r"\w+", text.lower()) if word not in STOP_WORDS}
+
+
 def reworded_option(text: str, problem: Problem) -> str | None:
-    """The one option all of whose words stand in the first sentence, or the last, in any order and inflection."""
+    """The one option all of whose words, or else most words of its own, stand in the first sentence or the last, in any
+    order and inflection."""
     options = [set(map(stem, re.findall(r"\w+", option))) for option in spelled(problem.choices)]
     parts = sentences(text)
     for part in [*parts[:1], *parts[:-2:-1]]:
@@ -391,6 +418,11 @@ def reworded_option(text: str, problem: Problem) -> str | None:
         best = [letter for size, letter in hits if size == max(hits)[0]]
         if len(best) == 1:
             return best[0]
+        if REFUSAL.search(part):
+            continue
+        apart = [len((option - set().union(*options[:i], *options[i + 1 :])) & said) for i, option in enumerate(options)]
+        if max(apart) > 0 and apart.count(max(apart)) == 1:
+            return letter_of(apart.index(max(apart)))
     return None
 
 
@@ -406,7 +438,7 @@ def concluded_number(text: str, problem: Problem) -> str | None:
 
 
 CHOICE_RULES = (stated_letter, yes_or_no, stated_option, mentioned_letter, only_letter, leading_letter, affirmed,
-                concluded_option, reworded_option, concluded_number)
+                off_the_list, concluded_option, reworded_option, concluded_number)
 
 
 def without_list(text: str) -> str:
@@ -428,7 +460,10 @@ def choice_in_prose(text: str, problem: Problem) -> tuple[str, str]:
     for rule in CHOICE_RULES:
         letter = rule(text, problem)
         if letter:
-            return letter, rule.__name__.replace("_", " ") if in_range(letter, problem) else "out of range"
+            known = len(letter) == 1 and in_range(letter, problem)
+            return letter, rule.__name__.replace("_", " ") if known else "out of range"
+    if len(text) > MAX_RAW and REFUSAL.search(text):
+        return "N/A", "nothing"
     return text[-MAX_RAW:], "nothing"
 
 
@@ -457,10 +492,10 @@ def filled_blank(text: str, problem: Problem) -> Fraction | None:
 
 def restating(text: str, problem: Problem) -> list[str]:
     """The sentences that repeat half of the words of what is asked, most first, then the later; bold counts as a word."""
-    asked = {stem(word) for word in words_of((sentences(problem.question) or [""])[-1]) if len(word) > 3}
+    asked = content_words((sentences(problem.question) or [""])[-1])
     ranked = []
     for i, part in enumerate(sentences(text)):
-        shared = len(asked & {stem(word) for word in words_of(part)})
+        shared = len(asked & content_words(part))
         if shared and shared >= len(asked) / 2:
             ranked.append((shared + bool(BOLD.search(part)), i, part))
     return [part for _, _, part in sorted(ranked)[::-1]]
@@ -501,7 +536,14 @@ def last_number(text: str, problem: Problem) -> Fraction | None:
     return None
 
 
-NUMBER_RULES = (stated_number, filled_blank, asked_year, restated, concluded_in, last_number)
+def none_counted(text: str, problem: Problem) -> Fraction | None:
+    """0 for "there are no cubes left", where a count is asked."""
+    counts = re.search(r"\b(?:how many|number of)\b", problem.question, re.IGNORECASE)
+    said = re.search(r"\b(?:no|none|zero|nothing)\b|没有", text, re.IGNORECASE)
+    return Fraction(0) if counts and said and not REFUSAL.search(text) else None
+
+
+NUMBER_RULES = (stated_number, filled_blank, asked_year, restated, concluded_in, last_number, none_counted)
 
 
 def number_in_prose(text: str, problem: Problem) -> tuple[str, str]:
