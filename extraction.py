@@ -61,11 +61,11 @@ def boxed(text: str) -> str | None:
 
 
 def first_line(text: str) -> str:
-    r"""The first line that says something: not a lone \[ or **."""
+    r"""The first line that says something: neither a lone \[ or ** nor "The perimeter is:"."""
     inside = boxed(text)
     if inside is not None:
         return inside
-    return next((line for line in text.split("\n") if clean(line)), "")
+    return next((line for line in text.split("\n") if clean(line) and not line.endswith((":", ":**"))), "")
 
 
 def structured(text: str) -> tuple[str, str]:

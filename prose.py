@@ -29,6 +29,9 @@ STOP_WORDS = frozenset("a an the is are was were of in on at to for and or that 
                        "did has have be with by from as if".split())
 
 
+ASKED_FOR = re.compile(r"\b(?:what(?:'s| is| are| was| were)|find|estimate|calculate|how many|which)(?: the)? (\w+)", re.IGNORECASE)
+
+
 @lru_cache(maxsize=64)
 def sentences(text: str) -> tuple[str, ...]:
     parts = [part.strip() for part in SENTENCE_END.split(text)]
@@ -57,11 +60,15 @@ def content_words(text: str) -> set[str]:
 
 
 def restating(text: str, problem: Problem) -> list[str]:
-    """The sentences that repeat half of the words of what is asked, most first, then the later; bold counts as a word."""
+    """The sentences that repeat half of the words of what is asked, most first, then the later. Bold counts as a word,
+    and so does each further mention of the quantity asked for."""
     asked = content_words((sentences(problem.question) or ("",))[-1])
+    head = ASKED_FOR.search(problem.question)
+    head = stem(head[1].lower()) if head else None
     ranked = []
     for i, part in enumerate(sentences(text)):
-        shared = len(asked & content_words(part))
+        said = content_words(part)
+        shared = len(asked & said) + 3 * (head in said)
         if shared and shared >= len(asked) / 2:
             ranked.append((shared + bool(BOLD.search(part)), i, part))
     return [part for _, _, part in sorted(ranked)[::-1]]
@@ -200,9 +207,10 @@ def off_the_list(text: str, problem: Problem) -> str | None:
 
 
 def concluded_option(text: str, problem: Problem) -> str | None:
-    """An option's text in the last conclusion that has one, in the first sentence, or in the last that has one."""
+    """An option's text in the last conclusion that has one, in a sentence that repeats the question, in the first one,
+    or in the last that has one."""
     asked = set(options_in(problem.question, problem))
-    for part in (*conclusions(text), *sentences(text)[:1], *sentences(text)[::-1]):
+    for part in (*conclusions(text), *restating(text, problem), *sentences(text)[:1], *sentences(text)[::-1]):
         found = options_in(part, problem)
         fresh = [letter for letter in found if letter not in asked]
         if found:
@@ -216,9 +224,11 @@ def reworded_option(text: str, problem: Problem) -> str | None:
     options = [set(map(stem, re.findall(r"\w+", option))) for option in spelled(problem.choices)]
     for part in (*sentences(text)[:1], *sentences(text)[:-2:-1]):
         said = set(map(stem, words_of(part)))
+        fresh = said - content_words(problem.question)
         sizes = [len(option) if option <= said else 0 for option in options]
-        own = [len((option - set().union(*options[:i], *options[i + 1 :])) & said) for i, option in enumerate(options)]
-        for counts in (sizes, own if not REFUSAL.search(part) else [0]):
+        own = [option - set().union(*options[:i], *options[i + 1 :]) for i, option in enumerate(options)]
+        told = [[len(words & heard) for words in own] for heard in (fresh, said)] if not REFUSAL.search(part) else []
+        for counts in (sizes, *told):
             if max(counts) > 0 and counts.count(max(counts)) == 1:
                 return letter_of(counts.index(max(counts)))
     return None
@@ -258,7 +268,7 @@ def choice_in_prose(text: str, problem: Problem) -> tuple[str, str]:
 
 # ---------------------------------------------------------------- rules: numbers
 
-STATES_NUMBER = re.compile(r"(?:\b(?i:answer)\b|答案)[^.\n]{0,80}?(?:\b(?:is|are)\b|[:=为是])")
+STATES_NUMBER = re.compile(r"(?:(?<!to )\b(?i:answer)\b|答案)[^.\n]{0,80}?(?:\b(?:is|are)\b|[:=为是])")
 BLANK = re.compile(r"((?:[\w']+ ){1,3})\(?_+\)?")
 ASKS_YEAR = re.compile(r"\b(?:which|what) years?\b|\bwhen\b|哪一?年", re.IGNORECASE)
 ASKS_COUNT = re.compile(r"\b(?:how many|number of)\b|多少|几", re.IGNORECASE)
@@ -268,7 +278,10 @@ NONE_SAID = re.compile(r"\b(?:no|none|zero|nothing)\b|没有", re.IGNORECASE)
 def stated_number(text: str, problem: Problem) -> Fraction | None:
     """The answer is 5."""
     for match in list(STATES_NUMBER.finditer(text))[: -MAX_MATCHES : -1]:
-        value = answer_number(SENTENCE_END.split(text[match.end() : match.end() + 200].strip())[0])
+        rest = text[match.end() : match.end() + 200]
+        if re.match(r"\n\d+[.)] ", rest):                                # the first of the steps towards the answer
+            continue
+        value = answer_number(SENTENCE_END.split(rest.strip())[0], problem.question)
         if value is not None:
             return value
     return None
@@ -310,6 +323,12 @@ def concluded(text: str, problem: Problem) -> Fraction | None:
     return first_number(conclusions(text), problem)
 
 
+def bold_number(text: str, problem: Problem) -> Fraction | None:
+    """The first number in bold."""
+    values = [value for part in BOLD.findall(text) for value in numbers(part)]
+    return values[0] if values else None
+
+
 def last_number(text: str, problem: Problem) -> Fraction | None:
     """The number of the last sentence that has one."""
     return first_number(sentences(text)[::-1], problem)
@@ -321,7 +340,7 @@ def none_counted(text: str, problem: Problem) -> Fraction | None:
     return Fraction(0) if counted and not REFUSAL.search(text) else None
 
 
-NUMBER_RULES = (stated_number, filled_blank, asked_year, restated, concluded, last_number, none_counted)
+NUMBER_RULES = (stated_number, filled_blank, asked_year, restated, concluded, bold_number, last_number, none_counted)
 
 
 def number_in_prose(text: str, problem: Problem) -> tuple[str, str]:

@@ -31,7 +31,7 @@ class Problem:
 # ---------------------------------------------------------------- numbers
 
 NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_.,])(?<!\d-)([+-]?)[$€£¥]?((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"        # sign, digits
+    r"(?<![A-Za-z0-9_.,^])(?<!\d-)([+-]?)[$€£¥]?((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"        # sign, digits
     r"(?:/(\d+(?:\.\d+)?)(?![\d/]))?(?:e([+-]?\d{1,2})\b| ?(?:×|\*|\\times|x) ?10\^\{?([+-]?\d{1,2})\}?)?"  # bottom, power
     r"(?!(?:st|nd|rd|th)\b)(?: (million|billion|thousand)\b)?", re.IGNORECASE)
 MAX_DIGITS = 40
@@ -42,6 +42,10 @@ STATES = re.compile(
     r"(?:\b(?:is|are|was|were|be|equals?|gives?|get|have|has|of)\b|[:为是])[^\w-]{0,4}"
     r"(?:(?:also|still|then|about|around|approximately|exactly|roughly|nearly|only|just|likely|estimated|equal|at|to) ){0,3}"
     r"(?=\W{0,3}\d)", re.IGNORECASE)
+
+
+EQUALS = re.compile(r"(?:=|≈|\\approx)(?=[^\w=]{0,6}(?:\d|\\d?frac))")
+ORDINAL = re.compile(r"\b(\d{1,4})(?:st|nd|rd|th)\b")
 
 
 def numbers(text: str) -> list[Fraction]:
@@ -64,29 +68,28 @@ def number_words(text: str) -> list[Fraction]:
 
 
 def number_in(text: str, question: str = "") -> Fraction | None:
-    """The number that a sentence states: the bold one, that after the last =, one after "is" or the last one unless the
-    question has it too, the first in words, the last."""
+    """The number that a sentence states: the bold one; the last one after = or the first after "is", whichever comes
+    later, unless the question has it too; the last other one; the first in words; the last; that of 4th."""
     bold = [value for part in BOLD.findall(text) for value in numbers(part)]
     if bold:
         return bold[-1]
-    text = text.replace("*", "")
-    left, *right = re.split(r"=|≈|\\approx", text)
-    if right and numbers(right[-1]):
-        return numbers(right[-1])[0]
-    asked = set(numbers(question))
-    for match in STATES.finditer(text):
-        value = next(iter(numbers(text[match.end() :][:MAX_RAW])), None)
-        if value is not None and value not in asked:
-            return value
+    text, asked = text.replace("*", ""), set(numbers(question))
+    for pattern in (EQUALS, STATES):
+        ends = [match.end() for match in pattern.finditer(text)]
+        for end in ends[::-1] if pattern is EQUALS else ends:
+            value = next(iter(numbers(text[end : end + MAX_RAW])), None)
+            if value is not None and value not in asked:
+                return value
     found = numbers(text)
     fresh = [value for value in found if value not in asked]
-    return (fresh[-1:] or number_words(text)[:1] or found[-1:] or [None])[0]
+    ordinal = [Fraction(digits) for digits in ORDINAL.findall(text)]
+    return (fresh[-1:] or number_words(text)[:1] or found[-1:] or ordinal[-1:] or [None])[0]
 
 
-def answer_number(text: str) -> Fraction | None:
+def answer_number(text: str, question: str = "") -> Fraction | None:
     """The number of a text that is nothing but an answer: 12 of the 20 cubes."""
     leading = numbers(text)[:1] if re.match(r"[*$ ~-]*\d", text) and "=" not in text else []
-    return leading[0] if leading else number_in(text)
+    return leading[0] if leading else number_in(text, question)
 
 
 def bare_number(value: Fraction) -> str:
