@@ -169,7 +169,7 @@ def judge(extraction: str, rule: str, problem: Problem) -> tuple[str | None, boo
     return prediction, official, official and rule not in NO_ANSWER
 
 
-def breakdown(verdicts: dict[str, bool], problems: dict[str, Item]) -> dict:
+def breakdown(verdicts: dict[str, bool], problems: dict[str, Item], groups: tuple[str, ...] = GROUPS) -> dict:
     """The published scores_*.json: average, then per group every value's score, best first.
 
     A problem without a verdict is wrong. With several skills a problem counts in each of them.
@@ -178,7 +178,7 @@ def breakdown(verdicts: dict[str, bool], problems: dict[str, Item]) -> dict:
     correct = sum(right.values())
     total = len(problems)
     scores = {"average": {"accuracy": str(round(100 * correct / total, 2)), "correct": correct, "total": total}}
-    for name in GROUPS:
+    for name in groups:
         values = sorted({value for item in problems.values() for value in item.labels[name]})
         counts = {}
         for value in values:
