@@ -35,17 +35,7 @@ from data import InputError, Sample
 from memory import choose_slots
 from model import Policy, find_model
 from plan import bytes_of, shape_of
-from processes import (
-    barrier,
-    first_error,
-    gather,
-    is_writer,
-    mine,
-    no_bar,
-    print0,
-    start_processes,
-    stop_processes,
-)
+from processes import barrier, first_error, gather, is_writer, mine, no_bar, print0, start_processes, stop_processes
 from rollout import Timer, collect, records, seed_of
 
 CHUNK = 64  # questions per process between two signs of life: what an interruption can cost

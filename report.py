@@ -9,6 +9,7 @@ No model, no process group, no images: stored responses can be scored again anyw
 Accuracies are in percent of all questions of the split; a question without a response is wrong and is listed.
 """
 import datetime
+import importlib.metadata
 import math
 import os
 import platform
@@ -16,10 +17,6 @@ import random
 import statistics
 import subprocess
 from collections import Counter
-
-import datasets
-import torch
-import transformers
 
 from answers import parse
 from benchmarks import BENCHMARKS, read_json
@@ -152,13 +149,21 @@ def summarize(name: str, items: dict[str, Item], responses: dict[str, dict], ver
     )
 
 
-def provenance() -> dict:
-    """What a score cannot be compared without: extractor, versions, date."""
+def revision() -> str:
+    """The commit of this code, "-dirty" when files differ from it; "" where there is no git."""
     here = os.path.dirname(os.path.abspath(__file__))
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
-    return dict(extractor=VERSION, date=datetime.datetime.now().isoformat(timespec="seconds"), git=git.stdout.strip(),
-                versions=dict(python=platform.python_version(), torch=torch.__version__,
-                              transformers=transformers.__version__, datasets=datasets.__version__))
+    try:
+        asked = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return asked.stdout.strip()
+
+
+def provenance() -> dict:
+    """What a score cannot be compared without: extractor, commit, versions, date."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "math-verify")}
+    return dict(extractor=VERSION, date=datetime.datetime.now().isoformat(timespec="seconds"), git=revision(),
+                versions={"python": platform.python_version()} | versions)
 
 
 def warnings(report: dict) -> list[str]:
@@ -229,11 +234,10 @@ def table(head: list[str], rows: list[list]) -> list[str]:
 
 def markdown(report: dict, split: dict | None = None, whole: bool = False) -> str:
     """The report as text; split: what `perception` returns; whole: with settings, rules and breakdown."""
-    truncated = "unknown" if report["truncated"] is None else report["truncated"]
-    tokens = "unknown" if report["tokens"] is None else f"{report['tokens']:.0f}"
+    length = "" if report["tokens"] is None else f", {report['truncated']} truncated, {report['tokens']:.0f} tokens each"
     lines = [f"# {report['benchmark']}: {report.get('model') or report.get('source')}", "",
              f"{report['questions']} questions; {len(report['missing'])} without response, {report['no_answer']} "
-             f"without answer, {truncated} truncated, {tokens} tokens each;",
+             f"without answer{length};",
              f"extractor {report['extractor']}, prompt {report.get('prompt_id') or 'unknown'}", ""]
     rows = [[kind, f"{f['accuracy']:.2f}", f"{f['low']:.2f} .. {f['high']:.2f}", f["correct"],
              f"{report['empty_model'][kind]:.2f}"] for kind in FIGURES for f in [report[kind]]]

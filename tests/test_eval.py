@@ -373,6 +373,11 @@ def test_nothing_is_not_right_where_the_gold_answer_is_withheld():
     assert not any(verdict["official"] or verdict["strict"] for verdict in verdicts.values())
 
 
+def test_a_copy_without_git_has_no_revision(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert report.revision() == ""
+
+
 def test_a_score_without_warnings_warns_of_nothing():
     items = load_items("ocrbench", [("row 1", dict(question="q", answer=["a"], question_type="t"))])
     responses = {"1": dict(response="a", finished=True)}
