@@ -155,8 +155,10 @@ def expressions(candidate: str, gold: str) -> tuple[str, str] | None:
         return None
     names = {}
     wanted = expression(wanted, names)
+    variables = len(names)
     given = expression(given, names)
-    return (given, wanted) if given and wanted else None
+    known = len(names) == variables  # a variable that gold does not have makes another expression
+    return (given, wanted) if given and wanted and known else None
 
 
 # ---------------------------------------------------------------- asking

@@ -157,7 +157,7 @@ def hostile() -> list[str]:
     towers += ["^{".join("9" * n) + "}" * (n - 1) for n in range(3, 8)]
     towers += ["2^{%s}" % inner for inner in (r"\sqrt{2^{\sqrt{3}}}", r"\sqrt{2}", "2^{40}", "99999999", "(9^9)")]
     towers += ["((9^{99})^{99})^{99}", "(9^9)^{9^9}", "10^{10^{10}}+1", "1/3^{99999999}", "{9^{99}}^{99}", "x^{y^{z}}"]
-    factorials = ["99999999!", "x^x^x!", "(10^7)!", "((9!)!)!", "n!!", r"\Gamma(10^9)", "factorial(9999999)", r"\binom{10^8}{9}"]
+    factorials = ["99999999!", "x^x^x!", "(10^7)!", "((9!)!)!", "n!!", r"\Gamma(10^9)", "factorial(9)", r"\binom{9}{8}"]
     nests = [left * n + "2" + right * n for n in (8, 30, 60) for left, right in
              ((r"\frac{1}{", "}"), (r"\sqrt{", "}"), ("(", ")"), ("{", "}"), (r"\frac{", "}{3}"), ("x^{", "}"))]
     sums = ["(x+1)^{3000}", "(x+y+z)^{99}", "(x+1)**3000", r"\sum_{n=1}^{99999999}n", r"\int_0^1x^xdx", r"\prod_{n}n"]
