@@ -22,6 +22,7 @@ from answers import parse
 from benchmarks import BENCHMARKS, read_json
 from data import InputError
 from extraction import NO_ANSWER, VERSION
+from grader import process_grader
 from mathvista import Item, breakdown
 
 SHORT = {                                          # MathVista's names for its tasks and skills
@@ -106,10 +107,10 @@ def judge_all(name: str, responses: dict[str, dict], items: dict[str, Item], sto
     for pid, item in items.items():
         extraction, rule, verdict = "", MISSING, (None, False, False)
         if pid in responses:
-            response = responses[pid].get("response") or ""
-            extraction, rule = benchmark.extract(response, item)
-            if stored:
-                extraction = responses[pid].get("extraction")
+            response, extraction = responses[pid].get("response") or "", responses[pid].get("extraction")
+            if not stored:
+                extraction, rule = benchmark.extract(response, item)
+            else:
                 extraction, rule = ("", "nothing") if extraction in (None, "") else (str(extraction), STORED)
             verdict = benchmark.judge(response, extraction, rule, item)
         prediction, official, strict = verdict
@@ -144,6 +145,7 @@ def summarize(name: str, items: dict[str, Item], responses: dict[str, dict], ver
         chance_credit=sum(verdict["official"] and verdict["rule"] in NO_ANSWER for verdict in verdicts.values()),
         empty_model={kind: accuracy([verdict[kind] for verdict in silent.values()])["accuracy"] for kind in FIGURES},
         means={kind: benchmark.means(right[kind], items) for kind in FIGURES},
+        grader=dict(process_grader("own").take_counts()),  # timeouts among them: pairs that count as different
         rules=dict(Counter(verdict["rule"] for verdict in verdicts.values()).most_common()),
         breakdown={kind: breakdown(right[kind], items, benchmark.groups) for kind in FIGURES},
     )
@@ -234,7 +236,8 @@ def table(head: list[str], rows: list[list]) -> list[str]:
 
 def markdown(report: dict, split: dict | None = None, whole: bool = False) -> str:
     """The report as text; split: what `perception` returns; whole: with settings, rules and breakdown."""
-    length = "" if report["tokens"] is None else f", {report['truncated']} truncated, {report['tokens']:.0f} tokens each"
+    known = report["tokens"] is not None
+    length = f", {report['truncated']} truncated, {report['tokens']:.0f} tokens each" if known else ""
     lines = [f"# {report['benchmark']}: {report.get('model') or report.get('source')}", "",
              f"{report['questions']} questions; {len(report['missing'])} without response, {report['no_answer']} "
              f"without answer{length};",
