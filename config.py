@@ -9,7 +9,7 @@ import difflib
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
 
@@ -90,11 +90,21 @@ class Config(Sampling):
 class EvalConfig(Sampling):
     """Settings of eval.py: greedy by default, prompt and pixels as in training."""
 
+    split: str = ""  # of a hub data set; empty: train, or what is usual for the benchmark
     clip: str = ""  # as in training; empty: the clip part is not computed
     group_size: int = 1  # responses per question; pass@n needs more than one, and a temperature
     temperature: float = 0.0
     top_p: float = 1.0
-    out: str = "runs/eval"  # report.json and responses.jsonl go here
+    out: str = "runs/eval"  # report.json and responses.jsonl go here, of a benchmark into a folder of its name
+
+    benchmark: list[str] = field(default_factory=list)  # names with spaces or commas between, or all
+    restart: bool = False  # ask again, instead of going on with the responses that out holds
+    blind: bool = False  # a second pass: the same questions without their images
+    caption_only: bool = False  # a second pass: the model's own image description instead of the image
+    score: str = ""  # score these stored responses: ours, or the output file of MathVista's authors; loads no model
+    from_extraction: bool = False  # with score: judge the extractions stored there, instead of reading the responses
+    verdicts: str = ""  # with score: write each question's extraction, rule, prediction and verdicts to this .json
+    audit: int = 0  # so many questions with response, extraction and verdict, as a sheet for a person to check
 
 
 STAGES = {
@@ -207,6 +217,25 @@ def check_sampling(config: Sampling):
         (config.dtype in ("bfloat16", "float32"), f"--dtype {config.dtype}: give bfloat16 or float32"),
         (config.keyword_scope in ("description", "response"),
          f"--keyword_scope {config.keyword_scope}: give description or response"),
+    ])
+
+
+def check_evaluation(config: EvalConfig):
+    """What eval.py needs: questions, a model or stored responses, and flags that go together."""
+    check_sampling(config)
+    only_with = "--{} goes with --{}: give that too, or leave it out"
+    alone = [(name, "benchmark", config.benchmark) for name in ("restart", "blind", "caption_only", "score", "audit")]
+    pairs = [*alone, ("from_extraction", "score", config.score), ("verdicts", "score", config.score)]
+    refuse([(bool(other) or not getattr(config, name), only_with.format(name, flag)) for name, flag, other in pairs])
+    refuse_outside(config, 0, 1e6, "audit")
+    passes = [name for name in ("restart", "blind", "caption_only", "model") if getattr(config, name)]
+    refuse([
+        (bool(config.model or config.score), "--model is missing"),
+        (bool(config.data or config.benchmark), "--data is missing (or --benchmark)"),
+        (not config.score or not passes, f"--score asks no model: leave --{(passes or [''])[0]} out"),
+        (not config.benchmark or config.group_size == 1, f"--group_size {config.group_size}: a benchmark counts one "
+         "response to each question; run it again with another --seed and --out, or give its questions as --data"),
+        (not config.benchmark or not config.clip, "--clip is a part of the reward: leave it out with --benchmark"),
     ])
 
 

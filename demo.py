@@ -26,6 +26,7 @@ import train
 from answers import parse
 from checkpoint import write_text
 from processes import stop_processes
+from report import interval
 from world import CELL, make_clip, make_world
 
 SIZES = dict(captions=3000, warmup=3000, questions=480, evaluation=500)
@@ -76,7 +77,7 @@ def evaluate(world: str, clip: str, model: str, out: str) -> dict[str, tuple[flo
         rows = [json.loads(line) for line in file]
     exact = [statistics.fmean(parse(response["text"]).description == captions[row["qid"]]
                               for response in row["responses"]) for row in rows]
-    figures["caption_exact"] = evaluation.interval(exact)
+    figures["caption_exact"] = interval(exact)
     return {name: figures[name] for name in FIGURES}
 
 

@@ -1,77 +1,84 @@
-"""Evaluate a model on any file of questions: accuracy, pass@n, format, and the other reward parts, with 95 % intervals.
+"""Evaluate a model on published benchmarks, or on any file of questions; score stored responses again without a model.
 
-    torchrun --nproc_per_node 8 eval.py --model runs/pebr/stage2/model --data questions.jsonl
+    torchrun --nproc_per_node 8 eval.py --model runs/pebr/stage2/model --benchmark mathvista
+    torchrun --nproc_per_node 8 eval.py --model runs/pebr/stage2/model --benchmark all --caption_only --blind
+    python eval.py --benchmark mathvista --score runs/eval/mathvista/responses.jsonl --audit 50
     python eval.py --model runs/demo/stage1/model --data runs/demo/world/evaluation.jsonl --group_size 4 --temperature 1
 
-Prompt, pixels, sampler and grader are those of training. The intervals treat questions as the independent draws: with
-several responses per question, the mean of a question counts once.
+Prompt, pixels and sampler are those of training; a benchmark's prompt text takes the place of the question. Benchmarks
+(benchmarks.py says which) come from the hub, its cache, or --data: a folder, a .parquet or a .json file. Their scores
+need no judge model and no key: "official" is the published rule, "strict" counts a response without an answer as wrong.
+
+A benchmark writes to out/NAME: one responses-RANK.jsonl per process and pass, lines as soon as they are there, so a run
+that was cut off goes on where it stopped, on any number of processes; then responses.jsonl, in the order of the data
+set, verdicts.json, report.json and report.md. A file of questions is graded like training data: accuracy, pass@n,
+format and the other reward parts. The intervals treat questions as the independent draws.
 """
+import hashlib
 import json
-import math
 import os
-import statistics
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from glob import glob
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+import benchmarks
 import data
+import report
 import rewards
 from checkpoint import write_text
-from config import EvalConfig, Flags, check_sampling, complain
-from data import InputError
+from config import EvalConfig, Flags, check_evaluation, complain
+from data import InputError, Sample
+from memory import choose_slots
 from model import Policy, find_model
-from processes import first_error, gather, is_writer, mine, no_bar, print0, start_processes, stop_processes
+from plan import bytes_of, shape_of
+from processes import barrier, first_error, gather, is_writer, mine, no_bar, print0, start_processes, stop_processes
 from rollout import Timer, collect, records, seed_of
 
-CHUNK = 64  # questions per process between two signs of life
+CHUNK = 64  # questions per process between two signs of life: what an interruption can cost
 
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half width of its 95 % interval, 1.96 standard errors; one value per question."""
-    if len(values) < 2:
-        return sum(values), math.inf
-    return statistics.fmean(values), 1.96 * statistics.stdev(values) / len(values) ** 0.5
-
-
-def report(rows: list[dict], parts: list[str]) -> dict[str, tuple[float, float]]:
-    """Every figure as (mean, half width of the 95 % interval) over questions. rows: as `rollout.records` makes them."""
-    per_question = {part: [statistics.fmean(r[part] for r in row["responses"]) for row in rows] for part in parts}
-    G = len(rows[0]["responses"])
-    per_question[f"pass@{G}"] = [float(any(r["accuracy"] == 1 for r in row["responses"])) for row in rows]
-    per_question["truncated"] = [statistics.fmean(not r["finished"] for r in row["responses"]) for row in rows]
-    per_question["no answer"] = [statistics.fmean(r["extracted"] is None for r in row["responses"]) for row in rows]
-    per_question["tokens"] = [statistics.fmean(r["tokens"] for r in row["responses"]) for row in rows]
-    return {name: interval(values) for name, values in per_question.items()}
+# ---------------------------------------------------------------- a file of questions
 
 
 def start(config: EvalConfig) -> tuple:
-    """Load and check everything: (model, processor, clip, the samples asked, the number of prompts over the limit)."""
-    for name in ("model", "data"):
-        if not getattr(config, name):
-            raise InputError(f"--{name} is missing")
-    check_sampling(config)
+    """Load and check everything: (config with its slots, model, processor, clip, the samples asked, the number of
+    prompts over the limit)."""
     device, _ = start_processes()
     folder = find_model(config.model)
-    processor = data.load_processor(folder, config.min_pixels, config.max_pixels)
-    data.note_pixels(folder, config.min_pixels, config.max_pixels, log=print0)
-    samples = data.load_samples(config.data, config.image_root, config.split)
+    processor = load_processor(config, folder)
+    samples = data.load_samples(config.data, config.image_root, config.split or "train")
     data.check_images(samples)
     data.require(samples, "answer", config.data)
     asked = data.drop_long(samples, processor, config.max_prompt, log=print0)
     clip = rewards.load_clip(config.clip, device) if config.clip else None
     data.encode_prompt(max(asked, key=lambda sample: len(sample.images)), processor)  # template and processor work
+    make_folder(config.out)
+    return *load_model(config, folder, device), processor, clip, asked, len(samples) - len(asked)
+
+
+def load_processor(config: EvalConfig, folder: str):
+    data.note_pixels(folder, config.min_pixels, config.max_pixels, log=print0)
+    return data.load_processor(folder, config.min_pixels, config.max_pixels)
+
+
+def load_model(config: EvalConfig, folder: str, device) -> tuple[EvalConfig, Policy]:
+    """The model, and the config with as many slots as there is room for beside it."""
+    shape = shape_of(folder)
+    config = replace(config, slots=choose_slots(config, shape, device, planned=bytes_of(config) * shape.total))
+    return config, Policy.load(folder, device, getattr(torch, config.dtype)).eval()
+
+
+def make_folder(path: str):
     try:
-        os.makedirs(config.out, exist_ok=True)
+        os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out {config.out}: no folder can be made there ({error.strerror})") from error
-    model = Policy.load(folder, device, getattr(torch, config.dtype)).eval()
-    return model, processor, clip, asked, len(samples) - len(asked)
+        raise InputError(f"--out {path}: no folder can be made there ({error.strerror})") from error
 
 
-def ask(config: EvalConfig, model, processor, clip, samples: list[data.Sample]) -> list[dict]:
+def ask(config: EvalConfig, model, processor, clip, samples: list[Sample]) -> list[dict]:
     """The model's graded responses to every question: on rank 0 the rows of all, in the order of the file."""
     rows, chunk = [], CHUNK * dist.get_world_size()
     for first in tqdm(range(0, len(samples), chunk), "eval", disable=no_bar()):
@@ -83,26 +90,24 @@ def ask(config: EvalConfig, model, processor, clip, samples: list[data.Sample]) 
     return rows
 
 
-def write_report(config: EvalConfig, rows: list[dict], dropped: int):
+def write_figures(config: EvalConfig, rows: list[dict], dropped: int):
     """report.json and responses.jsonl in config.out, and a table on the screen."""
-    figures = report(rows, [part for part in rewards.PARTS if part != "clip" or config.clip])
-    result = dict(questions=len(rows), dropped_prompts=dropped, config=asdict(config),
-                  figures={name: dict(mean=value, half_width=half if math.isfinite(half) else None)
-                           for name, (value, half) in figures.items()})
+    figures = report.figures(rows, [part for part in rewards.PARTS if part != "clip" or config.clip])
+    result = dict(questions=len(rows), dropped_prompts=dropped, config=asdict(config), figures=figures)
     write_text(os.path.join(config.out, "responses.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
     write_text(os.path.join(config.out, "report.json"), json.dumps(result, indent=1))
     print(f"{config.model} on {config.data}: {len(rows)} questions x {config.group_size}, "
-          f"temperature {config.temperature}")
-    for name, (value, half) in figures.items():
-        print(f"  {name:<10} {value:8.3f} +- {half:.3f}")
+          f"temperature {config.temperature}; mean and 95 % interval")
+    for name, values in figures.items():
+        ends = "" if values["low"] is None else f"{values['low']:8.3f} ..{values['high']:8.3f}"
+        print(f"  {name:<10} {values['mean']:8.3f} {ends}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Evaluate; returns the exit code: 0, or 2 after one line about bad input."""
+def evaluate_file(config: EvalConfig) -> int:
+    """Returns the exit code: 0, or 2 after one line about bad input."""
     loaded = error = None
     try:
-        config = Flags(EvalConfig, __doc__).read(sys.argv[1:] if argv is None else argv, {})
-        *loaded, dropped = start(config)
+        config, *loaded, dropped = start(config)
     except InputError as complaint:
         error = complaint
     if error := first_error(error):
@@ -112,8 +117,242 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as complaint:  # perhaps on this rank alone: an image that has gone bad, say
         return complain(complaint, True)
     if is_writer():
-        write_report(config, rows, dropped)
+        write_figures(config, rows, dropped)
     return 0
+
+
+# ---------------------------------------------------------------- a benchmark's responses, on disk as they come
+
+
+def weights_id(folder: str) -> str:
+    """Of a model's config and of a piece of each weights file: another model under the same name is noticed."""
+    digest = hashlib.sha256()
+    for path in [os.path.join(folder, "config.json"), *sorted(glob(os.path.join(folder, "*.safetensors")))]:
+        with open(path, "rb") as file:
+            file.seek(os.path.getsize(path) // 2)
+            digest.update(file.read(1 << 20))
+    return digest.hexdigest()[:12]
+
+
+def settings_of(config: EvalConfig, folder: str, samples: list[Sample]) -> dict:
+    """What responses depend on: two runs whose settings are equal may complete each other."""
+    names = ("model", "dtype", "seed", "temperature", "top_p", "max_prompt", "max_response", "min_pixels", "max_pixels")
+    questions = json.dumps([(sample.qid, sample.question) for sample in samples])
+    return {name: getattr(config, name) for name in names} | dict(
+        weights=weights_id(folder), prompt_id=hashlib.sha256(data.INSTRUCTION.encode()).hexdigest()[:8],
+        questions_id=hashlib.sha256(questions.encode()).hexdigest()[:12])
+
+
+def check_settings(folder: str, settings: dict, restart: bool):
+    """Refuse to complete the responses of another model or setting with those of this one."""
+    path = os.path.join(folder, "settings.json")
+    if restart or not os.path.exists(path):
+        return
+    found = benchmarks.read_json(path)
+    changed = [f"{name} was {found.get(name)} and is {value}" for name, value in settings.items()
+               if found.get(name) != value]
+    if changed:
+        raise InputError(f"{folder} holds responses under other settings ({', '.join(changed)}): give another --out, "
+                         "or --restart to replace them")
+
+
+def read_shard(path: str) -> tuple[list[dict], int]:
+    """The rows of one process, and the bytes they take; what follows the last line end was being written when the run
+    was cut off."""
+    with open(path, "rb") as file:
+        content = file.read()
+    end = content.rfind(b"\n") + 1
+    try:
+        return [json.loads(line) for line in content[:end].splitlines()], end
+    except ValueError as error:
+        raise InputError(f"{path}: a line is broken ({error}); remove it, or ask again with --restart") from error
+
+
+def read_shards(folder: str, way: str) -> dict[str, dict]:
+    """pid -> row, of all processes of all runs so far."""
+    rows = {}
+    for path in sorted(glob(os.path.join(folder, f"{way}-*.jsonl"))):
+        for row in read_shard(path)[0]:
+            rows.setdefault(row["pid"], row)
+    return rows
+
+
+def open_shard(folder: str, way: str):
+    """This process's file, open for appending after its last whole line."""
+    path = os.path.join(folder, f"{way}-{dist.get_rank()}.jsonl")
+    if os.path.exists(path):
+        os.truncate(path, read_shard(path)[1])
+    return open(path, "a")
+
+
+def respond(config: EvalConfig, model, processor, samples: list[Sample], folder: str, way: str) -> dict[str, dict]:
+    """Ask what has no response yet, each process its share, and return all rows by pid once every process is done.
+
+    way: the pass and name of its files.
+    """
+    done, chunk = read_shards(folder, way), CHUNK * dist.get_world_size()
+    todo = [sample for sample in samples if sample.qid not in done]
+    barrier()  # all have read before anyone writes: the shares are dealt from the same list
+    with open_shard(folder, way) as file:
+        for first in tqdm(range(0, len(todo), chunk), f"{os.path.basename(folder)} {way}", disable=no_bar()):
+            part = mine(todo[first : first + chunk])
+            seeds = [seed_of(config.seed, "eval", sample.qid) for sample in part]
+            for row in records(collect(model, processor, None, part, seeds, config, Timer())):
+                [response] = row["responses"]
+                file.write(json.dumps(dict(pid=row["qid"], response=response["text"], tokens=response["tokens"],
+                                           finished=response["finished"])) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    barrier()
+    rows = read_shards(folder, way)
+    lost = [sample.qid for sample in samples if sample.qid not in rows]
+    if lost:
+        raise InputError(f"{folder}: {len(lost)} responses of other processes are not to be seen, the first has pid "
+                         f"{lost[0]}; --out must be a folder that all machines share")
+    return {sample.qid: rows[sample.qid] for sample in samples}  # exactly those asked, in the order of the data set
+
+
+# ---------------------------------------------------------------- benchmarks
+
+
+def without_images(samples: list[Sample], descriptions: dict[str, str] | None) -> list[Sample]:
+    """The same questions blind, or with a description in front, of those that have one."""
+    if descriptions is None:
+        return [replace(sample, images=()) for sample in samples]
+    plain = {qid: text.replace(data.IMAGE, "") for qid, text in descriptions.items()}  # there is no image to mark
+    return [replace(sample, images=(), question=f"{data.DESCRIPTION}: {plain[sample.qid]}\n{sample.question}")
+            for sample in samples if sample.qid in plain]
+
+
+def prepare(config: EvalConfig, name: str, model_folder: str, processor) -> tuple:
+    """(name, items, samples within --max_prompt, settings) of one benchmark, everything about them checked."""
+    rows = benchmarks.load_rows(name, config.data, config.split)
+    items = benchmarks.load_items(name, rows)
+    place = benchmarks.place(name, config.data)
+    root = config.image_root or (place if os.path.isdir(place) else os.path.dirname(place))
+    samples = benchmarks.load_samples(items, rows, root)
+    data.check_images(samples)
+    settings = settings_of(config, model_folder, samples)
+    check_settings(os.path.join(config.out, name), settings, config.restart)
+    make_folder(os.path.join(config.out, name))
+    kept = data.drop_long(samples, processor, config.max_prompt, log=print0)
+    data.encode_prompt(kept[0], processor)  # template and processor work
+    return name, items, kept, settings
+
+
+def begin(config: EvalConfig, folder: str, settings: dict):
+    """Rank 0 makes the folder ready, while the others wait."""
+    if is_writer():
+        for path in glob(os.path.join(folder, "*.jsonl")) if config.restart else []:
+            os.remove(path)
+        write_text(os.path.join(folder, "settings.json"), json.dumps(settings, indent=1))
+    barrier()
+
+
+def run_benchmark(config: EvalConfig, model, processor, name: str, items: dict, samples: list[Sample], settings: dict):
+    """All passes over one benchmark, and its report."""
+    folder = os.path.join(config.out, name)
+    begin(config, folder, settings)
+    responses = respond(config, model, processor, samples, folder, "responses")
+    others = {}
+    if config.caption_only:
+        asked = without_images(samples, report.descriptions(responses))
+        others["caption_only"] = respond(config, model, processor, asked, folder, "caption_only")
+    if config.blind:
+        others["blind"] = respond(config, model, processor, without_images(samples, None), folder, "blind")
+    if is_writer():
+        for way, rows in {"responses": responses, **others}.items():
+            write_text(os.path.join(folder, f"{way}.jsonl"), "".join(json.dumps(row) + "\n" for row in rows.values()))
+        verdicts = report.judge_all(name, responses, items)
+        split = report.perception(verdicts, {way: report.judge_all(name, rows, items) for way, rows in others.items()})
+        write_report(config, folder, name, items, responses, verdicts, dict(model=config.model, settings=settings,
+                     prompt_id=settings["prompt_id"]), split if others else None)
+
+
+def write_report(config: EvalConfig, folder: str, name: str, items: dict, responses: dict, verdicts: dict, about: dict,
+                 split: dict | None = None):
+    """report.json, report.md and verdicts.json in the folder, the tables on the screen; of a split whose gold answers
+    are withheld a file to submit instead."""
+    write_text(os.path.join(folder, "verdicts.json"), json.dumps(verdicts, indent=1))
+    if config.verdicts:
+        write_text(config.verdicts, json.dumps(verdicts, indent=1))
+    if config.audit:
+        write_text(os.path.join(folder, "audit.md"), report.audit_sheet(config.audit, items, responses, verdicts))
+    if not any(item.answer for item in items.values()):
+        rows = {pid: dict(pid=pid, response=row.get("response") or "", extraction=verdicts[pid]["extraction"],
+                          prediction=verdicts[pid]["prediction"]) for pid, row in responses.items() if pid in items}
+        path = os.path.join(folder, "submission.json")
+        write_text(path, json.dumps(rows, indent=1))
+        print(f"{name}: this split has no gold answers; {path} is the file to submit to its authors")
+        return
+    result = about | report.provenance() | report.summarize(name, items, responses, verdicts)
+    if split:
+        result["perception"] = split
+    write_text(os.path.join(folder, "report.json"), json.dumps(result, indent=1))
+    write_text(os.path.join(folder, "report.md"), report.markdown(result, split, whole=True))
+    print(report.markdown(result, split) + f"\nbreakdown {folder}/report.md", flush=True)
+
+
+def evaluate_benchmarks(config: EvalConfig) -> int:
+    """Returns the exit code: 0, or 2 after one line about bad input."""
+    error = None
+    try:
+        device, _ = start_processes()
+        folder = find_model(config.model)
+        processor = load_processor(config, folder)
+        tasks = [prepare(config, name, folder, processor) for name in benchmarks.chosen(config.benchmark)]
+        config, model = load_model(config, folder, device)
+    except InputError as complaint:
+        error = complaint
+    if error := first_error(error):
+        return complain(error, is_writer())
+    try:
+        for task in tasks:
+            run_benchmark(config, model, processor, *task)
+    except InputError as complaint:  # perhaps on this rank alone: an image that has gone bad, say
+        return complain(complaint, True)
+    return 0
+
+
+# ---------------------------------------------------------------- stored responses
+
+
+def score(config: EvalConfig):
+    """Score responses of any origin: no model, no process group, no images."""
+    [name] = benchmarks.chosen(config.benchmark)
+    if not os.path.isdir(os.path.dirname(config.verdicts) or "."):
+        raise InputError(f"--verdicts {config.verdicts}: there is no such folder")
+    responses = report.read_responses(config.score)
+    items = benchmarks.load_items(name, benchmarks.load_rows(name, config.data, config.split, images=False))
+    strangers = [pid for pid in responses if pid not in items]
+    if len(strangers) == len(responses):
+        raise InputError(f"--score {config.score}: none of its {len(responses)} pids is in this split of {name}")
+    if strangers:
+        print(f"note: {len(strangers)} responses belong to no question of this split, the first has pid {strangers[0]}")
+    folder = os.path.join(config.out, f"{name}-scored")
+    make_folder(folder)
+    beside = os.path.join(os.path.dirname(config.score), "settings.json")  # there when the responses are ours
+    settings = benchmarks.read_json(beside) if os.path.exists(beside) else {}
+    about = dict(source=config.score, settings=settings, prompt_id=settings.get("prompt_id"))
+    verdicts = report.judge_all(name, responses, items, config.from_extraction)
+    write_report(config, folder, name, items, responses, verdicts, about)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluate; returns the exit code: 0, or 2 after one line about bad input."""
+    try:
+        config = Flags(EvalConfig, __doc__).read(sys.argv[1:] if argv is None else argv, {})
+        names = benchmarks.chosen(config.benchmark)
+        check_evaluation(config)
+        if config.score:
+            if len(names) > 1:
+                raise InputError("--score reads the responses to one benchmark: give one name as --benchmark")
+            if is_writer():
+                score(config)
+            return 0
+    except InputError as error:
+        return complain(error, is_writer())
+    return evaluate_benchmarks(config) if names else evaluate_file(config)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,34 @@
-"""Evaluation: intervals and pass@n by hand, the same grading as training, bad input."""
+"""Evaluation: intervals by hand, generation that resumes, two scores, re-scoring, what perception costs, bad input."""
+import gzip
+import io
 import json
 import os
+import subprocess
+import sys
 
+import datasets
 import pytest
+from PIL import Image
 
 import eval as evaluation
-from eval import interval, report
+import report
+from benchmarks import BENCHMARKS, load_items, load_rows
+from report import figure, figures, interval, judge_all, markdown, perception, summarize, wilson
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+MATHVISTA = os.path.join(ROOT, "..", "shared", "data", "mathvista")
+PUBLISHED = ("bard", "chatgpt_2shot_solution", "instruct_blip2_vicuna_13b", "llava_llama_2_13b", "minigpt4_llama2")
+SMALL = ["--dtype", "float32", "--max_response", "8", "--max_prompt", "600"]
+
+needs_mathvista = pytest.mark.skipif(not os.path.isdir(MATHVISTA), reason="needs ../shared/data/mathvista")
+
+
+def read(path):
+    with open(path) as file:
+        return json.load(file) if str(path).endswith(".json") else [json.loads(line) for line in file]
+
+
+# ---------------------------------------------------------------- intervals and figures of a file of questions
 
 
 def reply(accuracy, **changes):
@@ -18,23 +41,41 @@ def test_the_interval_is_1_96_standard_errors_over_questions():
     assert interval([0.3] * 5) == (0.3, 0.0)
 
 
+@pytest.mark.parametrize("right, n, low, high", [(0, 10, 0, 0.278), (5, 10, 0.237, 0.763), (10, 10, 0.722, 1)])
+def test_wilsons_interval_by_table(right, n, low, high):
+    assert wilson(right, n) == pytest.approx((low, high), abs=5e-4)
+
+
+@pytest.mark.parametrize("right, n", [(1, 3), (7, 500), (760, 1000), (999, 1000)])
+def test_wilsons_ends_are_the_shares_that_are_just_1_96_of_their_own_errors_away(right, n):
+    for end in wilson(right, n):
+        assert abs(right / n - end) == pytest.approx(1.96 * (end * (1 - end) / n) ** 0.5)
+
+
+def test_a_figure_of_zeros_and_ones_has_wilsons_interval_and_others_have_not():
+    assert (figure([1.0] * 10)["low"], figure([1.0] * 10)["high"]) == wilson(10, 10)
+    shares = figure([0.5, 1.0, 0.75])
+    assert shares["low"] == pytest.approx(0.75 - shares["half_width"])
+    assert figure([0.5]) == dict(mean=0.5, half_width=None, low=None, high=None)
+
+
 def test_responses_of_one_question_are_one_draw():
     """Copying each response four times must not make the interval narrower."""
     rows = [dict(responses=[reply(float(i % 2))]) for i in range(10)]
     copied = [dict(responses=row["responses"] * 4) for row in rows]
-    assert report(rows, ["accuracy"])["accuracy"] == report(copied, ["accuracy"])["accuracy"]
+    assert figures(rows, ["accuracy"])["accuracy"] == figures(copied, ["accuracy"])["accuracy"]
 
 
 def test_pass_at_n_asks_for_one_right_response():
     rows = [dict(responses=[reply(0.0), reply(1.0)]), dict(responses=[reply(0.0), reply(0.0)])]
-    figures = report(rows, ["accuracy"])
-    assert figures["pass@2"][0] == 0.5 and figures["accuracy"][0] == 0.25
+    found = figures(rows, ["accuracy"])
+    assert found["pass@2"]["mean"] == 0.5 and found["accuracy"]["mean"] == 0.25
 
 
 def test_truncation_and_missing_answers_are_reported():
     rows = [dict(responses=[reply(0.0, finished=False, extracted=None), reply(1.0)]), dict(responses=[reply(1.0)] * 2)]
-    figures = report(rows, ["accuracy"])
-    assert (figures["truncated"][0], figures["no answer"][0], figures["tokens"][0]) == (0.25, 0.25, 10)
+    found = figures(rows, ["accuracy"])
+    assert [found[name]["mean"] for name in ("truncated", "no answer", "tokens")] == [0.25, 0.25, 10]
 
 
 @pytest.fixture
@@ -44,21 +85,18 @@ def questions(tmp_path):
     return str(path)
 
 
-SMALL = ["--dtype", "float32", "--max_response", "8", "--max_prompt", "200", "--slots", "4"]
-
-
 def test_every_question_is_asked_and_stored(tiny_folder, questions, tmp_path, capsys):
     out = str(tmp_path / "out")
     argv = ["--model", tiny_folder, "--data", questions, "--out", out, "--group_size", "2", "--temperature", "1",
             *SMALL]
     assert evaluation.main(argv) == 0
-    rows = [json.loads(line) for line in open(os.path.join(out, "responses.jsonl"))]
+    rows = read(f"{out}/responses.jsonl")
     assert [row["qid"] for row in rows] == list("01234") and all(len(row["responses"]) == 2 for row in rows)
-    saved = json.load(open(os.path.join(out, "report.json")))
+    saved = read(f"{out}/report.json")
     assert saved["questions"] == 5 and saved["figures"]["pass@2"]["mean"] == 0 and saved["config"]["temperature"] == 1
     assert "pass@2" in capsys.readouterr().out
     assert evaluation.main(argv) == 0  # again: the same seeds, the same responses
-    assert rows == [json.loads(line) for line in open(os.path.join(out, "responses.jsonl"))]
+    assert rows == read(f"{out}/responses.jsonl")
 
 
 def test_other_pixel_limits_than_in_training_are_noted(tiny_folder, questions, tmp_path, capsys):
@@ -70,13 +108,328 @@ def test_other_pixel_limits_than_in_training_are_noted(tiny_folder, questions, t
     assert "images of 784 to 802816 pixels, here they have 784 to 1000" in capsys.readouterr().out
 
 
+# ---------------------------------------------------------------- a benchmark from end to end
+
+
+N = 7
+
+
+@pytest.fixture(scope="session")
+def tiny_mathvista(tmp_path_factory):
+    """Seven questions with pictures in the columns of the hub: a parquet file."""
+    def row(i):
+        stored = io.BytesIO()
+        Image.new("RGB", (56, 56 + 28 * (i % 2)), (30 * i, 99, 200)).save(stored, "PNG")
+        choice = i % 2 == 0
+        return dict(pid=str(100 - i), question=f"{i}?", image=f"{i}.jpg", choices=["1", "22"] if choice else None,
+                    decoded_image=dict(bytes=stored.getvalue(), path=None), unit=None, precision=None,
+                    answer="1" if choice else str(i), question_type="multi_choice" if choice else "free_form",
+                    answer_type="text" if choice else "integer", query=f"Question: {i}?",
+                    metadata=dict(category="c", context="x", grade="g", img_height=56, img_width=56, language="english",
+                                  skills=["a", "b"], source="s", split="testmini", task="visual question answering"))
+    text, number = datasets.Value("string"), datasets.Value("int64")
+    columns = dict.fromkeys("pid question image unit answer question_type answer_type query".split(), text)
+    about = dict.fromkeys(("category", "context", "grade", "language", "source", "split", "task"), text)
+    features = datasets.Features(columns | dict(
+        decoded_image=datasets.Image(), choices=datasets.List(text), precision=datasets.Value("float64"),
+        metadata=about | dict(img_height=number, img_width=number, skills=datasets.List(text))))
+    path = str(tmp_path_factory.mktemp("mathvista") / "testmini.parquet")
+    datasets.Dataset.from_list([row(i) for i in range(N)], features=features).to_parquet(path)
+    return path
+
+
+@pytest.fixture
+def argv(tiny_folder, tiny_mathvista, tmp_path):
+    out = str(tmp_path / "out")
+    return ["--model", tiny_folder, "--benchmark", "mathvista", "--data", tiny_mathvista, "--out", out, *SMALL]
+
+
+def torchrun(n, *argv):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n),
+               "eval.py", *argv]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_a_benchmark_is_asked_scored_reported_and_scored_again(argv, tiny_mathvista, tmp_path, capsys):
+    """The untrained model says nothing that makes sense, and the official figure credits some of it."""
+    folder = tmp_path / "out" / "mathvista"
+    assert evaluation.main([*argv, "--audit", "3"]) == 0
+    rows, made = read(folder / "responses.jsonl"), read(folder / "report.json")
+    assert [row["pid"] for row in rows] == [str(100 - i) for i in range(N)]
+    assert made["questions"] == N and made["missing"] == []
+    assert made["truncated"] == sum(not row["finished"] for row in rows)
+    assert made["official"]["correct"] > 0 and made["settings"]["temperature"] == 0 and made["settings"]["max_pixels"]
+    assert len(made["prompt_id"]) == 8 and made["extractor"] and made["versions"]["torch"] and made["date"]
+    assert sum(made["rules"].values()) == N and made["breakdown"]["strict"]["skills"]["a"]["total"] == N
+    text = (folder / "report.md").read_text()
+    assert "| official |" in text and "| strict   |" in text and "(VQA)" in text
+    assert (folder / "audit.md").read_text().count("## [ ] ") == 3 and "| official |" in capsys.readouterr().out
+
+    stored, again, verdicts = folder / "responses.jsonl", tmp_path / "again", tmp_path / "v.json"
+    assert evaluation.main(["--benchmark", "mathvista", "--data", tiny_mathvista, "--score", str(stored), "--out",
+                            str(again), "--verdicts", str(verdicts)]) == 0
+    again = read(again / "mathvista-scored" / "report.json")
+    for name in "settings prompt_id official strict rules breakdown truncated no_answer chance_credit".split():
+        assert again[name] == made[name]
+    assert read(verdicts) == read(folder / "verdicts.json")
+
+
+class Killed(Exception):
+    pass
+
+
+def interrupt_after(monkeypatch, chunks):
+    """evaluation.collect dies in the given call; returns the list of pids that it was asked for."""
+    asked, collect = [], evaluation.collect
+
+    def dying(model, processor, clip, samples, *rest):
+        if len(asked) == chunks:
+            raise Killed
+        asked.append([sample.qid for sample in samples])
+        return collect(model, processor, clip, samples, *rest)
+
+    monkeypatch.setattr(evaluation, "CHUNK", 2)
+    monkeypatch.setattr(evaluation, "collect", dying)
+    return asked
+
+
+def test_a_killed_run_goes_on_without_losing_or_doubling_an_answer(argv, tmp_path, monkeypatch):
+    """Two chunks of two are on disk, and a torn line; the rest is asked by the next run, the same as in one go."""
+    folder = tmp_path / "out" / "mathvista"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        first = interrupt_after(patch, 2)
+        evaluation.main(argv)
+    with open(folder / "responses-0.jsonl", "a") as file:
+        file.write('{"pid": "96", "respon')
+    with monkeypatch.context() as patch:
+        second = interrupt_after(patch, 99)
+        assert evaluation.main(argv) == 0
+    assert sum(first + second, []) == [str(100 - i) for i in range(N)]
+    assert evaluation.main([*argv, "--out", str(tmp_path / "whole")]) == 0
+    assert read(folder / "responses.jsonl") == read(tmp_path / "whole" / "mathvista" / "responses.jsonl")
+    assert len(read(folder / "responses-0.jsonl")) == N
+
+
+def test_two_ranks_finish_what_one_began_and_merge_to_exactly_the_questions(argv, tmp_path, monkeypatch):
+    folder = tmp_path / "out" / "mathvista"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        interrupt_after(patch, 1)
+        evaluation.main(argv)
+    torchrun(2, *argv)
+    shards = [read(folder / f"responses-{rank}.jsonl") for rank in (0, 1)]
+    assert [len(shard) for shard in shards] == [2 + 3, 2]
+    assert [row["pid"] for row in read(folder / "responses.jsonl")] == [str(100 - i) for i in range(N)]
+
+
+def test_another_model_or_setting_is_refused_by_name_and_replaced_on_request(argv, tmp_path, capsys):
+    folder = tmp_path / "out" / "mathvista"
+    assert evaluation.main(argv) == 0
+    before = (folder / "responses-0.jsonl").read_bytes()
+    assert evaluation.main([*argv, "--temperature", "1", "--seed", "3"]) == 2
+    error = capsys.readouterr().err
+    assert "temperature was 0.0 and is 1.0" in error and "seed was 0 and is 3" in error and error.count("\n") == 1
+    assert (folder / "responses-0.jsonl").read_bytes() == before
+    assert evaluation.main([*argv, "--temperature", "1", "--seed", "3", "--restart"]) == 0
+    assert len(read(folder / "responses-0.jsonl")) == N and (folder / "responses-0.jsonl").read_bytes() != before
+
+
+def test_other_weights_under_the_same_name_are_another_model(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(bytes(4096))
+    before = evaluation.weights_id(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(bytes(4000) + b"\1" + bytes(95))
+    assert evaluation.weights_id(str(tmp_path)) != before
+
+
+def test_prompts_over_the_limit_are_missing_and_wrong(argv, tmp_path, capsys):
+    """The limit is the length of the prompts whose pictures are small."""
+    argv = [*argv, "--max_prompt", "1"]
+    assert evaluation.main(argv) == 2 and "--max_prompt" in capsys.readouterr().err
+    items = load_items("mathvista", load_rows("mathvista", argv[argv.index("--data") + 1], ""))
+    responses = {pid: dict(response="1", finished=True) for pid in list(items)[:3]}
+    made = summarize("mathvista", items, responses, judge_all("mathvista", responses, items))
+    assert made["missing"] == list(items)[3:] and made["rules"]["missing"] == N - 3 and made["questions"] == N
+    assert made["strict"]["accuracy"] == pytest.approx(100 * made["strict"]["correct"] / N)
+
+
+def test_a_split_without_gold_answers_becomes_a_file_to_submit(argv, tiny_mathvista, tmp_path, capsys):
+    rows = datasets.Dataset.from_parquet(tiny_mathvista).map(lambda row: {"answer": ""})
+    rows.to_parquet(str(tmp_path / "test.parquet"))
+    argv[argv.index("--data") + 1] = str(tmp_path / "test.parquet")
+    assert evaluation.main(argv) == 0
+    made = read(tmp_path / "out" / "mathvista" / "submission.json")
+    assert list(made) == [str(100 - i) for i in range(N)]
+    assert set(made["98"]) == {"pid", "response", "extraction", "prediction"}
+    assert not os.path.exists(tmp_path / "out" / "mathvista" / "report.json") and "submit" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- what perception costs
+
+
+def test_blind_and_caption_only_are_passes_over_the_same_questions(argv, tmp_path, monkeypatch):
+    """Half of the responses get a description; what the model is asked then holds it, and no image."""
+    asked = []
+    collect = evaluation.collect
+
+    def describing(model, processor, clip, samples, *rest):
+        asked.extend(samples)
+        rollout = collect(model, processor, clip, samples, *rest)
+        rollout.texts[:] = [f"### Image Description: <image>{sample.qid}<|image_pad|>\n### Rationales: r"
+                            if int(sample.qid) % 2 else "" for sample in samples]
+        return rollout
+
+    monkeypatch.setattr(evaluation, "collect", describing)
+    assert evaluation.main([*argv, "--blind", "--caption_only"]) == 0
+    first, second, third = asked[:N], asked[N:-N], asked[-N:]
+    assert all(len(sample.images) == 1 for sample in first) and not any(s.images for s in second + third)
+    assert [s.question for s in second] == [f"Image Description: {100 - i}\nQuestion: {i}?" for i in (1, 3, 5)]
+    assert [sample.question for sample in third] == [sample.question for sample in first]
+    made = read(tmp_path / "out" / "mathvista" / "report.json")["perception"]
+    assert list(made["accuracy"]) == ["full", "caption_only", "blind"] and made["accuracy"]["blind"]["of"] == N
+    assert made["shares"]["without a description (counts as wrong from it)"]["count"] == N - 3
+
+
+def strict(text):
+    return {str(i): dict(strict=letter == "1", rule="") for i, letter in enumerate(text)}
+
+
+def test_the_error_is_split_by_hand():
+    """8 questions: full 11100000, from the description 11011000, blind 10010000. Of 5 wrong answers 2 are right from
+    the description and 3 are not, 1 is right blind; of 3 right ones 1 is wrong from the description."""
+    made = perception(strict("11100000"), dict(caption_only=strict("11011000"), blind=strict("10010000")))
+    assert [way["count"] for way in made["accuracy"].values()] == [3, 4, 2]
+    assert [(part["count"], part["of"]) for part in made["shares"].values()] == [(2, 5), (3, 5), (1, 3), (0, 8), (1, 5)]
+    low, high = wilson(2, 5)
+    first = next(iter(made["shares"].values()))
+    assert (first["percent"], first["low"], first["high"]) == (40, 100 * low, 100 * high)
+
+
+@pytest.mark.parametrize("caption, blind, unread", [("1100", "1000", False), ("1000", "0100", True), ("0", "1", True)])
+def test_descriptions_that_help_no_more_than_nothing_split_nothing(caption, blind, unread):
+    made = perception(strict("1110"[:len(caption)]), dict(caption_only=strict(caption), blind=strict(blind)))
+    assert made["unread"] is unread and ("warning" in "\n".join(report.perception_table(made))) is unread
+
+
+def test_no_wrong_answer_has_nothing_to_split():
+    made = perception(strict("11"), dict(caption_only=strict("11")))
+    assert next(iter(made["shares"].values()))["percent"] is None
+    assert "| -" in "\n".join(report.perception_table(made))
+
+
+# ---------------------------------------------------------------- stored responses of others
+
+
+def score(tmp_path, *argv, benchmark="mathvista"):
+    data = os.path.join(MATHVISTA, "testmini.json.gz")
+    code = evaluation.main(["--benchmark", benchmark, "--data", data, "--out", str(tmp_path), *argv])
+    return code, tmp_path / f"{benchmark}-scored"
+
+
+@needs_mathvista
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_from_extraction_replays_the_official_scores(tmp_path, name):
+    """The stored verdicts are older than int(float(..)), which makes 1 of the extraction 1.5."""
+    file = os.path.join(MATHVISTA, f"output_{name}.json.gz")
+    code, folder = score(tmp_path, "--score", file, "--from_extraction")
+    assert code == 0
+    with gzip.open(file) as opened:
+        stored = json.load(opened)
+    verdicts = read(folder / "verdicts.json")
+    flips = [pid for pid, verdict in verdicts.items() if stored[pid]["true_false"] is not verdict["official"]]
+    assert flips == (["917"] if name == "instruct_blip2_vicuna_13b" else [])
+
+
+@needs_mathvista
+def test_an_empty_model_scores_16_8_officially_and_0_strictly(tmp_path, capsys):
+    path = tmp_path / "empty.json"
+    with gzip.open(os.path.join(MATHVISTA, "testmini.json.gz")) as opened:
+        path.write_text(json.dumps({pid: {"response": ""} for pid in json.load(opened)}))
+    code, folder = score(tmp_path, "--score", str(path))
+    made = read(folder / "report.json")
+    assert (code, made["official"]["correct"], made["strict"]["correct"]) == (0, 168, 0)
+    assert made["official"]["accuracy"] == pytest.approx(16.8) and made["chance_credit"] == 168
+    assert "warning: 168 of the 168" in capsys.readouterr().out and "warning: 168" in (folder / "report.md").read_text()
+
+
+@needs_mathvista
+def test_responses_that_are_missing_or_strange_are_said(tmp_path, capsys):
+    path = tmp_path / "some.jsonl"
+    path.write_text('{"pid": "5", "response": "(A)"}\n{"pid": 7000, "response": "(A)"}\n')
+    code, folder = score(tmp_path, "--score", str(path))
+    out = capsys.readouterr().out
+    assert code == 0 and "1 responses belong to no question" in out and "999 questions have no response" in out
+    assert read(folder / "report.json")["strict"]["correct"] == 1  # 97, the first option
+    path.write_text('{"pid": "x", "response": "(A)"}\n')
+    assert score(tmp_path, "--score", str(path))[0] == 2
+
+
+def test_nothing_is_not_right_where_the_gold_answer_is_withheld():
+    rows = [dict(id=str(i), question="q", options=[], answer=answer) for i, answer in enumerate(("7", ""))]
+    items = load_items("mathvision", [(f"row {i}", row) for i, row in enumerate(rows)])
+    verdicts = judge_all("mathvision", {pid: dict(response="") for pid in items}, items)
+    assert not any(verdict["official"] or verdict["strict"] for verdict in verdicts.values())
+
+
+def test_a_copy_without_git_has_no_revision(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert report.revision() == ""
+
+
+def test_a_score_without_warnings_warns_of_nothing():
+    items = load_items("ocrbench", [("row 1", dict(question="q", answer=["a"], question_type="t"))])
+    responses = {"1": dict(response="a", finished=True)}
+    made = summarize("ocrbench", items, responses, judge_all("ocrbench", responses, items))
+    assert report.warnings(made) == [] and "warning" not in markdown(made | report.provenance())
+    assert made["means"]["strict"] == {"score": 1.0}
+
+
+def test_the_audit_sheet_is_always_the_same_sample(tiny_mathvista):
+    items = load_items("mathvista", load_rows("mathvista", tiny_mathvista, "", images=False))
+    responses = {pid: dict(response=f"The answer is {i}.") for i, pid in enumerate(items)}
+    verdicts = judge_all("mathvista", responses, items)
+    sheet = report.audit_sheet(4, items, responses, verdicts)
+    assert sheet == report.audit_sheet(4, items, responses, verdicts) and sheet.count("## [ ] ") == 4
+    assert report.audit_sheet(99, items, responses, verdicts).count("## [ ] ") == N
+
+
+@pytest.mark.parametrize("content, message", [
+    ("[1]", "expected one row with pid"), ('{"1": {"response": 7}}', "no text"), ("{", "cannot be read"),
+    ('[{"pid": 1, "response": "a"}, {"pid": "1", "response": "b"}]', "twice"),
+])
+def test_a_broken_file_of_responses_is_one_line(tmp_path, capsys, tiny_mathvista, content, message):
+    path = tmp_path / "r.json"
+    path.write_text(content)
+    argv = ["--benchmark", "mathvista", "--data", tiny_mathvista, "--out", str(tmp_path / "out"), "--score", str(path)]
+    assert evaluation.main(argv) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not os.path.exists(tmp_path / "out")
+
+
+# ---------------------------------------------------------------- bad input
+
+
 @pytest.mark.parametrize("change, message", [
     (["--model", ""], "--model is missing"),
     (["--data", ""], "--data is missing"),
     (["--data", "absent.jsonl"], "absent.jsonl"),
     (["--lr", "1"], "unknown flag --lr"),
+    (["--benchmrk", "mathvista"], "did you mean --benchmark"),
     (["--group_size", "0"], "--group_size 0"),
     (["--temperature", "-1"], "--temperature -1.0"),
+    (["--benchmark", "mathvsita"], "did you mean mathvista"),
+    (["--benchmark", "mathvista", "--group_size", "2", "--temperature", "1"], "--group_size 2"),
+    (["--benchmark", "mathvista", "--clip", "x"], "--clip"),
+    (["--benchmark", "mathvista", "--audit", "-1"], "--audit -1"),
+    (["--benchmark", "mathvista", "--verdicts", "v.json"], "--verdicts goes with --score"),
+    (["--benchmark", "mathvista", "--from_extraction"], "--from_extraction goes with --score"),
+    (["--benchmark", "mathvista", "--score", "r.json"], "leave --model out"),
+    (["--benchmark", "mathvista", "mmstar", "--score", "r.json", "--model", ""], "one name"),
+    (["--benchmark", "mathvista", "--score", "absent.json", "--model", ""], "absent.json"),
+    (["--blind"], "--blind goes with --benchmark"),
+    (["--restart"], "--restart goes with --benchmark"),
 ])
 def test_bad_input_is_one_line_and_exit_code_2(tiny_folder, questions, tmp_path, capsys, change, message):
     out = str(tmp_path / "out")
@@ -84,3 +437,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tiny_folder, questions, tmp_path,
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert not os.path.exists(out)
+
+
+def test_every_benchmark_says_what_its_two_figures_count():
+    assert all(b.official and b.strict and b.official != b.strict for b in BENCHMARKS.values())

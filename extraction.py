@@ -1,0 +1,124 @@
+r"""Reading the answer out of any model's response, by rules: no judge model, no key, no network.
+
+    extraction, rule = extract(response, problem)          ("B", "section: letter")
+
+    problem.kind     extraction                            when nothing is found
+    choice           the option's bare capital letter      the end of the response, as it stands
+    integer, float   a bare number: 1000, -0.75            the end of the response
+    list             as Python writes it: [1, 2]           the end of the response
+    yesno            Yes or No                             the end of the response
+    text             the bare text of the answer           ""
+
+What is read, first hit wins:
+1. a structured answer: the last "The final answer is" that begins a line, else <answer>, else the last \boxed{}.
+   The rest of the response is then not looked at; only an empty one falls through.
+2. a response in the trained format that ends before its answer section is unfinished: no answer, whatever it reasons.
+3. prose: the rules of the kind in the order they stand below, each named after its function.
+
+The name of the rule goes into every report, for a score is only as good as what it was read by. Those in NO_ANSWER found
+nothing: a strict score counts them as wrong. The rules know languages (English, Chinese) and no data set.
+Pure, deterministic, never raises on text, and takes linear time.
+"""
+import re
+from dataclasses import replace
+
+from answers import ANSWER_HEADER, SPECIAL_TOKEN, clean, parse
+from prose import choice_in_prose, list_in_prose, number_in_prose, text_in_prose
+from reading import MAX_RAW, MAX_SENTENCE, Problem, answer_number, bare_number, read_choice
+
+VERSION = "1"                                      # of the rules: scores compare only under the same one
+LETTERS = "ABCDEFGH"                               # as many options as the known benchmarks have
+NO_ANSWER = ("empty", "unfinished", "out of range", "nothing")
+
+# ---------------------------------------------------------------- the response
+
+MAX_TEXT = 40_000                                  # characters read: more than 4096 tokens hold
+CONTINUATION = re.compile(r"\n\s*(?:Hint: Please|Question(?: \d+)?:|Human:|User:|###? ?(?:Human|User|Question)\b)")
+ANSWER_LINE = re.compile(rf"(?:^|#)[ *>_]*{ANSWER_HEADER.pattern}[ *:]*", re.IGNORECASE | re.MULTILINE)
+PLAIN = str.maketrans({"\r": "", "−": "-", "–": "-", "：": ":", "（": "(", "）": ")", "，": ",", "＝": "=", "\u00a0": " "})
+
+
+def tidy(response: str) -> str:
+    """One spelling of spaces, signs and brackets; nothing after a second problem that the model puts to itself."""
+    if len(response) > MAX_TEXT:
+        response = response[: MAX_TEXT // 4] + "\n" + response[-MAX_TEXT * 3 // 4 :]
+    text = SPECIAL_TOKEN.sub(" ", response).translate(PLAIN).strip()
+    text = re.sub(r"[ \t]+", " ", text)
+    text = re.sub(r"(?: ?\n ?)+", "\n", text)
+    match = CONTINUATION.search(text, 1)
+    return text[: match.start()] if match else text
+
+
+def boxed(text: str) -> str | None:
+    r"""Contents of the last \boxed{} whose braces balance."""
+    for start in [match.end() for match in re.finditer(r"\\boxed ?\{", text)][:-4:-1]:
+        depth = 1
+        for end in range(start, min(len(text), start + MAX_SENTENCE)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            if depth == 0:
+                return text[start:end]
+    return None
+
+
+def first_line(text: str) -> str:
+    r"""The first line that says something: neither a lone \[ or ** nor "The perimeter is:"."""
+    inside = boxed(text)
+    if inside is not None:
+        return inside
+    return next((line for line in text.split("\n") if clean(line) and not line.endswith((":", ":**"))), "")
+
+
+def structured(text: str) -> tuple[str, str]:
+    """(kind of structure, what it holds), ("", "") without one."""
+    for header in list(ANSWER_LINE.finditer(text))[:-4:-1]:
+        line = first_line(text[header.end():].split("###")[0])
+        if line:
+            return "section", line
+    tagged = re.split("<answer>", text, flags=re.IGNORECASE)
+    if len(tagged) > 1:
+        line = first_line(re.split("</answer>", tagged[-1], flags=re.IGNORECASE)[0])
+        if line:
+            return "tag", line
+    inside = boxed(text)
+    return ("boxed", inside) if inside else ("", "")
+
+
+# ---------------------------------------------------------------- extract
+
+YES_NO = ("Yes", "No")
+IN_PROSE = {"choice": choice_in_prose, "integer": number_in_prose, "float": number_in_prose, "list": list_in_prose,
+            "text": text_in_prose}
+
+
+def read_short(candidate: str, problem: Problem) -> tuple[str, str] | None:
+    """(extraction, form) of a text that is nothing but the answer, None when it is more than that."""
+    if problem.kind == "choice":
+        return read_choice(candidate, problem)
+    if problem.kind in ("integer", "float"):
+        value = answer_number(candidate)
+        return None if value is None else (bare_number(value), "number")
+    if problem.kind == "text":
+        return clean(candidate), "text"
+    return None
+
+
+def extract(response: str, problem: Problem) -> tuple[str, str]:
+    """(extraction, name of the rule that found it); see the head of this file."""
+    if problem.kind == "yesno":
+        extraction, rule = extract(response, replace(problem, kind="choice", choices=YES_NO))
+        return YES_NO["AB".index(extraction)] if extraction in ("A", "B") else extraction, rule
+    text = tidy(response)
+    if not text:
+        return "", "empty"
+    structure, candidate = structured(text)
+    if structure:
+        extraction, how = read_short(candidate, problem) or IN_PROSE[problem.kind](candidate, problem)
+        if how != "nothing" or structure != "boxed":
+            return extraction, how if how in NO_ANSWER else f"{structure}: {how}"
+    sections = parse(text)
+    if sections.description is not None or sections.rationales is not None:
+        return "", "unfinished"
+    short = read_short(text, problem) if problem.kind == "choice" and len(text) <= MAX_RAW else None
+    if short:
+        return short[0], short[1] if short[1] in NO_ANSWER else f"whole: {short[1]}"
+    return IN_PROSE[problem.kind](text, problem)

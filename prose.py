@@ -1,0 +1,376 @@
+r"""What sentences say about a question: the rules that read an answer out of free text, for extraction.py.
+
+    choice_in_prose(text, problem)       ("B", "stated letter")
+    number_in_prose(text, problem)       ("12", "restated")
+    list_in_prose, text_in_prose         the same for their kinds
+
+A rule is a function (text, problem) -> answer or None, and its docstring an example or its reason. The rules of a kind
+are tried in the order of CHOICE_RULES and NUMBER_RULES, and the first that answers gives its name to the answer.
+They know English and some Chinese, the question and its options, and nothing else.
+"""
+import re
+from fractions import Fraction
+from functools import lru_cache
+
+from answers import clean
+from reading import (BOLD, MAX_RAW, MAX_SENTENCE, Problem, REJECTED_AFTER, answer_number, bare_number, equal_number,
+                     in_range, letter_of, number_in, number_words, numbers, option_numbers, options_in, spelled)
+
+# ---------------------------------------------------------------- sentences and words
+
+MAX_MATCHES = 20                                   # of a pattern that are tried, the last ones
+MAX_SENTENCES = 200                                # read: the first quarter of them and the last three quarters
+SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n")
+CONCLUSION = re.compile(r"\b(?:therefore|thus|hence|so|in conclusion|overall|answer|in summary|finally)\b|"
+                        r"因此|所以|故|答案|综上", re.IGNORECASE)
+REFUSAL = re.compile(r"\b(?:sorry|unable to|can(?:no|')t (?:see|help|answer|determine|provide|access|process)|"
+                     r"not (?:possible|able|clear) |impossible to|insufficient|not enough)\b", re.IGNORECASE)
+STOP_WORDS = frozenset("a an the is are was were of in on at to for and or that this it its there what which how do does "
+                       "did has have be with by from as if".split())
+
+
+ASKED_FOR = re.compile(r"\b(?:what(?:'s| is| are| was| were)|find|estimate|calculate|how many|which)(?: the)? (\w+)", re.IGNORECASE)
+
+
+@lru_cache(maxsize=64)
+def sentences(text: str) -> tuple[str, ...]:
+    parts = [part.strip() for part in SENTENCE_END.split(text)]
+    parts = [part[-MAX_SENTENCE:] for part in parts if part.strip(" *_`#-|")]
+    if len(parts) > MAX_SENTENCES:
+        parts = parts[: MAX_SENTENCES // 4] + parts[-MAX_SENTENCES * 3 // 4 :]
+    return tuple(parts)
+
+
+def conclusions(text: str) -> list[str]:
+    """The sentences that draw a conclusion, the last first."""
+    return [part for part in sentences(text)[::-1] if CONCLUSION.search(part)]
+
+
+def words_of(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
+
+
+def stem(word: str) -> str:
+    """decreases, decreased, decreasing -> decreas; flipped -> flip."""
+    return re.sub(r"(?:(?<=[^s])s|(?<=([^aeiou]))\1ed|e?d|ing|e)$", "", word) if len(word) > 3 else word
+
+
+def content_words(text: str) -> set[str]:
+    return {stem(word) for word in words_of(text) - STOP_WORDS}
+
+
+def restating(text: str, problem: Problem) -> list[str]:
+    """The sentences that repeat half of the words of what is asked, most first, then the later. Bold counts as a word,
+    and so does each further mention of the quantity asked for."""
+    asked = content_words((sentences(problem.question) or ("",))[-1])
+    head = ASKED_FOR.search(problem.question)
+    head = stem(head[1].lower()) if head else None
+    ranked = []
+    for i, part in enumerate(sentences(text)):
+        said = content_words(part)
+        shared = len(asked & said) + 3 * (head in said)
+        if shared and shared >= len(asked) / 2:
+            ranked.append((shared + bool(BOLD.search(part)), i, part))
+    return [part for _, _, part in sorted(ranked)[::-1]]
+
+
+# ---------------------------------------------------------------- rules: the letter of an option
+
+# A letter as an answer: (B), (b), [B], "B", B; but neither "A triangle" nor the B of AB, B' or B = 5.
+LETTER = (r"[ *\"'`$]*(?:(?i:option|choice|answer|letter)\b|选项)?[ *\"`$:]*(?:\\(?:text|textbf|mathrm|mathbf|boxed)\{)*"
+          r"(?:\(([A-Za-z])\)|\[([A-Z])\]|(?<=['‘])([A-Z])['’]|([A-Z])(?![A-Za-z0-9_'’°-]| ?[=<>+/^]|(?<=A) [a-z]))")
+SUBJECT = r"(?:\b(?i:answer|ans|option|choice|solution|letter|correct(?: one)?)\b|答案|选项)"
+IS = r"(?:\b(?:is|are|be|was)\b|[:=为是])"
+STATED = re.compile(rf"{SUBJECT}[^.\n]{{0,80}}?{IS}(?: not \(?[A-Z]\)?,? but)?{LETTER}")
+MENTIONED = re.compile(r"(?:\b(?i:option|choice|answer|ans|choose|select|pick)\b|故选|选[择项]?|答案)[: ]*" + LETTER)
+CONFIRMED = re.compile(r"(?:\(([A-Za-z])\)[^.(\n]{0,60}?|\b([A-Z])\*{0,2}) is (?:the )?(?:correct|right|answer|best)")
+REJECTED_BEFORE = re.compile(
+    r"(?:\bnot\b|n't\b|\brules? out|\bruling out|\beliminat\w+|\bexclud\w+|\bif(?: the)?(?: correct)? ?)[^.,;\n]{0,20}$",
+    re.IGNORECASE)
+
+
+def last_letter(pattern: re.Pattern, text: str) -> str | None:
+    """The letter of the last match that is neither ruled out nor supposed."""
+    for match in list(pattern.finditer(text))[: -MAX_MATCHES : -1]:
+        before, after = text[max(0, match.start() - 40) : match.start()], text[match.end() : match.end() + 80]
+        if not REJECTED_AFTER.match(after) and not REJECTED_BEFORE.search(before):
+            return next(filter(None, match.groups())).upper()
+    return None
+
+
+def stated_letter(text: str, problem: Problem) -> str | None:
+    """The correct answer is (B)."""
+    return last_letter(STATED, text)
+
+
+def mentioned_letter(text: str, problem: Problem) -> str | None:
+    """Option B fits best. I would choose C. (B) is correct."""
+    return last_letter(CONFIRMED, text) or last_letter(MENTIONED, text)
+
+
+def only_letter(text: str, problem: Problem) -> str | None:
+    """The one letter in parentheses in the whole response, or else in its last sentence that has any."""
+    for part in (text, *sentences(text)[::-1]):
+        letters = {letter.upper() for letter in re.findall(r"\(([A-Za-z])\)", part)}
+        letters = {letter for letter in letters if in_range(letter, problem)}
+        if len(letters) == 1:
+            return letters.pop()
+        if letters and part is not text:
+            return None
+    return None
+
+
+def leading_letter(text: str, problem: Problem) -> str | None:
+    """A line that begins with B. or B), when no other line begins with another letter."""
+    letters = set(re.findall(r"^[ *]*([A-Z])(?:[.):]|\*\*| ?$)", text, re.MULTILINE))
+    return letters.pop() if len(letters) == 1 else None
+
+
+# ---------------------------------------------------------------- rules: yes and no
+
+NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|cannot)\b|n't\b|不|没有", re.IGNORECASE)
+ANTONYMS = [pair.split("/") for pair in (
+    "greater/less more/fewer more/less larger/smaller bigger/smaller higher/lower above/below longer/shorter older/younger "
+    "maximum/minimum increase/decrease most/least even/odd left/right highest/lowest largest/smallest greatest/least "
+    "longest/shortest smoothest/roughest best/worst before/after same/different").split()]
+
+
+def is_yes_no(problem: Problem) -> bool:
+    return set(spelled(problem.choices)) in ({"yes", "no"}, {"true", "false"})
+
+
+def letter_of_word(word: str, problem: Problem) -> str:
+    """The option that says yes, or no: true and false are other words for it."""
+    same = ("yes", "true") if word.lower() in ("yes", "true") else ("no", "false")
+    return letter_of(next(i for i, option in enumerate(spelled(problem.choices)) if option in same))
+
+
+def yes_or_no(text: str, problem: Problem) -> str | None:
+    """The first word, or else the last yes or no of a conclusion."""
+    if not is_yes_no(problem):
+        return None
+    leading = re.match(r"\W*(yes|no|true|false)\b", text, re.IGNORECASE)
+    if leading:
+        return letter_of_word(leading[1], problem)
+    for part in conclusions(text):
+        words = re.findall(r"\b(?:yes|no|true|false)\b(?! \w)", part, re.IGNORECASE)
+        if words:
+            return letter_of_word(words[-1], problem)
+    return None
+
+
+def turned_round(question: str, statement: str) -> bool:
+    """Does the statement compare the other way: B is more than A, or A is less than B, for "is A more than B"?"""
+    asked, said = words_of(question), words_of(statement)
+    opposite = any(a in asked - said and b in said - asked for x, y in ANTONYMS for a, b in ((x, y), (y, x)))
+    swapped = False
+    if " than " in question and " than " in statement:
+        left, right = (words_of(part) for part in question.split(" than ", 1))
+        last = words_of(statement.split(" than ", 1)[1])
+        swapped = len(last & (left - right)) > len(last & (right - left))
+    return opposite != swapped
+
+
+def affirmed(text: str, problem: Problem) -> str | None:
+    """Yes or no by whether the first statement says what was asked: an odd number of turns makes a no."""
+    if not is_yes_no(problem) or not sentences(text) or REFUSAL.search(sentences(text)[0]):
+        return None
+    statement = sentences(text)[0]
+    negative = bool(NEGATION.search(statement)) != bool(NEGATION.search(problem.question))
+    return letter_of_word("no" if negative != turned_round(problem.question, statement) else "yes", problem)
+
+
+# ---------------------------------------------------------------- rules: the text of an option
+
+STATES_ANSWER = re.compile(rf"(?:\b(?i:(?<!other )answer|correct \w+)\b|答案)[^.\n]{{0,60}}?{IS}")
+LISTED = re.compile(r"[ *-]*\(?([A-Z])[).:] ?\S")
+
+
+def stated_option(text: str, problem: Problem) -> str | None:
+    """The answer is <text of an option>."""
+    for match in list(STATES_ANSWER.finditer(text))[: -MAX_MATCHES : -1]:
+        found = options_in(re.split(r"\n|\. ", text[match.end() : match.end() + 200])[0], problem)
+        if found:
+            return found[0]
+    return None
+
+
+def off_the_list(text: str, problem: Problem) -> str | None:
+    """The number that the last conclusion states, where all options are numbers and it is none of them."""
+    if None in option_numbers(problem.choices):
+        return None
+    for part in conclusions(text):
+        if numbers(part):
+            known = options_in(part, problem) or equal_number(number_in(part), problem)
+            return None if known else bare_number(number_in(part))
+    return None
+
+
+def concluded_option(text: str, problem: Problem) -> str | None:
+    """An option's text in the last conclusion that has one, in a sentence that repeats the question, in the first one,
+    or in the last that has one."""
+    asked = set(options_in(problem.question, problem))
+    for part in (*conclusions(text), *restating(text, problem), *sentences(text)[:1], *sentences(text)[::-1]):
+        found = options_in(part, problem)
+        fresh = [letter for letter in found if letter not in asked]
+        if found:
+            return (fresh or found)[-1]
+    return None
+
+
+def reworded_option(text: str, problem: Problem) -> str | None:
+    """The one option all of whose words, or else most words of its own, stand in the first sentence or the last, in any
+    order and inflection."""
+    options = [set(map(stem, re.findall(r"\w+", option))) for option in spelled(problem.choices)]
+    for part in (*sentences(text)[:1], *sentences(text)[:-2:-1]):
+        said = set(map(stem, words_of(part)))
+        fresh = said - content_words(problem.question)
+        sizes = [len(option) if option <= said else 0 for option in options]
+        own = [option - set().union(*options[:i], *options[i + 1 :]) for i, option in enumerate(options)]
+        told = [[len(words & heard) for words in own] for heard in (fresh, said)] if not REFUSAL.search(part) else []
+        for counts in (sizes, *told):
+            if max(counts) > 0 and counts.count(max(counts)) == 1:
+                return letter_of(counts.index(max(counts)))
+    return None
+
+
+def concluded_number(text: str, problem: Problem) -> str | None:
+    """The number of a conclusion, or else of the last sentence, that equals an option."""
+    letters = (equal_number(number_in(part), problem) for part in (*conclusions(text), *sentences(text)[::-1]))
+    return next(filter(None, letters), None)
+
+
+CHOICE_RULES = (stated_letter, yes_or_no, stated_option, mentioned_letter, only_letter, leading_letter, affirmed,
+                off_the_list, concluded_option, reworded_option, concluded_number)
+
+
+def without_list(text: str) -> str:
+    """The text without a copy of the options, a line each."""
+    lines = text.split("\n")
+    if len({match[1] for match in map(LISTED.match, lines) if match}) < 2:
+        return text
+    return "\n".join(line for line in lines if not LISTED.match(line)) or text
+
+
+def rule_name(rule) -> str:
+    return rule.__name__.replace("_", " ")
+
+
+def choice_in_prose(text: str, problem: Problem) -> tuple[str, str]:
+    """(letter, rule); the text of a refusal or the end of any other with the rule "nothing"."""
+    said = without_list(text)
+    for rule in CHOICE_RULES:
+        answer = rule(said, problem)
+        if answer:
+            return answer, rule_name(rule) if in_range(answer, problem) else "out of range"
+    return "N/A" if len(text) > MAX_RAW and REFUSAL.search(text) else text[-MAX_RAW:], "nothing"
+
+
+# ---------------------------------------------------------------- rules: numbers
+
+STATES_NUMBER = re.compile(r"(?:(?<!to )\b(?i:answer)\b|答案)[^.\n]{0,80}?(?:\b(?:is|are)\b|[:=为是])")
+BLANK = re.compile(r"((?:[\w']+ ){1,3})\(?_+\)?")
+ASKS_YEAR = re.compile(r"\b(?:which|what) years?\b|\bwhen\b|哪一?年", re.IGNORECASE)
+ASKS_COUNT = re.compile(r"\b(?:how many|number of)\b|多少|几", re.IGNORECASE)
+NONE_SAID = re.compile(r"\b(?:no|none|zero|nothing)\b|没有", re.IGNORECASE)
+
+
+def stated_number(text: str, problem: Problem) -> Fraction | None:
+    """The answer is 5."""
+    for match in list(STATES_NUMBER.finditer(text))[: -MAX_MATCHES : -1]:
+        rest = text[match.end() : match.end() + 200]
+        if re.match(r"\n\d+[.)] ", rest):                                # the first of the steps towards the answer
+            continue
+        value = answer_number(SENTENCE_END.split(rest.strip())[0], problem.question)
+        if value is not None:
+            return value
+    return None
+
+
+def filled_blank(text: str, problem: Problem) -> Fraction | None:
+    """There are 3 dots, where the question has: There are (_) dots."""
+    blank = BLANK.search(problem.question)
+    if not blank:
+        return None
+    filled = re.escape(blank[1]) + r"(?:about |approximately )?[*$(_ ]*([\d.,/]+|[a-z-]+)"
+    values = [numbers(word) or number_words(word) for word in re.findall(filled, text, re.IGNORECASE)]
+    return next((value[0] for value in values[::-1] if value), None)
+
+
+def asked_year(text: str, problem: Problem) -> Fraction | None:
+    """The year, where one is asked for, of a sentence that repeats the question, else of the last sentence with one."""
+    if not ASKS_YEAR.search(problem.question):
+        return None
+    for part in (*restating(text, problem), *sentences(text)[::-1]):
+        years = re.findall(r"(?<!\d)[12]\d{3}(?!\d)", " ".join(BOLD.findall(part)) or part)
+        if years:
+            return Fraction(years[-1])
+    return None
+
+
+def first_number(parts, problem: Problem) -> Fraction | None:
+    values = (number_in(part, problem.question) for part in parts)
+    return next((value for value in values if value is not None), None)
+
+
+def restated(text: str, problem: Problem) -> Fraction | None:
+    """The number of the sentence that repeats the question."""
+    return first_number(restating(text, problem), problem)
+
+
+def concluded(text: str, problem: Problem) -> Fraction | None:
+    """The number of the last conclusion that has one."""
+    return first_number(conclusions(text), problem)
+
+
+def bold_number(text: str, problem: Problem) -> Fraction | None:
+    """The first number in bold."""
+    values = [value for part in BOLD.findall(text) for value in numbers(part)]
+    return values[0] if values else None
+
+
+def last_number(text: str, problem: Problem) -> Fraction | None:
+    """The number of the last sentence that has one."""
+    return first_number(sentences(text)[::-1], problem)
+
+
+def none_counted(text: str, problem: Problem) -> Fraction | None:
+    """0 for "there are no cubes left", where a count is asked."""
+    counted = ASKS_COUNT.search(problem.question) and NONE_SAID.search(text)
+    return Fraction(0) if counted and not REFUSAL.search(text) else None
+
+
+NUMBER_RULES = (stated_number, filled_blank, asked_year, restated, concluded, bold_number, last_number, none_counted)
+
+
+def number_in_prose(text: str, problem: Problem) -> tuple[str, str]:
+    """(bare number, rule); the end of the text with the rule "nothing"."""
+    for rule in NUMBER_RULES:
+        value = rule(text, problem)
+        if value is not None:
+            return bare_number(value), rule_name(rule)
+    return text[-MAX_RAW:], "nothing"
+
+
+# ---------------------------------------------------------------- the other kinds
+
+
+def list_in_prose(text: str, problem: Problem) -> tuple[str, str]:
+    """The last [...] as Python writes it, else the last two numbers."""
+    for items in re.findall(r"\[([^\[\]]{1,400})\]", text)[::-1]:
+        values = [numbers(item) for item in items.split(",")]
+        if all(values):
+            return "[" + ", ".join(bare_number(value[0]) for value in values) + "]", "list"
+    values = numbers(text[-MAX_SENTENCE:])
+    if len(values) > 1:
+        return "[" + ", ".join(map(bare_number, values[-2:])) + "]", "last two numbers"
+    return text[-MAX_RAW:], "nothing"
+
+
+def text_in_prose(text: str, problem: Problem) -> tuple[str, str]:
+    """What follows the last "answer is", to the end of the sentence."""
+    for match in list(STATES_ANSWER.finditer(text))[: -MAX_MATCHES : -1]:
+        answer = clean(re.split(r"\n|\. ", text[match.end() : match.end() + MAX_SENTENCE])[0])
+        if answer:
+            return answer, "stated text"
+    return text[-MAX_RAW:], "nothing"

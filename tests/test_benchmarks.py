@@ -1,0 +1,316 @@
+"""Benchmarks: rows in the hub's columns and types become questions and gold answers; verdicts and means by hand."""
+import ast
+import io
+import json
+import os
+import re
+
+import datasets
+import huggingface_hub.constants
+import pytest
+from PIL import Image
+
+import benchmarks
+from benchmarks import BENCHMARKS, can_infer, chosen, load_items, load_rows, load_samples, listed_options
+from data import InputError
+
+COT = "### Image Description: no dog\n### Rationales: r\n### Step 1: there is no doubt, (B) is not it\n" \
+      "### The final answer is: {}"
+
+
+def as_set(rows: list[dict], **kinds) -> datasets.Dataset:
+    """Rows as datasets holds them; kinds: the features of the columns that it could not guess."""
+    guessed = datasets.Dataset.from_list([{name: row[name] for name in row if name not in kinds} for row in rows])
+    features = datasets.Features(dict(guessed.features) | kinds)
+    return datasets.Dataset.from_list(rows, features=features)
+
+
+def picture(shade=0):
+    return Image.new("RGB", (56, 56), (shade, 99, 200))
+
+
+def metadata(**changes):
+    return dict(category="math-targeted-vqa", context="synthetic scene", grade="elementary school", img_height=56,
+                img_width=56, language="english", skills=["arithmetic reasoning", "logical reasoning"], source="CLEVR",
+                split="testmini", task="visual question answering") | changes
+
+
+def mathvista_set() -> datasets.Dataset:
+    """Four questions in the hub's columns: two choices, an integer with a unit, a decimal; null where it is."""
+    kinds = [("multi_choice", "text", ["yes", "no"], None, None, "no"),
+             ("free_form", "integer", None, "years", None, "12"),
+             ("free_form", "float", None, None, 1.0, "1.5"), ("multi_choice", "text", ["4", "7", "9"], None, None, "7")]
+    rows = [dict(pid=str(i), question=f"What is in picture {i}?", image=f"images/{i}.jpg", decoded_image=picture(i),
+                 choices=choices, unit=unit, precision=precision, answer=answer, question_type=question_type,
+                 answer_type=answer_type, metadata=metadata(), query=f"Hint: h\nQuestion: What is in picture {i}?")
+            for i, (question_type, answer_type, choices, unit, precision, answer) in enumerate(kinds, 1)]
+    return as_set(rows, decoded_image=datasets.Image(), choices=datasets.List(datasets.Value("string")),
+                  precision=datasets.Value("float64"), unit=datasets.Value("string"))
+
+
+def items_of(name: str, rows: list[dict]) -> dict:
+    return load_items(name, [(f"row {i}", row) for i, row in enumerate(rows, 1)])
+
+
+def judge(name: str, response: str, item):
+    """(official, strict)"""
+    extraction, rule = BENCHMARKS[name].extract(response, item)
+    return BENCHMARKS[name].judge(response, extraction, rule, item)[1:]
+
+
+# ---------------------------------------------------------------- loading
+
+
+def test_a_benchmark_is_the_same_from_parquet_a_saved_set_and_json(tmp_path):
+    made = mathvista_set()
+    made.to_parquet(str(tmp_path / "testmini.parquet"))
+    made.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict(testmini=made, test=made.select([0])).save_to_disk(str(tmp_path / "splits"))
+    os.makedirs(tmp_path / "folder" / "data")
+    made.to_parquet(str(tmp_path / "folder" / "data" / "testmini-00000-of-00001.parquet"))
+    rows = {row["pid"]: {name: row[name] for name in row if name != "decoded_image"} for row in made}
+    (tmp_path / "testmini.json").write_text(json.dumps(rows))
+    sources = ["testmini.parquet", "one", "splits", "folder", "testmini.json"]
+    read = [load_items("mathvista", load_rows("mathvista", str(tmp_path / source), "")) for source in sources]
+    assert all(items == read[0] for items in read) and list(read[0]) == ["1", "2", "3", "4"]
+
+
+def test_null_nan_and_arrays_of_a_data_frame_are_what_the_hub_means():
+    frame = mathvista_set().remove_columns("decoded_image").to_pandas()
+    assert frame.precision.isna().any() and type(frame.choices[0]).__name__ == "ndarray"
+    items = items_of("mathvista", frame.to_dict("records"))
+    assert items == items_of("mathvista", list(mathvista_set().remove_columns("decoded_image")))
+    assert items["3"].precision == 1 and items["2"].choices == () and items["1"].unit == ""
+
+
+def test_an_image_may_be_a_picture_a_path_or_bytes(tmp_path):
+    picture(7).save(tmp_path / "7.png")
+    stored = io.BytesIO()
+    picture(7).save(stored, "PNG")
+    rows = [dict(question="q?", answer=["a"], question_type="t", image=image)
+            for image in (picture(7), "7.png", {"bytes": stored.getvalue(), "path": None}, None)]
+    named = [(f"row {i}", row) for i, row in enumerate(rows)]
+    samples = load_samples(load_items("ocrbench", named), named, str(tmp_path))
+    assert samples[1].images == (str(tmp_path / "7.png"),) and samples[3].images == ()
+    assert list(samples[0].images[0].get_flattened_data()) == list(samples[2].images[0].get_flattened_data())
+
+
+def test_a_question_that_writes_of_an_image_marks_none():
+    named = [("row 1", dict(question="What does <image> mean in HTML?", answer=["a"], question_type="t"))]
+    [sample] = load_samples(load_items("ocrbench", named), named, "")
+    assert "<image>" not in sample.question
+
+
+def test_scoring_reads_no_picture(tmp_path):
+    mathvista_set().to_parquet(str(tmp_path / "m.parquet"))
+    [row, *_] = load_rows("mathvista", str(tmp_path / "m.parquet"), "", images=False)
+    assert "decoded_image" not in row[1]
+
+
+def test_a_folder_may_hold_one_folder_per_benchmark(tmp_path):
+    mathvista_set().save_to_disk(str(tmp_path / "mathvista"))
+    assert len(load_rows("mathvista", str(tmp_path), "")) == 4
+
+
+def test_the_only_split_is_taken_and_of_several_one_must_be_named(tmp_path):
+    """The hub's names could not be checked for each benchmark."""
+    os.makedirs(tmp_path / "data")
+    mathvista_set().to_parquet(str(tmp_path / "data" / "validation-00000-of-00001.parquet"))
+    assert len(load_rows("mathvista", str(tmp_path), "")) == 4
+    mathvista_set().to_parquet(str(tmp_path / "data" / "train-00000-of-00001.parquet"))
+    with pytest.raises(InputError, match="no split testmini; it has train, validation"):
+        load_rows("mathvista", str(tmp_path), "")
+    assert len(load_rows("mathvista", str(tmp_path), "validation")) == 4
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_with_ways_out(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+    with pytest.raises(InputError) as error:
+        load_rows("mathvista", "", "")
+    line = str(error.value)
+    assert "\n" not in line and "AI4Math/MathVista" in line
+    assert "hf download" in line and "--data FOLDER" in line and "HF_HOME" in line
+
+
+@pytest.mark.parametrize("name, rows, message", [
+    ("mathvista", [dict(pid="1", question="q")], "question_type"),
+    ("mathverse", [dict(question="q", answer="A")], "question_type"),
+    ("mmstar", [dict(index=3, question="", answer="A")], "no question"),
+    ("mmstar", [dict(index=3, question="q", answer="A"), dict(index=3, question="r", answer="A")], "twice"),
+    ("hallusionbench", [dict(question="q", gt_answer="2")], "gt_answer"),
+])
+def test_a_row_of_another_kind_is_named(name, rows, message):
+    with pytest.raises(InputError, match=message):
+        items_of(name, rows)
+
+
+def test_names_come_with_commas_or_spaces_and_all_is_all():
+    assert chosen(["mathvista,mmstar", "ocrbench", "mmstar"]) == ["mathvista", "mmstar", "ocrbench"]
+    assert chosen(["all"]) == list(BENCHMARKS) and chosen([]) == []
+    with pytest.raises(InputError, match="did you mean mathvista"):
+        chosen(["mathvsita"])
+
+
+# ---------------------------------------------------------------- MathVerse, MATH-Vision, MMStar
+
+
+def test_options_are_read_from_the_question():
+    assert listed_options("Find x. In A: no.\nChoices:\nA:135°\nB:140°\nC:145°") == ("135°", "140°", "145°")
+    assert listed_options("Where? Options: A: left, B: right of it, C: up") == ("left", "right of it", "up")
+    assert listed_options("Which one?") == ("A", "B", "C", "D")
+
+
+def mathverse_row(index, version, question_type="multi-choice", answer="B", **changes):
+    full = "Find x.\nChoices:\nA:135°\nB:140°"
+    return dict(sample_index=str(index), problem_index="1", problem_version=version, answer=answer,
+                question="" if version == "Vision Only" else full, question_for_eval=full,
+                query_wo="Answer the question in the image.", question_type=question_type,
+                metadata=dict(split="testmini", source="GeoQA", subject="Plane Geometry", subfield="Angle")) | changes
+
+
+def test_mathverse_means_are_per_version():
+    """Text Lite 1 of 2, Vision Only 0 of 1: mean of the versions 25."""
+    rows = [mathverse_row(1, "Text Lite"), mathverse_row(2, "Text Lite"), mathverse_row(3, "Vision Only")]
+    items = items_of("mathverse", rows)
+    assert items["3"].query == "Answer the question in the image." and items["1"].choices == ("135°", "140°")
+    right = {pid: judge("mathverse", COT.format(answer), items[pid])[1] for pid, answer in zip("123", ("B", "A", "A"))}
+    assert right == {"1": True, "2": False, "3": False}
+    means = BENCHMARKS["mathverse"].means(right, items)
+    assert means == {"mean of the versions": 25.0, "Vision Only": 0.0}
+
+
+def test_mathverse_gold_answers_that_are_no_numbers_are_told_apart():
+    """They are under-credited: no judge reads "domain: x > 0" here."""
+    rows = [mathverse_row(i, "Text Lite", "free-form", answer) for i, answer in enumerate(("7 cm", "domain: x>0"), 1)]
+    items = items_of("mathverse", rows + [mathverse_row(3, "Text Lite")])
+    assert [item.labels["gold"] for item in items.values()] == [("number",), ("other",), ("letter",)]
+    assert judge("mathverse", COT.format("7"), items["1"]) == (False, True)  # equal, but not the same text
+    assert judge("mathverse", COT.format("domain: x>0"), items["2"]) == (True, True)
+
+
+def test_mathvision_options_that_are_letters_stand_in_the_picture():
+    rows = [dict(id="1", question="Which? <image1>", options=list("ABCDE"), answer="D", subject="algebra", level=2),
+            dict(id="2", question="How many?\n<image1>", options=["3", "5"], answer="B", subject="algebra", level=1),
+            dict(id="3", question="How long?", options=[], answer="2.5", subject="algebra", level=1)]
+    items = items_of("mathvision", rows)
+    assert items["1"].query == "Which?" and items["2"].query == "How many?\n(A) 3\n(B) 5"
+    for answer in ("D", "(D)", "**D**", "Option D"):
+        assert judge("mathvision", COT.format(answer), items["1"]) == (True, True)
+    assert judge("mathvision", COT.format("E"), items["1"]) == (False, False)
+    assert judge("mathvision", COT.format("5"), items["2"]) == (True, True)  # the option's text
+    assert judge("mathvision", COT.format("5/2"), items["3"]) == (True, True)
+    assert judge("mathvision", "### Rationales: it is 2.5", items["3"])[1] is False
+
+
+def test_symbolic_answers_are_compared_by_value():
+    row = dict(id="1", question="How long?", options=[], answer=r"2\sqrt{2}", subject="algebra", level=5)
+    item = items_of("mathvision", [row])["1"]
+    assert judge("mathvision", COT.format(r"\sqrt{8}"), item) == (False, True)
+    assert judge("mathvision", COT.format(r"\sqrt{6}"), item) == (False, False)
+
+
+def test_mathvision_answers_are_never_run_as_code(tmp_path):
+    item = items_of("mathvision", [dict(id="1", question="q", options=[], answer="2", subject="s", level=1)])["1"]
+    trap = f"__import__('os').mkdir({str(tmp_path / 'x')!r}) or 2"
+    assert judge("mathvision", COT.format(trap), item) == (False, False) and not os.path.exists(tmp_path / "x")
+
+
+def table(function) -> list[tuple]:
+    return re.findall(r"^ +(\".+\") +(\(.+\)) +-> (\"\w\")", function.__doc__, re.MULTILINE)
+
+
+@pytest.mark.parametrize("row", table(can_infer))
+def test_can_infer_table(row):
+    response, choices, letter = map(ast.literal_eval, row)
+    assert can_infer(response, choices) == letter
+
+
+def test_the_can_infer_table_is_read():
+    assert len(table(can_infer)) == 5
+
+
+def test_mmstar_is_the_mean_of_its_categories():
+    """math 2 of 2, logical 0 of 1: 50, where the plain accuracy is 67."""
+    rows = [dict(index=i, question="q? Options: A: red, B: blue", answer="B", category=category, l2_category="x")
+            for i, category in enumerate(("math", "math", "logical reasoning"))]
+    items = items_of("mmstar", rows)
+    assert items["0"].query.endswith("B: blue\nPlease select the correct answer from the options above.")
+    verdicts = {pid: judge("mmstar", COT.format(answer), items[pid]) for pid, answer in zip("012", ("B", "(B)", "A"))}
+    assert BENCHMARKS["mmstar"].means({pid: strict for pid, (_, strict) in verdicts.items()}, items) == {
+        "mean of the categories": 50.0}
+    assert verdicts["0"] == (True, True)
+
+
+# ---------------------------------------------------------------- HallusionBench
+
+
+def hallusionbench_rows() -> list[dict]:
+    """Two sets of two figures with three questions each: 12 rows."""
+    return [dict(category="VD", subcategory="chart", visual_input="1", set_id=str(s), figure_id=str(f),
+                 question_id=str(q), question=f"Is it {q}?", gt_answer=str(int(q == f)), gt_answer_details="",
+                 sample_note="", filename="")
+            for s in range(2) for f in range(2) for q in range(3)]
+
+
+def test_hallusionbench_means_by_hand():
+    """12 answers, rows 0 (set 0, figure 0, question 0) and 7 (set 1, figure 0, question 1) wrong: aAcc 10/12.
+    Figures: 00 wrong, 01 right, 10 wrong, 11 right: 2/4. Questions, over both figures of a set: 00 wrong, 01 and 02
+    right, 10 right, 11 wrong, 12 right: 4/6."""
+    items = items_of("hallusionbench", hallusionbench_rows())
+    right = {pid: pid not in ("1", "8") for pid in items}
+    means = BENCHMARKS["hallusionbench"].means(right, items)
+    assert [means[name] for name in ("aAcc", "fAcc", "qAcc")] == pytest.approx([1000 / 12, 50, 400 / 6])
+    assert means["mean of the three"] == pytest.approx((1000 / 12 + 50 + 400 / 6) / 3)
+
+
+def test_yes_or_no_counts_in_the_final_section_only():
+    """The reasoning of COT says "no" twice; the published rule on all of it would find both words."""
+    item = items_of("hallusionbench", hallusionbench_rows()[:1])["1"]  # question 0 of figure 0: yes
+    assert item.query == "Is it 0? Please answer yes or no."
+    assert judge("hallusionbench", COT.format("Yes"), item) == (True, True)
+    assert judge("hallusionbench", COT.format("No"), item) == (False, False)
+    assert judge("hallusionbench", COT.format("yes and no"), item)[0] is False
+    assert judge("hallusionbench", "Yes.", item) == (True, True)
+
+
+@pytest.mark.parametrize("gold, meant", [("1", "Yes"), ("0", "No"), (1, "Yes"), ("yes", "Yes"), ("No", "No")])
+def test_hallusionbench_gold_answers_in_either_spelling(gold, meant):
+    rows = [hallusionbench_rows()[0] | {"gt_answer": gold}]
+    assert items_of("hallusionbench", rows)["1"].answer == meant
+
+
+# ---------------------------------------------------------------- OCRBench
+
+
+def ocr(answers, kind="Regular Text Recognition"):
+    row = dict(dataset="d", question="what is written in the image?", question_type=kind, answer=answers)
+    return items_of("ocrbench", [row])["1"]
+
+
+def test_ocrbench_asks_whether_a_gold_answer_is_contained():
+    item = ocr(["CENTRE", "Center"])
+    assert judge("ocrbench", COT.format("the centre"), item) == (True, True)
+    assert judge("ocrbench", COT.format("cent"), item) == (False, False)
+    assert judge("ocrbench", "Center", item) == (True, True)  # short: nothing but an answer
+    assert judge("ocrbench", COT.format("two\nlines"), ocr(["two lines"])) == (True, True)
+
+
+def test_ocrbench_strict_ignores_what_only_the_reasoning_says():
+    item = ocr(["doubt"])  # a word of COT's first step
+    assert judge("ocrbench", COT.format("7"), item) == (True, False)
+    assert judge("ocrbench", "### Step 1: doubt, cut off", item) == (True, True)  # short, no section
+    assert judge("ocrbench", "### Step 1: doubt" + 200 * " and", item) == (True, False)
+
+
+def test_ocrbench_handwritten_formulas_keep_case_and_lose_spaces():
+    item = ocr(["\\frac { A } { b }"], benchmarks.HANDWRITTEN)
+    assert judge("ocrbench", COT.format("\\frac{A}{b}"), item) == (True, True)
+    assert judge("ocrbench", COT.format("\\frac{a}{b}"), item) == (False, False)
+
+
+def test_ocrbench_recognition_of_text_is_one_group_of_five():
+    kinds = ["Regular Text Recognition", "Digit String Recognition", benchmarks.HANDWRITTEN, "Scene Text-centric VQA"]
+    groups = [ocr(["a"], kind).labels["group"][0] for kind in kinds]
+    assert groups == ["Text Recognition", "Text Recognition", benchmarks.HANDWRITTEN, "Scene Text-centric VQA"]
+    assert BENCHMARKS["ocrbench"].means({"1": True}, {"1": ocr(["a"])}) == {"score": 1.0}

@@ -1,0 +1,230 @@
+"""The rules that read answers out of responses: every style they must understand, and all they must survive."""
+import random
+import time
+
+import pytest
+
+from extraction import NO_ANSWER, Problem, extract
+
+ANGLE = Problem("1", "What is the measure of angle BOC?", "choice", ("30°", "45°", "60°", "75°"))
+YES_NO = Problem("2", "Is Medium Blue the roughest?", "choice", ("yes", "no"))
+ANIMAL = Problem("3", "Which animal would starve first if the mice died out?", "choice",
+                 ("Owl", "Grass", "Barn owl", "Rabbit"))
+CHANGE = Problem("4", "What would happen to the hawks if the snakes decreased?", "choice",
+                 ("increase", "decrease", "stay the same", "can't tell"))
+BLANK = Problem("5", "The value at x=1 is ____ that at x=3.", "choice", ("larger than", "equal to", "smaller than"))
+ODDS = Problem("6", "What is the probability of drawing a red marble?", "choice", ("1/2", "3/8", "5/8", "1"))
+CHINESE = Problem("7", "如图，则∠BOC的度数是（）", "choice", ("30°", "40°", "50°", "60°"))
+COUNT = Problem("8", "How many red cubes are left on the table?", "integer")
+AGE = Problem("9", "What is the age gap between these two people in image?", "integer", unit="years")
+LENGTH = Problem("10", "By what distance d is the spring compressed?", "float", precision=2)
+YEAR = Problem("11", "In which year was the sales figure the highest?", "integer")
+CORNER = Problem("12", "Give the coordinates of the corner as a list.", "list")
+ILLUSION = Problem("13", "Are the two lines in the picture parallel?", "yesno")
+FORMULA = Problem("14", "What is the equation of the line?", "text")
+EIGHT = Problem("15", "Which figure comes next?", "choice", tuple("ABCDEFGH"))
+
+# problem, response, extraction
+STYLES = [
+    # bare answers
+    (ANGLE, "B", "B"), (ANGLE, "b.", "B"), (ANGLE, "(D) 75°", "D"), (ANGLE, "B. 45°", "B"), (ANGLE, "45°", "B"),
+    (ANGLE, "45", "B"), (ANGLE, "45 degrees", "B"), (ANGLE, "$45^\\circ$", "B"), (ANGLE, "[C]", "C"), (ANGLE, "C) 60°", "C"),
+    (ANGLE, "A: 30°", "A"), (ANGLE, "A: 60°", "C"), (ANGLE, "Choice (B)", "B"), (ANGLE, "**C**", "C"), (EIGHT, "H", "H"),
+    (ANIMAL, "Barn owl", "C"), (ANIMAL, "barn owls", "C"), (BLANK, "larger than", "A"), (ODDS, "$\\frac{5}{8}$", "C"),
+    # the letter is stated
+    (ANGLE, "Answer: B", "B"), (ANGLE, "answer: (c)", "C"), (ANGLE, "ANSWER: C", "C"), (ANGLE, "Ans: C", "C"),
+    (ANGLE, "The answer is (B).", "B"), (ANGLE, "The answer is B", "B"), (ANGLE, "The letter is C.", "C"),
+    (ANGLE, "The correct answer is option C: 60°.", "C"), (ANGLE, "The correct option letter is D", "D"),
+    (ANGLE, "The answer is 'C'", "C"), (ANGLE, 'The answer is "C".', "C"), (ANGLE, "The answer would be C", "C"),
+    (ANGLE, "The answer is therefore (C).", "C"), (ANGLE, "The answer is likely to be C.", "C"),
+    (ANGLE, "So the correct option is B.", "B"), (ANGLE, "Hence, option (D) is correct.", "D"),
+    (ANGLE, "Therefore, (C) is the answer.", "C"), (ANGLE, "C is the correct answer.", "C"),
+    (ANGLE, "I would choose C, since the arc is 120°.", "C"), (ANGLE, "The angle is 60°, which corresponds to choice C.", "C"),
+    # markdown and LaTeX
+    (ANGLE, "**Answer: (C) 60°**", "C"), (ANGLE, "**Answer:** C", "C"), (ANGLE, "**Final Answer**\n\n**C**", "C"),
+    (ANGLE, "### Answer\nC. 60°", "C"), (ANGLE, "The final answer is $\\boxed{B}$.", "B"), (ANGLE, "\\boxed{\\text{C}}", "C"),
+    (ANGLE, "so the result is $\\boxed{60^\\circ}$", "C"), (ANGLE, "\\(\\boxed{\\textbf{(C)}\\ 60^\\circ}\\)", "C"),
+    (ANGLE, "<think>(A)? No.</think><answer> B </answer>", "B"), (ANGLE, "**The final answer is: B. 45°**", "B"),
+    (ANGLE, "### The final answer is:\nThe angle is:\n60°", "C"),
+    (ANGLE, "### The final answer is: Option C because 45° is too small", "C"),
+    # reasoning first, or last
+    (ANGLE, "The angle at the centre is twice that at the rim, so it is 2 x 30° = 60°. The answer is (C) 60°.", "C"),
+    (ANGLE, "(C)\n\nThe arc is 120°, and an inscribed angle is half of it.", "C"),
+    (ANGLE, "The answer is C\n\nExplanation: choice A is 30°, which is half.", "C"),
+    (ANGLE, "Let's look: the triangle is isosceles.\n\nAngle BOC = 180° - 2 × 52.5° = 75°", "D"),
+    (ANGLE, "Looking at the choices:\n(A) 30°\n(B) 45°\n(C) 60°\n(D) 75°\nthe arc is 120°, so half of it is 60°.", "C"),
+    # options that are ruled out or only supposed
+    (ANGLE, "Option A is incorrect because 30° is too small. Option C is the right one.", "C"),
+    (ANGLE, "(A) is wrong, (B) is wrong, and (C) is correct.", "C"), (ANGLE, "The correct answer is not (A) but (B).", "B"),
+    (ANGLE, "If the answer were (A), the sum would be 90°. It is 120°, so the answer must be (B).", "B"),
+    (ANGLE, "The answer is A triangle with 60° angles, so C is correct.", "C"),
+    # a second problem that the model put to itself
+    (ANGLE, "The answer is B.\nQuestion: What is the measure of another?\nChoices:\n(A) 3\nAnswer: A", "B"),
+    # yes and no
+    (YES_NO, "Yes", "A"), (YES_NO, "no", "B"), (YES_NO, "No, Medium Blue is not the roughest.", "B"),
+    (YES_NO, "Medium Blue is not the roughest.", "B"), (YES_NO, "Medium Blue is the roughest.", "A"),
+    (YES_NO, "Medium Blue is the smoothest.", "B"), (YES_NO, "The answer is (A) yes.", "A"),
+    (YES_NO, "Red has no trend. Blue has many peaks. Therefore, the answer is Yes.", "A"),
+    (ILLUSION, "No, they are not.", "No"), (ILLUSION, "### The final answer is: Yes.", "Yes"),
+    (ILLUSION, "There is no vanishing point here. So the answer is yes.", "Yes"),
+    # the text of an option
+    (ANIMAL, "The barn owl would starve first, because it eats mice.", "C"), (ANIMAL, "The answer is Owl.", "A"),
+    (ANIMAL, "Rabbits would starve.", "D"), (CHANGE, "The hawk population would decrease.", "B"),
+    (CHANGE, "They would likely increase in number since there is less competition.", "A"),
+    (CHANGE, "If the snakes decreased, the hawks would increase.", "A"), (CHANGE, "The hawks would stay the same.", "C"),
+    (BLANK, "The value at x=1 is smaller than that at x=3.", "C"),
+    (ODDS, "There are 3 red marbles of 8. The probability is 3/8.", "B"),
+    # Chinese
+    (CHINESE, "因为∠A=25°，所以∠BOC=2×25°=50°，故选C。", "C"), (CHINESE, "答案是 B", "B"), (CHINESE, "答案：D", "D"),
+    (CHINESE, "正确选项为（C）", "C"), (CHINESE, "所以∠BOC=40°", "B"), (CHINESE, "选项B正确", "B"), (CHINESE, "选C", "C"),
+    (COUNT, "答案是 12", "12"), (COUNT, "所以一共有8个", "8"),
+    # numbers
+    (COUNT, "5", "5"), (COUNT, "5.0", "5"), (COUNT, "Five", "5"), (COUNT, "twenty-five", "25"), (COUNT, "**5**", "5"),
+    (COUNT, "The answer is 5.", "5"), (COUNT, "There are five red cubes left.", "5"), (COUNT, "12 - 3 - 4 = 5", "5"),
+    (COUNT, "There were 12 cubes. We remove 3 and 4. 12 - 3 - 4 = 5. So there are 5 left.", "5"),
+    (COUNT, "After removing 3 of the 8 cubes, 5 remain.", "5"), (COUNT, "There are no red cubes left on the table.", "0"),
+    (COUNT, "The answer is 1,000.", "1000"), (COUNT, "3.5 million", "3500000"), (COUNT, "The answer is $25.", "25"),
+    (COUNT, "The answer is 25%.", "25"), (COUNT, "The answer is −3.", "-3"), (COUNT, "The final answer is: $-3$", "-3"),
+    (COUNT, "### The final answer is: 12 of the 20 cubes", "12"), (COUNT, "### The final answer is: 5 cubes.<|im_end|>", "5"),
+    (COUNT, "It is in the 4th row.", "4"),
+    (AGE, "Person A was born in 1924 and person B in 1930, so the age gap is 6 years.", "6"),
+    (AGE, "1930 - 1924 = 6 years", "6"), (AGE, "Answer: 7 (Unit: years)", "7"),
+    (AGE, "The left one looks about 60 and the other about 45. The age gap is approximately 15 years.", "15"),
+    (LENGTH, "d = 0.12 m", "0.12"), (LENGTH, "The spring is compressed by a distance of about 0.12 m.", "0.12"),
+    (LENGTH, "1.2 \\times 10^{-2} m", "0.012"), (LENGTH, "d = 1.2e-2 m", "0.012"), (LENGTH, "d \\approx 0.115 \\text{ m}", "0.115"),
+    (LENGTH, "d = \\frac{1}{4} = 0.25", "0.25"), (LENGTH, "The final answer is: 1/4", "0.25"),
+    (YEAR, "The sales figure was the highest in 2015, at 340.", "2015"),
+    # lists and texts
+    (CORNER, "The corner is at [3,  -1.5].", "[3, -1.5]"), (CORNER, "### The final answer is: [2014,2016]", "[2014, 2016]"),
+    (CORNER, "The coordinates are 3 and 4.", "[3, 4]"), (FORMULA, "### The final answer is: $y = 2x+1$.", "y=2x+1"),
+    (FORMULA, "The slope is 2. The answer is y = 2x + 1.", "y=2x+1"),
+]
+
+
+@pytest.mark.parametrize("problem, response, expected", STYLES)
+def test_extract_reads_every_style(problem, response, expected):
+    extraction, rule = extract(response, problem)
+    assert extraction == expected and rule not in NO_ANSWER
+
+
+@pytest.mark.parametrize("problem, response, expected, rule", [
+    (ANGLE, "", "", "empty"),
+    (ANGLE, " <|im_end|>\n", "", "empty"),
+    (YES_NO, "D", "D", "out of range"),                                  # handed over as it is: the official rule decides
+    (YES_NO, "The answer is (F).", "F", "out of range"),
+    (ANGLE, "Therefore, the angle is 90°.", "90", "out of range"),
+    (ANIMAL, "I can't help with that.", "I can't help with that.", "nothing"),
+    (COUNT, "Sorry, there is no image.", "Sorry, there is no image.", "nothing"),
+])
+def test_extract_says_when_there_is_no_answer(problem, response, expected, rule):
+    assert extract(response, problem) == (expected, rule)
+
+
+SKELETON = """### Image Description: A figure with options (B) and (A), an angle of 45° and 12 objects.
+### Rationales: Option (A) looks close, and some would say the answer is 99. 有人会选 B。
+### Let's think step by step.
+### Step 1: If the answer is (B), then x = 7, which is wrong.
+### Step 2: Option C is not correct. 3 + 4 = 7. 答案不是 A。
+"""
+ENDINGS = [
+    "### The final answer is: {}", "### The final answer is:\n{}\n", "**The final answer is: {}**",
+    "### The final answer is: {}.", "### The final answer is: $\\boxed{{{}}}$", "### The final answer is: **{}**",
+    "The final answer is: {}", "So \\boxed{{{}}}", "<answer>{}</answer>", "### The final answer is: {}<|im_end|>",
+    "### The final answer is: 99\n### The final answer is: {}",
+]
+
+
+def spellings(problem, value):
+    """How a model may write the value, an option's text or a number, in the answer section."""
+    if problem.kind == "choice":
+        letter = chr(ord("A") + problem.choices.index(value))
+        return [letter, f"({letter})", f"{letter}. {value}", f"({letter}) {value}", value, f"Option {letter}"]
+    if problem.kind == "list":
+        return [value]
+    numbers = [value, f"${value}$", f"{value} cm", f"{value}%", f"x = {value}", f"{value}°"]
+    return numbers + ([f"{value}.0", f"{int(value):,}"] if problem.kind == "integer" else [])
+
+
+def wrapped(problem, values):
+    """[(value, response)]: every spelling of every value in every ending, after reasoning full of decoys."""
+    return [(value, SKELETON + ending.format(spelling)) for value in values
+            for spelling in spellings(problem, value) for ending in ENDINGS]
+
+
+@pytest.mark.parametrize("problem", [ANGLE, YES_NO, ANIMAL, CHANGE, BLANK, ODDS, CHINESE, EIGHT])
+def test_extract_reads_the_trained_format_past_every_decoy(problem):
+    for value, response in wrapped(problem, problem.choices):
+        assert extract(response, problem)[0] == chr(ord("A") + problem.choices.index(value)), response
+
+
+@pytest.mark.parametrize("problem, values", [
+    (COUNT, ("0", "5", "-3", "1234567")), (LENGTH, ("0.12", "-7.5", "1234.5")), (CORNER, ("[1, 2]", "[0.5, -3]"))])
+def test_extract_reads_numbers_in_the_trained_format(problem, values):
+    for value, response in wrapped(problem, values):
+        assert extract(response, problem)[0] == value, response
+
+
+def test_extract_options_in_parentheses_are_read_as_letters_only_in_capitals():
+    shuffled = Problem("1", "Which picture?", "choice", ("(c)", "(a)", "(b)"))
+    assert extract("### The final answer is: (b)", shuffled)[0] == "C"                 # the third option's text
+    assert extract("### The final answer is: (B)", shuffled)[0] == "B"                 # the second option
+
+
+@pytest.mark.parametrize("cut", range(1, 6))
+def test_extract_a_response_cut_before_its_answer_section_has_no_answer(cut):
+    response = "".join(SKELETON.splitlines(keepends=True)[:cut])
+    assert extract(response, ANGLE) == ("", "unfinished")
+    assert extract(response + "### The final answer is:", COUNT) == ("", "unfinished")
+
+
+@pytest.mark.parametrize("problem, response, expected", STYLES)
+def test_extract_ignores_spaces_and_end_tokens(problem, response, expected):
+    for same in (response + "<|im_end|>", response + " \n\n", "\n " + response + "</s>", response.replace("\n", "\r\n")):
+        assert extract(same, problem) == extract(response, problem)
+
+
+@pytest.mark.parametrize("problem, response, expected", STYLES)
+def test_extract_does_not_look_at_pid_or_gold(problem, response, expected):
+    other = Problem("999", problem.question, problem.kind, problem.choices, "gold", problem.precision, problem.unit)
+    assert extract(response, other) == extract(response, problem)
+
+
+def test_extract_reads_only_the_section_whatever_stands_before_it():
+    for problem, response, expected in STYLES:
+        assert extract(SKELETON + f"### The final answer is: {expected}", problem)[0] == expected
+
+
+def test_extract_follows_the_options_when_their_order_changes():
+    for order in [(1, 0, 3, 2), (3, 2, 1, 0), (2, 3, 0, 1)]:
+        turned = Problem("1", ANGLE.question, "choice", tuple(ANGLE.choices[i] for i in order))
+        for value in ANGLE.choices:
+            response = f"So the angle is {value}."
+            assert turned.choices["ABCD".index(extract(response, turned)[0])] == value
+
+
+PIECES = ["the answer is ", "answer", "(A)", "A", "### ", "**", "*", "\\boxed{", "{", "}", "[", "]", "1", "1,", "-", "=", "1/",
+          "10^{", "\n", " ", "\t", "The final answer is", "### The final answer is:", "<answer>", "</answer>", "not ", "is ",
+          "option A is ", "if ", "\\frac{", "$", "。", "答案", "选", "\\text{", "√", "one ", "twenty-", "1e9", "9" * 50, ".",
+          "? ", "yes no ", "Step 1: ", "#", "_", "x10^", " than ", "\nQuestion:", "\x00", "\ud800", "²", "٣", "İ", "1/0"]
+KINDS = [ANGLE, YES_NO, EIGHT, ODDS, COUNT, AGE, LENGTH, YEAR, CORNER, ILLUSION, FORMULA,
+         Problem("1", "", "choice", ("", "(a)", "a"))]
+
+
+def test_extract_survives_any_text_and_is_deterministic():
+    draw = random.Random(0)
+    for _ in range(300):
+        text = "".join(draw.choice(PIECES) for _ in range(draw.randint(1, 40)))
+        for problem in KINDS:
+            extraction, rule = extract(text, problem)
+            assert isinstance(extraction, str) and rule
+            assert (extraction, rule) == extract(text, problem)
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_extract_takes_linear_time(piece):
+    """100 kB of one piece: a quadratic pattern would take minutes."""
+    text = piece * (100_000 // len(piece))
+    start = time.perf_counter()
+    for problem in KINDS:
+        extract(text, problem)
+    assert time.perf_counter() - start < 10
