@@ -208,8 +208,8 @@ def check_sampling(config: Sampling):
     refuse_outside(config, 0, 100, "temperature")
     refuse_outside(config, 1e-6, 1, "top_p clip_target")
     refuse([
-        (config.slots == 0 or config.slots >= config.group_size, f"--slots {config.slots} cannot hold a group of --group_size "
-         f"{config.group_size}"),
+        (config.slots == 0 or config.slots >= config.group_size,
+         f"--slots {config.slots} cannot hold a group of --group_size {config.group_size}"),
         (config.min_pixels <= config.max_pixels,
          f"--min_pixels {config.min_pixels} is more than --max_pixels {config.max_pixels}"),
         (config.group_size == 1 or config.temperature > 0,
@@ -264,8 +264,8 @@ def check_training(config: Config):
     ])
 
 
-SAME_RESULT = {"restart", "token_budget", "slots", "save_every", "keep_prompts", "gradient_checkpointing", "ref_offload",
-               "plan", "gpus", "gpu_gb"}
+SAME_RESULT = {"restart", "token_budget", "slots", "save_every", "keep_prompts", "gradient_checkpointing",
+               "ref_offload", "plan", "gpus", "gpu_gb"}
 
 
 def settings(config: Config) -> dict:

@@ -31,7 +31,7 @@ NOTE = "token_budget."  # files in a stage's folder, one per rank that ran out: 
 
 
 def choose_slots(config: Sampling, shape: Shape, device: torch.device, planned: float) -> int:
-    """The slots of this run: as asked for, or as many as fit beside `planned` bytes, the share of all other purposes."""
+    """The slots of this run: as asked for, or as many as fit beside `planned` bytes for all other purposes."""
     if config.slots:
         return config.slots
     if device.type != "cuda":
@@ -39,8 +39,8 @@ def choose_slots(config: Sampling, shape: Shape, device: torch.device, planned: 
     room = torch.cuda.get_device_properties(device).total_memory
     slots = most_slots(config, shape, USABLE * room - planned)
     if slots == 0:
-        raise InputError(f"this GPU's {room / GB:.0f} GB have no room for the cache of one group beside {planned / GB:.1f} "
-                         "GB: see --plan, or lower --max_response")
+        raise InputError(f"this GPU's {room / GB:.0f} GB have no room for the cache of one group beside "
+                         f"{planned / GB:.1f} GB: see --plan, or lower --max_response")
     return slots
 
 
@@ -86,7 +86,8 @@ def worst_groups(config: Config, model_config) -> list[Group]:
     row = worst_row(config)
     G = config.group_size if config.stage != "sft" else 1
     prompt = blank_prompt(1, row.patches // 4, row.prompt, model_config)
-    lengths = [row.response // (row.prompts * G) + (i < row.response % (row.prompts * G)) for i in range(row.prompts * G)]
+    N = row.prompts * G
+    lengths = [row.response // N + (i < row.response % N) for i in range(N)]
     return [(prompt, [[0] * n for n in lengths[q * G : (q + 1) * G]]) for q in range(row.prompts)]
 
 
@@ -98,7 +99,7 @@ def worst_prompts(config: Config, model_config) -> list[Prompt]:
     return [prompt] * max(1, config.slots // config.group_size)
 
 def rehearse(run, optimizer, update: Callable):
-    """Run the fullest rollout and the largest micro-batch that can come, before any data is spent, and report the peaks.
+    """Run the fullest rollout and the largest micro-batch that can come, before any data is spent; report the peaks.
 
     Weights and Adam's moments stay as they are: all losses are 0, the learning rate is 0, the moments are made anew.
     """
@@ -109,7 +110,8 @@ def rehearse(run, optimizer, update: Callable):
             generate(run.replica, prompts, list(range(len(prompts))), config.group_size, BURST + 1, config.temperature,
                      config.top_p, config.slots, len(run.processor.tokenizer))
         except torch.OutOfMemoryError as error:
-            raise InputError(f"out of memory in a rollout with {config.slots} slots: give fewer with --slots") from error
+            raise InputError(
+                f"out of memory in a rollout with {config.slots} slots: give fewer with --slots") from error
         peaks["rollout"] = peak_memory(forget=True)
     groups = worst_groups(config, run.policy.config)
 
@@ -141,8 +143,8 @@ def within_memory(run, attempt: Callable):
     said = f"out of memory with --token_budget {asked}: "
     if dist.get_world_size() > 1:
         write_text(os.path.join(run.folder, f"{NOTE}{dist.get_rank()}"), str(asked // 2))
-        raise InputError(f"rank {dist.get_rank()}: {said}run the same command again (or give torchrun --max_restarts 1); "
-                         f"it goes on from the last checkpoint with {asked // 2}")
+        raise InputError(f"rank {dist.get_rank()}: {said}run the same command again (or give torchrun --max_restarts "
+                         f"1); it goes on from the last checkpoint with {asked // 2}")
     print0(f"{said}going on with {asked // 2}")
     run.policy.zero_grad()
     for policy in (run.policy, run.ref_policy):

@@ -11,8 +11,8 @@ Weights and cache are counted exactly. Activations are what autograd keeps of tr
 token; tests/test_plan.py holds them against the allocator's own figures. The row is the worst that can come: as many
 prompts with the largest image as fit beside one full chunk of logits.
 
-Symbols: T tokens in the row, N response tokens, p image patches, H hidden size, I width of the MLP (Hv, Iv: of the vision
-tower), V vocabulary, W GPUs, b bytes of the compute dtype. GB are 2^30 bytes, as in the size of an "80 GB" GPU.
+Symbols: T tokens in the row, N response tokens, p image patches, H hidden size, I width of the MLP (Hv, Iv: of the
+vision tower), V vocabulary, b bytes of the compute dtype. GB are 2^30 bytes, as in the size of an "80 GB" GPU.
 """
 import dataclasses
 from collections.abc import Iterator

@@ -343,8 +343,8 @@ def rl_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -
             groups, old, ref = ([values[q] for q in part] for values in (rollout.groups, old_logprobs, ref_logprobs))
             loss = policy_loss(old, ref, advantages[part], config, run.device)
             rate = learning_rate(config, step * updates + u, steps * updates)
-            stats.append(within_memory(run, lambda: update(run.policy, optimizer, groups, loss, rate, config.temperature,
-                                                           run.config, run.device)))
+            stats.append(within_memory(run, lambda: update(run.policy, optimizer, groups, loss, rate,
+                                                           config.temperature, run.config, run.device)))
     rows = gather(records(rollout, advantages))
     metrics = rollout_metrics(rows) | update_metrics(stats) | {"policy/sampler_gap": sampler_gap(rollout, old_logprobs)}
     metrics |= grader_metrics(config.grader)

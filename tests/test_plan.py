@@ -149,7 +149,8 @@ def test_the_head_takes_what_is_planned(N, chunk):
     assert found == pytest.approx(head_bytes(N, H, V, 4, chunk), rel=0.1)
 
 
-def test_the_planned_peak_of_a_rollout_is_within_a_tenth_of_the_allocators(tiny_folder, replica, processor, monkeypatch):
+def test_the_planned_peak_of_a_rollout_is_within_a_tenth_of_the_allocators(tiny_folder, replica, processor,
+                                                                           monkeypatch):
     """Every slot's cache at its full length; a cache this long is most of it."""
     config = settings("--dtype", "float32", "--slots", "16", "--max_prompt", "300", "--max_response", "2000",
                       "--max_pixels", "12544", "--group_size", "8")
