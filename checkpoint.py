@@ -22,7 +22,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from transformers import Qwen2_5_VLConfig
 
 from data import InputError
-from processes import barrier, is_writer
+from processes import here, is_writer, meet
 
 
 # --------------------------------------------------------------------------- weights in and out
@@ -123,6 +123,7 @@ def export(path: str, policy, processor, dtype=torch.bfloat16, file_bytes=4 << 3
 
     Rank 0 holds one file's worth of weights at a time.
     """
+    here(f"export to {path}")
     policy.reshard()
     writer = is_writer()
     with replaced_folder(path) if writer else contextlib.nullcontext() as folder:
@@ -134,19 +135,19 @@ def export(path: str, policy, processor, dtype=torch.bfloat16, file_bytes=4 << 3
             part.clear()
 
         for name, parameter in policy.named_parameters():
-            tensor = parameter.detach().to(dtype)
-            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # a collective: all ranks call it
-            if not writer:
-                continue
-            if part and size + tensor.nbytes > file_bytes:
+            nbytes = parameter.numel() * dtype.itemsize
+            if part and size + nbytes > file_bytes:  # before the next is gathered: an embedding is half a gigabyte
                 flush()
                 size = 0
-            part[hub_name(name)] = tensor.cpu().contiguous()
-            size, total = size + tensor.nbytes, total + tensor.nbytes
+            tensor = parameter.detach().to(dtype)
+            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # a collective: all ranks call it
+            if writer:
+                part[hub_name(name)] = tensor.cpu().contiguous()
+                size, total = size + nbytes, total + nbytes
         if writer:
             flush()
             finish_export(folder, policy, processor, dtype, parts, total)
-    barrier()
+    meet()
 
 
 def finish_export(folder, policy, processor, dtype, parts, total):
@@ -174,18 +175,19 @@ def finish_export(folder, policy, processor, dtype, parts, total):
 
 def save_checkpoint(folder: str, step: int, policy, optimizer):
     """Write folder/step-NNNNNN, the run's state after `step` steps; the last two are kept, a torn one never counts."""
+    here(f"checkpoint after step {step}")
     path = os.path.join(folder, f"step-{step:06d}")
     if is_writer():
         shutil.rmtree(path + ".writing", ignore_errors=True)
         os.makedirs(path + ".writing")
-    barrier()
+    meet()
     weights, state = get_state_dict(policy, optimizer)
     dcp.save({"weights": weights, "optimizer": state}, checkpoint_id=path + ".writing")
     if is_writer():
         os.rename(path + ".writing", path)
         for old in checkpoints(folder)[:-2]:
             shutil.rmtree(os.path.join(folder, old))
-    barrier()
+    meet()
 
 
 def checkpoints(folder: str) -> list[str]:

@@ -37,6 +37,7 @@ class Sampling:
     temperature: float = 1.2  # divides the logits, in sampling and in all log-probs of training
     top_p: float = 0.99  # of sampling only
     slots: int = 0  # responses decoded together on one GPU; 0: as many as its memory has room for, at most 256
+    patience: float = 60.0  # minutes that a rank which is done waits for the others, before the run ends
 
     clip_target: float = 0.4  # cosine that earns the whole clip part (pebr_1.py)
     length_limit: int = 512  # tokens up to which the length part is 1 (pebr_1.py)
@@ -206,6 +207,7 @@ def check_sampling(config: Sampling):
     refuse_outside(config, 0, 1e9, "slots")
     refuse_outside(config, 0, 2**31, "seed")
     refuse_outside(config, 0, 100, "temperature")
+    refuse_outside(config, 0.01, 1e6, "patience")
     refuse_outside(config, 1e-6, 1, "top_p clip_target")
     refuse([
         (config.slots == 0 or config.slots >= config.group_size,
@@ -265,7 +267,7 @@ def check_training(config: Config):
 
 
 SAME_RESULT = {"restart", "token_budget", "slots", "save_every", "keep_prompts", "gradient_checkpointing",
-               "ref_offload", "plan", "gpus", "gpu_gb"}
+               "ref_offload", "patience", "plan", "gpus", "gpu_gb"}
 
 
 def settings(config: Config) -> dict:

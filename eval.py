@@ -35,7 +35,19 @@ from data import InputError, Sample
 from memory import choose_slots
 from model import Policy, find_model
 from plan import bytes_of, shape_of
-from processes import barrier, first_error, gather, is_writer, mine, no_bar, print0, start_processes, stop_processes
+from processes import (
+    SharedError,
+    ending_together,
+    gather,
+    is_writer,
+    meet,
+    mine,
+    no_bar,
+    on_every_rank,
+    print0,
+    start_processes,
+    stop_processes,
+)
 from rollout import Timer, collect, records, seed_of
 
 CHUNK = 64  # questions per process between two signs of life: what an interruption can cost
@@ -84,7 +96,7 @@ def ask(config: EvalConfig, model, processor, clip, samples: list[Sample]) -> li
     for first in tqdm(range(0, len(samples), chunk), "eval", disable=no_bar()):
         part = mine(samples[first : first + chunk])
         seeds = [seed_of(config.seed, "eval", sample.qid) for sample in part]
-        rows += gather(records(collect(model, processor, clip, part, seeds, config, Timer())))
+        rows += gather(records(collect(model, processor, clip, part, seeds, config, Timer(first // chunk))))
     for response in (response for row in rows for response in row["responses"]):
         del response["reward"]  # a weighted sum, and evaluation has no weights
     return rows
@@ -103,22 +115,11 @@ def write_figures(config: EvalConfig, rows: list[dict], dropped: int):
         print(f"  {name:<10} {values['mean']:8.3f} {ends}")
 
 
-def evaluate_file(config: EvalConfig) -> int:
-    """Returns the exit code: 0, or 2 after one line about bad input."""
-    loaded = error = None
-    try:
-        config, *loaded, dropped = start(config)
-    except InputError as complaint:
-        error = complaint
-    if error := first_error(error):
-        return complain(error, is_writer())
-    try:
-        rows = ask(config, *loaded)
-    except InputError as complaint:  # perhaps on this rank alone: an image that has gone bad, say
-        return complain(complaint, True)
+def evaluate_file(config: EvalConfig):
+    config, *loaded, dropped = on_every_rank(lambda: start(config))
+    rows = ask(config, *loaded)
     if is_writer():
         write_figures(config, rows, dropped)
-    return 0
 
 
 # ---------------------------------------------------------------- a benchmark's responses, on disk as they come
@@ -192,18 +193,18 @@ def respond(config: EvalConfig, model, processor, samples: list[Sample], folder:
     """
     done, chunk = read_shards(folder, way), CHUNK * dist.get_world_size()
     todo = [sample for sample in samples if sample.qid not in done]
-    barrier()  # all have read before anyone writes: the shares are dealt from the same list
+    meet()  # all have read before anyone writes: the shares are dealt from the same list
     with open_shard(folder, way) as file:
         for first in tqdm(range(0, len(todo), chunk), f"{os.path.basename(folder)} {way}", disable=no_bar()):
             part = mine(todo[first : first + chunk])
             seeds = [seed_of(config.seed, "eval", sample.qid) for sample in part]
-            for row in records(collect(model, processor, None, part, seeds, config, Timer())):
+            for row in records(collect(model, processor, None, part, seeds, config, Timer(first // chunk))):
                 [response] = row["responses"]
                 file.write(json.dumps(dict(pid=row["qid"], response=response["text"], tokens=response["tokens"],
                                            finished=response["finished"])) + "\n")
             file.flush()
             os.fsync(file.fileno())
-    barrier()
+    meet()
     rows = read_shards(folder, way)
     lost = [sample.qid for sample in samples if sample.qid not in rows]
     if lost:
@@ -246,7 +247,7 @@ def begin(config: EvalConfig, folder: str, settings: dict):
         for path in glob(os.path.join(folder, "*.jsonl")) if config.restart else []:
             os.remove(path)
         write_text(os.path.join(folder, "settings.json"), json.dumps(settings, indent=1))
-    barrier()
+    meet()
 
 
 def run_benchmark(config: EvalConfig, model, processor, name: str, items: dict, samples: list[Sample], settings: dict):
@@ -293,32 +294,26 @@ def write_report(config: EvalConfig, folder: str, name: str, items: dict, respon
     print(report.markdown(result, split) + f"\nbreakdown {folder}/report.md", flush=True)
 
 
-def evaluate_benchmarks(config: EvalConfig) -> int:
-    """Returns the exit code: 0, or 2 after one line about bad input."""
-    error = None
-    try:
-        device, _ = start_processes()
-        folder = find_model(config.model)
-        processor = load_processor(config, folder)
-        tasks = [prepare(config, name, folder, processor) for name in benchmarks.chosen(config.benchmark)]
-        config, model = load_model(config, folder, device)
-    except InputError as complaint:
-        error = complaint
-    if error := first_error(error):
-        return complain(error, is_writer())
-    try:
-        for task in tasks:
-            run_benchmark(config, model, processor, *task)
-    except InputError as complaint:  # perhaps on this rank alone: an image that has gone bad, say
-        return complain(complaint, True)
-    return 0
+def start_benchmarks(config: EvalConfig) -> tuple:
+    """Load and check everything: (config with its slots, model, processor, what `prepare` makes of each benchmark)."""
+    device, _ = start_processes()
+    folder = find_model(config.model)
+    processor = load_processor(config, folder)
+    tasks = [prepare(config, name, folder, processor) for name in benchmarks.chosen(config.benchmark)]
+    return *load_model(config, folder, device), processor, tasks
+
+
+def evaluate_benchmarks(config: EvalConfig):
+    config, model, processor, tasks = on_every_rank(lambda: start_benchmarks(config))
+    for task in tasks:
+        run_benchmark(config, model, processor, *task)
 
 
 # ---------------------------------------------------------------- stored responses
 
 
 def score(config: EvalConfig):
-    """Score responses of any origin: no model, no process group, no images."""
+    """Score responses of any origin: no model, no images."""
     [name] = benchmarks.chosen(config.benchmark)
     if not os.path.isdir(os.path.dirname(config.verdicts) or "."):
         raise InputError(f"--verdicts {config.verdicts}: there is no such folder")
@@ -338,21 +333,30 @@ def score(config: EvalConfig):
     write_report(config, folder, name, items, responses, verdicts, about)
 
 
+def read_flags(argv: list[str]) -> EvalConfig:
+    config = Flags(EvalConfig, __doc__).read(argv, {})
+    names = benchmarks.chosen(config.benchmark)
+    check_evaluation(config)
+    if config.score and len(names) > 1:
+        raise InputError("--score reads the responses to one benchmark: give one name as --benchmark")
+    return config
+
+
 def main(argv: list[str] | None = None) -> int:
     """Evaluate; returns the exit code: 0, or 2 after one line about bad input."""
     try:
-        config = Flags(EvalConfig, __doc__).read(sys.argv[1:] if argv is None else argv, {})
-        names = benchmarks.chosen(config.benchmark)
-        check_evaluation(config)
-        if config.score:
-            if len(names) > 1:
-                raise InputError("--score reads the responses to one benchmark: give one name as --benchmark")
-            if is_writer():
-                score(config)
-            return 0
-    except InputError as error:
-        return complain(error, is_writer())
-    return evaluate_benchmarks(config) if names else evaluate_file(config)
+        with ending_together():
+            start_processes()  # first of all: even a flag is read together, and who cannot says so for all
+            config = on_every_rank(lambda: read_flags(sys.argv[1:] if argv is None else argv))
+            if config.score:
+                on_every_rank(lambda: score(config) if is_writer() else None)
+            elif config.benchmark:
+                evaluate_benchmarks(config)
+            else:
+                evaluate_file(config)
+    except InputError as complaint:  # perhaps on this rank alone: an image that has gone bad, say
+        return complain(complaint, is_writer() or not isinstance(complaint, SharedError))
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,16 +1,35 @@
-"""Processes: join torchrun's group, deal questions out, gather what came of them, end together.
+"""Processes: join torchrun's group, deal questions out, gather what came of them, wait for each other, end together.
 
 `python train.py` is a group of one; nothing here or elsewhere asks how many there are in order to do something else.
+
+Ranks are in lock-step but where they read, sample and score: there each takes its own time. After that they `meet`, by
+the group's store and not by a collective, so that a wait is never silent and never without end. In the store are
+    doing/R   what rank R said last that it does, and since when
+    met/R     how many meetings rank R has come to; met: the sum over all ranks
+    go/N      meeting N is over: empty, or why a rank will never come; deleted in meeting N + 1
 """
+import contextlib
 import gc
+import json
 import os
+import sys
+import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-ROLLOUT_TIMEOUT = timedelta(hours=1)  # how long a rank with short responses waits for one with long ones
+from data import InputError
+
+COLLECTIVE = timedelta(minutes=10)  # all ranks are there when a collective begins: slower than this is broken
+PATIENCE = 60.0  # minutes until a meeting is given up, where no flag says otherwise
+SIGN_OF_LIFE = 60.0  # seconds between two lines about who is missing
+
+
+class SharedError(InputError):
+    """Bad input that all ranks know of, so that rank 0 says it for all."""
 
 
 def start_processes() -> tuple[torch.device, DeviceMesh]:
@@ -25,9 +44,10 @@ def start_processes() -> tuple[torch.device, DeviceMesh]:
             store, rank, world_size = next(dist.rendezvous("env://"))
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # its store outlives a restart: no stale keys
             dist.init_process_group(backend, store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank,
-                                    world_size=world_size, timeout=ROLLOUT_TIMEOUT)
+                                    world_size=world_size, timeout=COLLECTIVE)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    here("start")
     return device, init_device_mesh(device.type, (dist.get_world_size(),))
 
 
@@ -36,23 +56,104 @@ def stop_processes(code: int) -> int:
     if dist.is_initialized():
         gc.collect()  # gloo aborts when a sharded model outlives its group
         if code == 0:
-            dist.barrier()
+            here("end")
+            meet()
+            dist.barrier()  # the store may live in rank 0: it leaves after all others have read from it
         dist.destroy_process_group()
     return code
 
 
-def first_error(error: Exception | None) -> Exception | None:
-    """What the first rank that has something to complain about says, known to all ranks, so that all end together."""
-    if not dist.is_initialized():  # not even the command line was right: each rank has seen that for itself
-        return error
-    errors = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, error)
-    return next((e for e in errors if e is not None), None)
+# ------------------------------------------------------------------------- waiting, and ending together
 
 
-def barrier():
+def group_store() -> dist.Store:
+    """What torchrun's processes share across nodes: keys and values, no tensors."""
+    return dist.distributed_c10d._get_default_store()
+
+
+def here(doing: str):
+    """Say what this rank begins to do."""
     if dist.is_initialized():
-        dist.barrier()
+        group_store().set(f"doing/{dist.get_rank()}", json.dumps([doing, time.time()]))
+
+
+def whereabouts(ranks) -> str:
+    """What ranks said last: 'rank 3: reward of step 12 for 62 s; rank 5: ..'; nodes' clocks are taken to agree."""
+    store, said = group_store(), []
+    for rank in ranks:
+        doing, since = "not started", time.time()
+        if store.check([f"doing/{rank}"]):
+            doing, since = json.loads(store.get(f"doing/{rank}"))
+        said.append(f"rank {rank}: {doing} for {time.time() - since:.0f} s")
+    return "; ".join(said)
+
+
+def meet(patience: float = PATIENCE):
+    """Wait until every rank has come here; meanwhile the first of those that wait says every minute who is missing.
+
+    After `patience` minutes all that wait raise a TimeoutError that names the missing; a SharedError at once if a rank
+    has ended with an error (`ending_together`). What a rank has written to disk before, others can read after.
+    """
+    if not dist.is_initialized():
+        return
+    store, rank, W = group_store(), dist.get_rank(), dist.get_world_size()
+    n = store.add(f"met/{rank}", 1)
+    if store.add("met", 1) == n * W:  # the last to come
+        store.set(f"go/{n}", "")
+        store.delete_key(f"go/{n - 1}")  # all have read it: they are here
+    began, signs, pause = time.monotonic(), 1, 1e-4
+    while not store.check([f"go/{n}"]):
+        waited = time.monotonic() - began
+        if waited > min(signs * SIGN_OF_LIFE, patience * 60):
+            signs += 1
+            missing = [r for r in range(W) if store.add(f"met/{r}", 0) < n]
+            if missing and waited > patience * 60:
+                raise TimeoutError(f"gave up after {patience:g} minutes of waiting for {whereabouts(missing)}")
+            if missing and rank == min(set(range(W)) - set(missing)):
+                print(f"waiting for {whereabouts(missing)}", file=sys.stderr, flush=True)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.1)
+    if reason := store.get(f"go/{n}").decode():
+        raise SharedError(reason)
+
+
+@contextlib.contextmanager
+def ending_together():
+    """Around a rank's work: an error that ends it also ends those that will wait for it at the next meeting.
+
+    An error that is no bad input, such as a failed collective, also says what every rank was doing.
+    """
+    try:
+        yield
+    finally:
+        error = sys.exception()
+        if error and dist.is_initialized() and not isinstance(error, SharedError):
+            with contextlib.suppress(dist.DistError):  # the store dies with the process that holds it
+                store, rank = group_store(), dist.get_rank()
+                kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+                store.set(f"go/{store.add(f'met/{rank}', 0) + 1}", f"rank {rank} has ended: {kind}{error}")
+                if kind:
+                    print(f"last seen {whereabouts(range(dist.get_world_size()))}", file=sys.stderr, flush=True)
+
+
+def on_every_rank(function: Callable):
+    """function() on every rank; bad input on one of them ends all, with what the first has to complain about."""
+    result, error = None, None
+    try:
+        result = function()
+    except InputError as complaint:
+        error = complaint
+    if dist.is_initialized():  # else not even the command line was right: each rank has seen that for itself
+        meet()
+        errors = [None] * dist.get_world_size()
+        dist.all_gather_object(errors, error)
+        error = next((e for e in errors if e is not None), None)
+    if error:
+        raise SharedError(str(error)) from error
+    return result
+
+
+# ------------------------------------------------------------------------ who prints, who has which rows
 
 
 def is_writer() -> bool:

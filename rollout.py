@@ -26,6 +26,7 @@ from answers import parse
 from data import Prompt, Sample
 from kernels import linear_logits
 from model import Group, pack
+from processes import here, meet
 
 BURST = 8  # tokens between two looks at the slots: a host synchronisation costs more than a few wasted tokens
 PREFILL = 16384  # prompt tokens read in one row, about: bounds its memory
@@ -221,13 +222,14 @@ def generate(model, prompts: list[Prompt], seeds: list[int], group_size: int, ma
 
 
 class Timer:
-    """Seconds per phase: `with timer("rollout"): ..` adds to timer.seconds["rollout"]."""
+    """Seconds per phase: `with timer("rollout"): ..` adds to timer.seconds["rollout"]; other ranks see where we are."""
 
-    def __init__(self):
-        self.seconds = {}
+    def __init__(self, step: int = 0):
+        self.step, self.seconds = step, {}
 
     @contextlib.contextmanager
     def __call__(self, phase):
+        here(f"{phase} of step {self.step}")
         start = time.perf_counter()
         yield
         if torch.cuda.is_available():
@@ -260,6 +262,8 @@ def collect(replica, processor, clip, samples: list[Sample], seeds: list[int], c
         weights = {part: getattr(config, f"{part}_weight", 0.0) for part in rewards.PARTS}
         total, parts = rewards.score(samples, texts, lengths, weights, clip, config.clip_target, config.length_limit,
                                      config.keyword_scope, config.grader)
+    with timer("wait"):  # for the ranks with longer responses
+        meet(config.patience)
     groups = [(prompt, [response.ids for response in group]) for prompt, group in zip(prompts, replies)]
     return Rollout(samples, groups, responses, texts, parts, total.view(len(samples), config.group_size))
 

@@ -41,12 +41,14 @@ from metrics import console_line, finite, grader_metrics, rollout_metrics, sampl
 from model import Group, Policy, dummy_group, find_model, micro_batches, pack
 from plan import GB, shape_of, table
 from processes import (
-    barrier,
-    first_error,
+    SharedError,
+    ending_together,
     gather,
     is_writer,
+    meet,
     mine,
     no_bar,
+    on_every_rank,
     print0,
     start_processes,
     stop_processes,
@@ -289,7 +291,7 @@ def prepare_folder(run: Run) -> int:
             os.rename(folder, folder + ".old")
         os.makedirs(os.path.join(folder, "rollouts"), exist_ok=True)
         write_text(os.path.join(folder, "config.json"), json.dumps(settings(run.config), indent=1))
-    barrier()
+    meet()
     step = saved_steps(os.path.join(folder, "checkpoints"))
     if is_writer():
         metrics = os.path.join(folder, "metrics.jsonl")
@@ -304,7 +306,7 @@ def prepare_folder(run: Run) -> int:
 
 def sft_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -> tuple[dict[str, float], list[dict]]:
     """One optimiser step of supervised warm-up: a solution is a group of one response."""
-    timer, groups = Timer(), []
+    timer, groups = Timer(step), []
     with timer("encode"):
         for sample in mine(samples):
             group = run.encoded.get(sample.qid)
@@ -313,6 +315,8 @@ def sft_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) 
             if run.config.keep_prompts:
                 run.encoded[sample.qid] = group
             groups.append(group)
+    with timer("wait"):
+        meet(run.config.patience)
     with timer("update"):
         rate = learning_rate(run.config, step, steps)
         stats = within_memory(run, lambda: update(run.policy, optimizer, groups, solution_loss, rate, 1.0, run.config,
@@ -323,7 +327,7 @@ def sft_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) 
 
 def rl_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -> tuple[dict[str, float], list[dict]]:
     """Collect responses to Q questions, then take Q / questions_per_update optimiser steps on them."""
-    config, timer = run.config, Timer()
+    config, timer = run.config, Timer(step)
     with timer("sync"):
         sync(run.policy, run.replica)
     seeds = [seed_of(config.seed, step, i) for i in mine(range(len(samples)))]
@@ -354,10 +358,11 @@ def rl_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -
 def sample_questions(run: Run):
     """Stage sample: G graded responses to every question, then the three buckets. A second run replaces the first."""
     config, rows = run.config, []
-    for first in tqdm(range(0, len(run.samples), config.questions_per_rollout), "sample", disable=no_bar()):
-        samples = mine(run.samples[first : first + config.questions_per_rollout])
+    Q = config.questions_per_rollout
+    for first in tqdm(range(0, len(run.samples), Q), "sample", disable=no_bar()):
+        samples, timer = mine(run.samples[first : first + Q]), Timer(first // Q)
         seeds = [seed_of(config.seed, "sample", sample.qid) for sample in samples]
-        rows += gather(records(collect(run.replica, run.processor, run.clip, samples, seeds, config, Timer())))
+        rows += gather(records(collect(run.replica, run.processor, run.clip, samples, seeds, config, timer)))
     late = grader_metrics(config.grader)["grader/timeouts"]
     if is_writer():
         correct = {row["qid"]: sum(response["accuracy"] == 1 for response in row["responses"]) for row in rows}
@@ -368,7 +373,7 @@ def sample_questions(run: Run):
         for stage in (stage for name, stage in (("easy", "1"), ("medium", "2")) if not sizes[name]):
             print(f"stage {stage} is left without questions: "
                   "a longer or shorter warm-up, or another --temperature, helps")
-    barrier()
+    meet()
 
 
 # ----------------------------------------------------------------------------------------- the loop
@@ -382,11 +387,11 @@ def train(run: Run, step_function):
     if os.path.exists(os.path.join(run.folder, "model")) and not config.restart:
         print0(f"{run.folder} is complete; --restart runs it again")
         return
-    barrier()  # all ranks have looked before anything changes
+    meet()  # all ranks have looked before anything changes
     first, skipped = prepare_folder(run), 0
     if run.device.type in REHEARSED:
         rehearse(run, optimizer, update)
-    load_checkpoint(os.path.join(run.folder, "checkpoints"), run.policy, optimizer)
+    on_every_rank(lambda: load_checkpoint(os.path.join(run.folder, "checkpoints"), run.policy, optimizer))
     for step in tqdm(range(first, steps), f"stage {config.stage}", initial=first, total=steps, disable=no_bar()):
         began = time.perf_counter()
         metrics, rows = step_function(run, optimizer, [run.samples[i] for i in run.batches[step]], step, steps)
@@ -413,24 +418,19 @@ def train(run: Run, step_function):
 
 def main(argv: list[str] | None = None) -> int:
     """Run one stage; returns the exit code: 0, or 2 after one line about bad input."""
-    run = error = None
     try:
-        config = read_config(sys.argv[1:] if argv is None else argv, __doc__)
-        if config.plan:
-            print0(table(config, shape_of(config.model), config.gpus, config.gpu_gb * GB))
-            return 0
-        run = start(config)
-    except InputError as complaint:
-        error = complaint
-    if error := first_error(error):
-        return complain(error, is_writer())
-    try:
-        if run.config.stage == "sample":
-            sample_questions(run)
-        else:
-            train(run, sft_step if run.config.stage == "sft" else rl_step)
+        with ending_together():
+            config = on_every_rank(lambda: read_config(sys.argv[1:] if argv is None else argv, __doc__))
+            if config.plan:
+                on_every_rank(lambda: print0(table(config, shape_of(config.model), config.gpus, config.gpu_gb * GB)))
+                return 0
+            run = on_every_rank(lambda: start(config))
+            if run.config.stage == "sample":
+                sample_questions(run)
+            else:
+                train(run, sft_step if run.config.stage == "sft" else rl_step)
     except InputError as complaint:  # perhaps on this rank alone: an image that has gone bad, say
-        return complain(complaint, True)
+        return complain(complaint, is_writer() or not isinstance(complaint, SharedError))
     return 0
 
 
