@@ -22,7 +22,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from transformers import Qwen2_5_VLConfig
 
 from data import InputError
-from processes import here, is_writer, meet
+from processes import here, is_writer, meet, of_writer
 
 
 # --------------------------------------------------------------------------- weights in and out
@@ -203,7 +203,7 @@ def saved_steps(folder: str) -> int:
 
 def load_checkpoint(folder: str, policy, optimizer) -> int:
     """Load the newest complete checkpoint, on any number of ranks; returns how many steps it covers, 0 without one."""
-    names = checkpoints(folder)
+    names = of_writer(checkpoints(folder))
     if not names:
         return 0
     weights, state = get_state_dict(policy, optimizer)  # also makes the optimiser's empty state, sharded as this run is

@@ -172,6 +172,13 @@ def no_bar() -> bool | None:
     return None if is_writer() else True
 
 
+def of_writer(value):
+    """Rank 0's value of something small, on every rank: what one rank sees on disk, others may not see yet."""
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
 def mine(items) -> list:
     """This rank's share of what all ranks hold: items r, r + W, .. of rank r of W."""
     return list(items)[dist.get_rank() :: dist.get_world_size()]

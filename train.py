@@ -48,6 +48,7 @@ from processes import (
     meet,
     mine,
     no_bar,
+    of_writer,
     on_every_rank,
     print0,
     start_processes,
@@ -292,7 +293,7 @@ def prepare_folder(run: Run) -> int:
         os.makedirs(os.path.join(folder, "rollouts"), exist_ok=True)
         write_text(os.path.join(folder, "config.json"), json.dumps(settings(run.config), indent=1))
     meet()
-    step = saved_steps(os.path.join(folder, "checkpoints"))
+    step = of_writer(saved_steps(os.path.join(folder, "checkpoints")))
     if is_writer():
         metrics = os.path.join(folder, "metrics.jsonl")
         lines = open(metrics).readlines() if os.path.exists(metrics) else []
@@ -384,10 +385,9 @@ def train(run: Run, step_function):
     config, steps = run.config, len(run.batches)
     steps = min(steps, config.max_steps or steps)
     optimizer = make_optimizer(run.policy, config)
-    if os.path.exists(os.path.join(run.folder, "model")) and not config.restart:
+    if of_writer(os.path.exists(os.path.join(run.folder, "model"))) and not config.restart:
         print0(f"{run.folder} is complete; --restart runs it again")
         return
-    meet()  # all ranks have looked before anything changes
     first, skipped = prepare_folder(run), 0
     if run.device.type in REHEARSED:
         rehearse(run, optimizer, update)

@@ -168,7 +168,7 @@ def check(results: list[dict]):
             assert abs(sum(a["checksums"]) - sum(b["checksums"])) < 1e-3, f"{a} and {b} did not load the same"
 
 
-def main():
+def flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="config.json of the shape; default: the scaled one")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
@@ -179,28 +179,43 @@ def main():
     parser.add_argument("--out", help="also add the figures to this json file, under the name of the shape")
     parser.add_argument("--worker", choices=["ours", "naive"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.worker:
-        return measure(args)
+    return parser.parse_args()
+
+
+def compare(args) -> tuple[int, list[dict]]:
+    """All measurements of one shape: its number of parameters and a result for each way and number of processes."""
     with tempfile.TemporaryDirectory() as base:
         folder = os.path.join(base, "model")
         count = make_checkpoint(folder, args.config, args.file_bytes)
         whole = count * getattr(torch, args.dtype).itemsize
-        needed = whole * (max(args.processes) + 1 if "naive" in args.ways else 1)
+        needed = whole * (max(args.processes) + 1 if "naive" in args.ways else 1) + 3 * GB
         available = status_bytes("/proc/meminfo", "MemAvailable")
-        assert needed + 3 * GB < available, f"{needed / GB:.1f} GB needed, {available / GB:.1f} GB available"
+        assert needed < available, f"{needed / GB:.1f} GB of memory needed, {available / GB:.1f} GB available"
         results = [run(args, folder, way, n) for n in args.processes for way in args.ways]
     check(results)
-    shape = os.path.splitext(os.path.basename(args.config))[0] if args.config else "scaled"
-    print(f"{shape}: {count / 1e9:.3f} B parameters, {whole / GB:.2f} GB in {args.dtype}")
+    for result in results:
+        result["ratio"] = result["peak"] / (result["shard"] + result["slice"])
+    return count, results
+
+
+def show(results: list[dict], file_bytes: int):
     print("processes  way    shard GB  slice GB  peak GB  peak / (shard + slice)  seconds")
     for r in results:
-        r["ratio"] = r["peak"] / (r["shard"] + r["slice"])
         print(f"{r['processes']:>9}  {r['way']:<5} {r['shard'] / GB:>9.2f} {r['slice'] / GB:>9.2f} "
               f"{r['peak'] / GB:>8.2f} {r['ratio']:>23.2f} {r['seconds']:>8.1f}")
         if "export_peak" in r:
-            print(f"{'':>11}export in files of {args.file_bytes / GB:.2f} GB: {r['export_peak'] / GB:.2f} GB more, "
+            print(f"{'':>11}export in files of {file_bytes / GB:.2f} GB: {r['export_peak'] / GB:.2f} GB more, "
                   f"{r['export_seconds']:.1f} s")
+
+
+def main():
+    args = flags()
+    if args.worker:
+        return measure(args)
+    count, results = compare(args)
+    shape = os.path.splitext(os.path.basename(args.config))[0] if args.config else "scaled"
+    print(f"{shape}: {count / 1e9:.3f} B parameters in {args.dtype}")
+    show(results, args.file_bytes)
     if args.out:
         machine = dict(cpu=platform.processor() or platform.machine(), cores=os.cpu_count(), torch=torch.__version__,
                        transformers=transformers.__version__)
@@ -212,6 +227,7 @@ def main():
                                                results=results)
         with open(args.out, "w") as f:
             json.dump(saved, f, indent=1)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 """The packed forward against Hugging Face's padded batch; loading and exporting against from_pretrained."""
 import json
 import os
+import re
 
 import pytest
 import torch
+from conftest import two_ranks
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
+    Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
 )
 
@@ -148,6 +151,90 @@ def test_an_untied_head_is_loaded_scored_and_exported(tiny_folder, processes, pr
     export(str(tmp_path / "export"), policy, processor, torch.float32)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "export")
     assert torch.equal(again.lm_head.weight, theirs.lm_head.weight)
+
+
+# The names of all weights in the hub's folders of the 3B and the 7B, and their config.json, which has an older layout.
+HUB_NAMES = re.compile(
+    r"visual\.(patch_embed\.proj\.weight|merger\.ln_q\.weight|merger\.mlp\.[02]\.(weight|bias)"
+    r"|blocks\.\d+\.(norm[12]\.weight|(attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)\.(weight|bias)))"
+    r"|model\.(embed_tokens|norm|layers\.\d+\.((input|post_attention)_layernorm|self_attn\.o_proj"
+    r"|mlp\.(gate|up|down)_proj))\.weight|model\.layers\.\d+\.self_attn\.[qkv]_proj\.(weight|bias)|lm_head\.weight")
+HUB_CONFIG = dict(
+    architectures=["Qwen2_5_VLForConditionalGeneration"], attention_dropout=0.0, bos_token_id=1, eos_token_id=2,
+    vision_start_token_id=3, vision_end_token_id=4, vision_token_id=5, image_token_id=6, video_token_id=7,
+    hidden_act="silu", hidden_size=48, initializer_range=0.2, intermediate_size=101, max_position_embeddings=128000,
+    max_window_layers=70, model_type="qwen2_5_vl", num_attention_heads=6, num_hidden_layers=3, num_key_value_heads=2,
+    rms_norm_eps=1e-06, rope_theta=1000000.0, sliding_window=32768, torch_dtype="bfloat16",
+    transformers_version="4.41.2", use_cache=True, use_sliding_window=False, vocab_size=263,
+    rope_scaling=dict(type="mrope", mrope_section=[1, 1, 2]),
+    vision_config=dict(depth=2, hidden_act="silu", hidden_size=32, intermediate_size=67, num_heads=2, in_chans=3,
+                       out_hidden_size=48, patch_size=14, spatial_merge_size=2, spatial_patch_size=14, window_size=56,
+                       fullatt_block_indexes=[1], tokens_per_second=2, temporal_patch_size=2))
+READ_ON_TWO = """
+import sys, torch
+from checkpoint import export
+from data import load_processor
+from model import Policy
+from processes import start_processes, stop_processes
+from transformers import AutoModelForImageTextToText
+device, mesh = start_processes()
+for folder in sys.argv[2:]:
+    policy = Policy.load(folder, device, torch.float32, mesh, torch.float32)
+    theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    for (name, ours), (_, whole) in zip(policy.named_parameters(), theirs.named_parameters(), strict=True):
+        rows = (*whole.chunk(2), whole[:0])[mesh.get_rank()]  # of an odd number rank 0 has one more, of one all
+        assert torch.equal(ours.to_local(), rows), name
+    for (name, ours), (_, reference) in zip(policy.named_buffers(), theirs.named_buffers(), strict=True):
+        assert torch.equal(ours, reference), name
+    export(folder + "/two", policy, load_processor(sys.argv[1], 784, 12544), file_bytes=80_000)
+del policy
+sys.exit(stop_processes(0))
+"""
+
+
+def hub_folder(folder, tied: bool) -> str:
+    """A tiny model in the files, names and layout that the hub has for Qwen2.5-VL 3B (tied) and 7B (untied)."""
+    folder.mkdir()
+    config = HUB_CONFIG | dict(tie_word_embeddings=tied)
+    torch.manual_seed(3)
+    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config)).to(torch.bfloat16)
+    model.save_pretrained(folder / "new")
+    weights = load_file(folder / "new" / "model.safetensors")
+    assert all(HUB_NAMES.fullmatch(name) for name in weights) and ("lm_head.weight" in weights) == (not tied)
+    names = sorted(weights)
+    files = {f"model-{i + 1:05d}-of-00003.safetensors": names[i::3] for i in range(3)}
+    for file, part in files.items():
+        save_file({name: weights[name] for name in part}, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in weights.values())},
+             "weight_map": {name: file for file, part in files.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_the_hubs_files_are_read_and_exported_on_one_and_two_ranks(tiny_folder, processor, processes, tmp_path):
+    """Every rank holds exactly its rows; whatever wrote an export, from_pretrained finds the same tensors in it."""
+    folders = [hub_folder(tmp_path / name, tied) for name, tied in (("3B", True), ("7B", False))]
+    for code, stderr in two_ranks(READ_ON_TWO, tiny_folder, *folders):
+        assert code == 0, stderr[-3000:]
+    for folder in folders:
+        theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        policy = Policy.load(folder, processes[0], torch.float32, processes[1], torch.float32)
+        for (name, ours), (_, reference) in zip(policy.named_parameters(), theirs.named_parameters(), strict=True):
+            assert torch.equal(ours.full_tensor(), reference), name
+        frequencies = 1e6 ** (-torch.arange(0, 8, 2) / 8)  # heads of 8: the flat layout's rope_theta has arrived
+        torch.testing.assert_close(policy.model.language_model.rotary_emb.inv_freq, frequencies)
+        export(os.path.join(folder, "one"), policy, processor, file_bytes=80_000)
+        names = set(json.load(open(os.path.join(folder, "model.safetensors.index.json")))["weight_map"])
+        for path in (os.path.join(folder, name) for name in ("one", "two")):
+            index = json.load(open(os.path.join(path, "model.safetensors.index.json")))
+            assert set(index["weight_map"]) == names
+            sizes = [os.path.getsize(os.path.join(path, file)) for file in set(index["weight_map"].values())]
+            assert len(sizes) > 3 and max(sizes) < 90_000 and index["metadata"]["total_size"] < sum(sizes)
+            again = AutoModelForImageTextToText.from_pretrained(path)
+            assert again.dtype == torch.bfloat16
+            for (name, ours), (_, reference) in zip(again.named_parameters(), theirs.named_parameters(), strict=True):
+                assert torch.equal(ours.float(), reference), name
 
 
 def test_sync_makes_the_replica_the_rounded_policy(policy, tiny_folder, processes):

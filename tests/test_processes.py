@@ -1,23 +1,19 @@
-"""Ranks of uneven length wait for each other aloud and not for ever; a rank that ends does not leave the others waiting.
+"""Ranks of uneven length wait for each other aloud and not for ever; a rank that ends takes the others with it.
 
 Two ranks are started without torchrun, which would end both when one has failed: as on different nodes, nothing but the
-code itself does. Two nodes are two agents of torchrun.
+code itself does. Two nodes are two agents of torchrun on this machine.
 """
 import json
-import os
-import socket
-import subprocess
 import sys
 
 import pytest
-from conftest import picture
+from conftest import free_port, picture, side_by_side, two_ranks
 from test_train import compare_metrics, largest_difference, weights
 
 import eval as evaluation
 import processes as joined
 import train
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ["--dtype", "float32", "--max_prompt", "200", "--max_response", "12", "--min_pixels", "784", "--max_pixels",
          "12544", "--slots", "8", "--group_size", "4", "--temperature", "1.2"]
 RL = [*SMALL, "--stage", "1", "--lr", "1e-3", "--clip_weight", "0", "--keyword_weight", "1", "--keyword_scope",
@@ -26,7 +22,7 @@ RL = [*SMALL, "--stage", "1", "--lr", "1e-3", "--clip_weight", "0", "--keyword_w
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory):
-    """four.jsonl: one of four has an image; one.jsonl: a single question, without; torn.jsonl: a second image is torn."""
+    """four.jsonl: one of four has an image; one.jsonl: a single one without; torn.jsonl: a second image is torn."""
     folder = tmp_path_factory.mktemp("questions")
     rows = [dict(qid=f"q{i}", problem=f"How many {i}?", answer=str(i), key_words=list("aeiou0123")) for i in range(4)]
     picture(56, 84, 0).save(folder / "0.png")
@@ -38,45 +34,21 @@ def questions(tmp_path_factory):
     return str(folder)
 
 
-def free_port() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
-
-
-def two(commands: list[list[str]], env: list[dict], grace: int) -> list[tuple[int, str]]:
-    """Run two commands side by side: exit code and stderr of each; the second is killed `grace` s after the first."""
-    running = [subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT} | more,
-                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-               for command, more in zip(commands, env)]
-    said = [running[0].communicate(timeout=200)[1]]
-    try:
-        said.append(running[1].communicate(timeout=grace)[1])
-    except subprocess.TimeoutExpired:
-        running[1].kill()
-        said.append(running[1].communicate()[1])
-    return [(process.returncode, text) for process, text in zip(running, said)]
-
-
-def two_ranks(code: str, *argv, grace: int = 60) -> list[tuple[int, str]]:
-    """Run code on ranks 0 and 1."""
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    code = f"import json, sys, time, eval, processes, rewards, rollout, train\nprocesses.SIGN_OF_LIFE = 0.5\n{code}"
-    return two([[sys.executable, "-c", code, *argv]] * 2, [place | {"RANK": rank} for rank in "01"], grace)
-
-
 UNEVEN = """
-def late(*args):  # rank 1 takes two signs of life longer
+import json, sys, time
+import eval, processes, rollout, train
+def late(*args):  # rank 1 takes two signs of life longer, once
     time.sleep(1.2 * processes.dist.get_rank())
+    rollout.generate = generate
     return generate(*args)
-generate, rollout.generate = rollout.generate, late
+generate, rollout.generate, processes.SIGN_OF_LIFE = rollout.generate, late, 0.5
 for program, argv in json.loads(sys.argv[1]):
     assert sys.modules[program].main(argv) == 0
 sys.exit(processes.stop_processes(0))
 """
 
 
-def test_uneven_ranks_equal_one_process(tiny_folder, questions, tmp_path):
+def test_uneven_ranks_on_two_nodes_equal_one_process(tiny_folder, questions, tmp_path):
     """A rank that is late, one without any question, one without an image: in RL, in sampling and in evaluation."""
     four, one = (["--model", tiny_folder, "--data", f"{questions}/{name}.jsonl"] for name in ("four", "one"))
     single = ["--questions_per_rollout", "1", "--questions_per_update", "1"]
@@ -86,9 +58,14 @@ def test_uneven_ranks_equal_one_process(tiny_folder, questions, tmp_path):
                    for side in ("here", "there"))
     for program, argv in here:
         assert {"train": train, "eval": evaluation}[program].main(argv) == 0
-    for code, stderr in (ranks := two_ranks(UNEVEN, json.dumps(there))):
+    (tmp_path / "uneven.py").write_text(UNEVEN)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1",
+                "--master_addr", "127.0.0.1", "--master_port", free_port()]
+    script = [str(tmp_path / "uneven.py"), json.dumps(there)]
+    nodes = side_by_side([[*torchrun, "--node_rank", node, *script] for node in "01"], [{}, {}])
+    for code, stderr in nodes:
         assert code == 0, stderr[-3000:]
-    assert "waiting for rank 1: rollout of step 0 for " in ranks[0][1] and "waiting for" not in ranks[1][1]
+    assert "waiting for rank 1: rollout of step 0 for " in nodes[0][1] and "waiting for" not in nodes[1][1]
     for name in ("four", "one"):
         ours, theirs = (str(tmp_path / side / name / "stage1") for side in ("there", "here"))
         compare_metrics(ours, theirs)
@@ -101,6 +78,9 @@ def test_uneven_ranks_equal_one_process(tiny_folder, questions, tmp_path):
 def test_a_rank_that_hangs_is_named_and_given_up(tiny_folder, questions, tmp_path):
     """patience: 0.05 minutes are 3 seconds."""
     hang = """
+import sys, time
+import processes, rewards, train
+processes.SIGN_OF_LIFE = 0.5
 score = rewards.score
 rewards.score = lambda *args: time.sleep(1000 * processes.dist.get_rank()) or score(*args)
 sys.exit(processes.stop_processes(train.main(sys.argv[1:])))
@@ -114,21 +94,21 @@ sys.exit(processes.stop_processes(train.main(sys.argv[1:])))
 
 def test_bad_input_on_one_rank_ends_all_and_names_it(tiny_folder, questions, tmp_path):
     """A torn image is found when it is decoded, in the middle of a step, by the rank that has the question."""
-    code = "sys.exit(processes.stop_processes(train.main(sys.argv[1:])))"
+    code = "import sys, processes, train\nsys.exit(processes.stop_processes(train.main(sys.argv[1:])))"
     argv = [*RL, "--model", tiny_folder, "--data", f"{questions}/torn.jsonl", "--out", str(tmp_path)]
     ranks = two_ranks(code, *argv)
     assert [code for code, _ in ranks] == [2, 2]
     said = [[line for line in stderr.splitlines() if line.startswith("error: ")] for _, stderr in ranks]
-    finder = 0 if said[0] and "has ended" not in said[0][0] else 1  # rank 0 speaks for those that end because of another
+    finder = 0 if "has ended" not in said[0][0] else 1  # rank 0 always speaks
     assert len(said[finder]) == 1 and "torn.png: cannot be read" in said[finder][0]
     assert said[1 - finder] == ([] if finder == 0 else [said[1][0].replace("error: ", "error: rank 1 has ended: ")])
     assert not any("Traceback" in stderr for _, stderr in ranks)
 
 
-def test_a_failed_collective_says_where_every_rank_was(tmp_path):
+def test_a_failed_collective_says_where_every_rank_was():
     """Rank 1 dies in the middle of an update; rank 0 sees its connection closed."""
     code = """
-import os, torch
+import os, torch, processes
 processes.start_processes()
 with processes.ending_together():
     processes.meet()
