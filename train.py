@@ -403,6 +403,7 @@ def train(run: Run, step_function):
                 lines = "".join(json.dumps(row) + "\n" for row in rows)
                 write_text(os.path.join(run.folder, "rollouts", f"step_{step:06d}.jsonl"), lines)
             tqdm.write(console_line(step, steps, metrics))
+        meet()  # if rank 0 could not write, nobody goes on
         skipped = skipped + 1 if metrics["opt/skipped"] else 0
         if skipped == 5:
             raise FloatingPointError("5 steps in a row without a finite gradient: "
