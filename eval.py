@@ -350,7 +350,7 @@ def main(argv: list[str] | None = None) -> int:
             config = on_every_rank(lambda: read_flags(sys.argv[1:] if argv is None else argv))
             if config.score:
                 on_every_rank(lambda: score(config) if is_writer() else None)
-            elif config.benchmark:
+            elif benchmarks.chosen(config.benchmark):
                 evaluate_benchmarks(config)
             else:
                 evaluate_file(config)

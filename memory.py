@@ -22,7 +22,7 @@ from data import InputError, Prompt, mrope_positions
 from metrics import peak_memory
 from model import Group, forget_step
 from plan import GB, USABLE, Shape, always_bytes, most_slots, shape_of, table, worst_row
-from processes import print0
+from processes import here, print0
 from rollout import BURST, generate
 
 REHEARSED = ("cuda",)  # devices whose memory ends in an exception; a CPU's does not
@@ -103,6 +103,7 @@ def rehearse(run, optimizer, update: Callable):
 
     Weights and Adam's moments stay as they are: all losses are 0, the learning rate is 0, the moments are made anew.
     """
+    here("rehearsal")
     config, peaks = run.config, {}
     if run.replica is not None:
         prompts = worst_prompts(config, run.policy.config)

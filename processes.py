@@ -57,8 +57,11 @@ def stop_processes(code: int) -> int:
         gc.collect()  # gloo aborts when a sharded model outlives its group
         if code == 0:
             here("end")
-            meet()
-            dist.barrier()  # the store may live in rank 0: it leaves after all others have read from it
+            try:
+                meet()
+                dist.barrier()  # the store may live in rank 0: it leaves after all others have read from it
+            except SharedError:  # a rank with more to do, such as writing, has failed and said so
+                code = 2
         dist.destroy_process_group()
     return code
 
@@ -127,7 +130,7 @@ def ending_together():
         yield
     finally:
         error = sys.exception()
-        if error and dist.is_initialized() and not isinstance(error, SharedError):
+        if isinstance(error, Exception) and not isinstance(error, SharedError):
             with contextlib.suppress(dist.DistError):  # the store dies with the process that holds it
                 store, rank = group_store(), dist.get_rank()
                 kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
@@ -143,13 +146,12 @@ def on_every_rank(function: Callable):
         result = function()
     except InputError as complaint:
         error = complaint
-    if dist.is_initialized():  # else not even the command line was right: each rank has seen that for itself
-        meet()
-        errors = [None] * dist.get_world_size()
-        dist.all_gather_object(errors, error)
-        error = next((e for e in errors if e is not None), None)
-    if error:
-        raise SharedError(str(error)) from error
+    meet()
+    errors = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    for error in errors:
+        if error is not None:
+            raise SharedError(str(error)) from error
     return result
 
 

@@ -421,6 +421,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one stage; returns the exit code: 0, or 2 after one line about bad input."""
     try:
         with ending_together():
+            start_processes()  # first of all: even a flag is read together, and who cannot says so for all
             config = on_every_rank(lambda: read_config(sys.argv[1:] if argv is None else argv, __doc__))
             if config.plan:
                 on_every_rank(lambda: print0(table(config, shape_of(config.model), config.gpus, config.gpu_gb * GB)))
