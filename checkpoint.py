@@ -121,7 +121,7 @@ def replaced_folder(path: str):
 def export(path: str, policy, processor, dtype=torch.bfloat16, file_bytes=4 << 30):
     """Write a Hugging Face folder in the hub's naming: weights, config, processor with pixel limits, generation config.
 
-    Rank 0 holds one file's worth of weights at a time.
+    Rank 0 holds one file's worth in host memory at a time; what is being gathered lies on the device.
     """
     here(f"export to {path}")
     policy.reshard()

@@ -1,7 +1,7 @@
 """Loading and exporting at size: peak host memory of a rank and seconds, against from_pretrained followed by sharding.
 
     python bench/load.py --out bench/results/load_cpu.json                       a scaled shape, 0.9 GB in float32
-    python bench/load.py --config bench/configs/qwen2.5-vl-3b.json --processes 2 --ways ours --export
+    python bench/load.py --config bench/configs/qwen2.5-vl-3b.json --processes 2 --ways ours --dtype bfloat16 --export
 
 It makes its own checkpoint of random bf16 weights in the naming of the hub, several files, and loads it
 
