@@ -32,11 +32,10 @@ DECLINES = re.compile(
     r"\bnot (?:be )?(?:provided|given|specified|listed|determinable|applicable|available|among)\b|"
     r"\bnone of the (?:above|given)|不能确定|无法确定", re.IGNORECASE)
 INTENTION = re.compile(r"(?:To (?!the\b)\w+ |Let(?:'s| us)? |Suppose|Assume)")
-STOP_WORDS = frozenset("a an the is are was were of in on at to for and or that this it its there what which how do does "
-                       "did has have be with by from as if".split())
-
-
-ASKED_FOR = re.compile(r"\b(?:what(?:'s| is| are| was| were)|find|estimate|calculate|how many|which)(?: the)? (\w+)", re.IGNORECASE)
+STOP_WORDS = frozenset("a an the is are was were of in on at to for and or that this it its there what which how do "
+                       "does did has have be with by from as if".split())
+ASKED_FOR = re.compile(
+    r"\b(?:what(?:'s| is| are| was| were)|find|estimate|calculate|how many|which)(?: the)? (\w+)", re.IGNORECASE)
 
 
 @lru_cache(maxsize=64)
@@ -67,8 +66,8 @@ def content_words(text: str) -> set[str]:
 
 
 def restating(text: str, problem: Problem) -> list[str]:
-    """The sentences that repeat half of the words of what is asked, most first, then the later. Bold counts as a word,
-    and so does each further mention of the quantity asked for."""
+    """The sentences that repeat half of the words of what is asked, most first, then the later. The word for what is
+    asked, the "area" of "what is the area of the disk", counts as four; bold counts as one."""
     asked = content_words((sentences(problem.question) or ("",))[-1])
     head = ASKED_FOR.search(problem.question)
     head = stem(head[1].lower()) if head else None
@@ -94,8 +93,8 @@ STATED = re.compile(rf"{SUBJECT}[^.\n]{{0,80}}?{IS}(?: not \(?[A-Z]\)?,? but)?{L
 MENTIONED = re.compile(r"(?:\b(?i:option|choice|answer|ans|choose|select|pick)\b|故选|选[择项]?|答案)[: ]*" + LETTER)
 CONFIRMED = re.compile(r"(?:\(([A-Za-z])\)[^.(\n]{0,60}?|\b([A-Z])\*{0,2}) is (?:the )?(?:correct|right|answer|best)")
 REJECTED_BEFORE = re.compile(
-    r"(?:\bnot\b|n't\b|\brules? out|\bruling out|\beliminat\w+|\bexclud\w+|\bif(?: the)?(?: correct)? ?)[^.,;\n]{0,20}$",
-    re.IGNORECASE)
+    r"(?:\bnot\b|n't\b|\brules? out|\bruling out|\beliminat\w+|\bexclud\w+|\bif(?: the)?(?: correct)? ?)"
+    r"[^.,;\n]{0,20}$", re.IGNORECASE)
 
 
 def last_letter(pattern: re.Pattern, text: str) -> str | None:
@@ -139,9 +138,9 @@ def leading_letter(text: str, problem: Problem) -> str | None:
 
 NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|cannot)\b|n't\b|不|没有", re.IGNORECASE)
 ANTONYMS = [pair.split("/") for pair in (
-    "greater/less more/fewer more/less larger/smaller bigger/smaller higher/lower above/below longer/shorter older/younger "
-    "maximum/minimum increase/decrease most/least even/odd left/right highest/lowest largest/smallest greatest/least "
-    "longest/shortest smoothest/roughest best/worst before/after same/different").split()]
+    "greater/less more/fewer more/less larger/smaller bigger/smaller higher/lower above/below longer/shorter "
+    "older/younger maximum/minimum increase/decrease most/least even/odd left/right highest/lowest largest/smallest "
+    "greatest/least longest/shortest smoothest/roughest best/worst before/after same/different").split()]
 
 
 def is_yes_no(problem: Problem) -> bool:
@@ -210,9 +209,9 @@ def off_the_list(text: str, problem: Problem) -> str | None:
     if None in option_numbers(problem.choices):
         return None
     for part in conclusions(text):
-        if numbers(part):
-            known = options_in(part, problem) or equal_number(number_in(part), problem)
-            return None if known else bare_number(number_in(part))
+        value = number_in(part)
+        if value is not None:
+            return None if options_in(part, problem) or equal_number(value, problem) else bare_number(value)
     return None
 
 
