@@ -23,6 +23,8 @@ CORNER = Problem("12", "Give the coordinates of the corner as a list.", "list")
 ILLUSION = Problem("13", "Are the two lines in the picture parallel?", "yesno")
 FORMULA = Problem("14", "What is the equation of the line?", "text")
 EIGHT = Problem("15", "Which figure comes next?", "choice", tuple("ABCDEFGH"))
+GAP = Problem("16", "What is the difference between the highest and the lowest value of the blue bar?", "integer")
+GRAPH = Problem("17", "What is the value of y at x=-2?", "integer")
 
 # problem, response, extraction
 STYLES = [
@@ -61,6 +63,7 @@ STYLES = [
     (ANGLE, "Option A is incorrect because 30° is too small. Option C is the right one.", "C"),
     (ANGLE, "(A) is wrong, (B) is wrong, and (C) is correct.", "C"),
     (ANGLE, "The correct answer is not (A) but (B).", "B"),
+    (ANGLE, "I would choose C. Option D is incorrect.", "C"),
     (ANGLE, "If the answer were (A), the sum would be 90°. It is 120°, so the answer must be (B).", "B"),
     (ANGLE, "The answer is A triangle with 60° angles, so C is correct.", "C"),
     # a second problem that the model put to itself
@@ -103,6 +106,10 @@ STYLES = [
     (LENGTH, "d \\approx 0.115 \\text{ m}", "0.115"),
     (LENGTH, "d = \\frac{1}{4} = 0.25", "0.25"), (LENGTH, "The final answer is: 1/4", "0.25"),
     (YEAR, "The sales figure was the highest in 2015, at 340.", "2015"),
+    (COUNT, "5 red cubes are left on the table. To see how many red cubes are left on the table, we need 2 steps.", "5"),
+    (GAP, "The highest value of the blue bar is 90, and the lowest value is 10. The difference between these values "
+          "is 80. A bar of 90 is blue.", "80"),
+    (GRAPH, "The value of y at x=-2 is 3.", "3"),
     # lists and texts
     (CORNER, "The corner is at [3,  -1.5].", "[3, -1.5]"),
     (CORNER, "### The final answer is: [2014,2016]", "[2014, 2016]"),
