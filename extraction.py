@@ -3,20 +3,20 @@ r"""Reading the answer out of any model's response, by rules: no judge model, no
     extraction, rule = extract(response, problem)          ("B", "section: letter")
 
     problem.kind     extraction                            when nothing is found
-    choice           the option's bare capital letter      the end of the response, as it stands
-    integer, float   a bare number: 1000, -0.75            the end of the response
+    choice           the option's bare capital letter      the words that decline to answer, or the end of the response
+    integer, float   a bare number: 1000, -0.75            the same
     list             as Python writes it: [1, 2]           the end of the response
-    yesno            Yes or No                             the end of the response
-    text             the bare text of the answer           ""
+    yesno            Yes or No                             the words that decline to answer, or the end of the response
+    text             the bare text of the answer           the end of the response
 
 What is read, first hit wins:
 1. a structured answer: the last "The final answer is" that begins a line, else <answer>, else the last \boxed{}.
    The rest of the response is then not looked at; only an empty one falls through.
 2. a response in the trained format that ends before its answer section is unfinished: no answer, whatever it reasons.
-3. prose: the rules of the kind in the order they stand below, each named after its function.
+3. prose: the rules of prose.py, each named after its function.
 
-The name of the rule goes into every report, for a score is only as good as what it was read by. Those in NO_ANSWER found
-nothing: a strict score counts them as wrong. The rules know languages (English, Chinese) and no data set.
+The name of the rule goes into every report, for a score is only as good as what it was read by. Those in NO_ANSWER
+found nothing: a strict score counts them as wrong. The rules know languages (English, Chinese) and no data set.
 Pure, deterministic, never raises on text, and takes linear time.
 """
 import re
@@ -118,7 +118,8 @@ def extract(response: str, problem: Problem) -> tuple[str, str]:
     sections = parse(text)
     if sections.description is not None or sections.rationales is not None:
         return "", "unfinished"
-    short = read_short(text, problem) if problem.kind == "choice" and len(text) <= MAX_RAW else None
+    alone = problem.kind == "choice" and len(text) <= MAX_RAW and "\n" not in text
+    short = read_short(text, problem) if alone else None
     if short:
         return short[0], short[1] if short[1] in NO_ANSWER else f"whole: {short[1]}"
     return IN_PROSE[problem.kind](text, problem)

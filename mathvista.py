@@ -5,9 +5,9 @@
     prediction, official, strict = judge(extraction, rule, problems[pid])
     breakdown({pid: official, ...}, problems)              {"average": {"accuracy", "correct", "total"}, "task": ...}
 
-official is the published rule (lupantech/MathVista, evaluation/calculate_score.py), quirk included: whatever text stands
-in for an answer becomes the nearest option, so an empty response is right on 168 of the 540 multiple-choice questions
-of testmini, 16.8 points for saying nothing. strict counts a response that holds no answer as wrong.
+official is the published rule (lupantech/MathVista, evaluation/calculate_score.py), quirk included: whatever text
+stands in for an answer becomes the nearest option, so an empty response is right on 168 of the 540 multiple-choice
+questions of testmini, 16.8 points for saying nothing. strict counts a response that holds no answer as wrong.
 Deviations from the authors' scripts:
 1. A missing response is wrong, instead of dropping out of the denominator.
 2. Groups come from the data set, instead of the copy of its metadata in the file of responses.
@@ -25,6 +25,7 @@ from extraction import LETTERS, NO_ANSWER, Problem
 # ---------------------------------------------------------------- problems
 
 GROUPS = ("question_type", "answer_type", "language", "source", "category", "task", "context", "grade", "skills")
+DECIMALS = {1: ("one decimal place", "1.2, 1.3, 1.4"), 2: ("two decimal places", "1.23, 1.34, 1.45")}  # by precision
 KINDS = ("integer", "float", "list", "text")       # answer_type of the questions without options
 
 
@@ -44,9 +45,10 @@ def present(row: dict, name: str):
 
 def item_from_row(row: dict, where: str) -> Item:
     """Row of the hub or of testmini.json, read with json, datasets or pandas. InputError names what it lacks."""
-    missing = [name for name in ("question", "question_type", "answer_type", "metadata") if not present(row, name)]
-    if missing:
-        raise InputError(f"{where}: no {', '.join(missing)}; expected a row of MathVista")
+    needed = ("pid", "question", "question_type", "answer_type", "metadata")
+    missing = [name for name in needed if not present(row, name)]
+    if missing or not isinstance(row["metadata"], dict):
+        raise InputError(f"{where}: no {', '.join(missing) or 'object in metadata'}; expected a row of MathVista")
     choices = present(row, "choices")
     choices = () if choices is None else tuple(map(str, choices))        # an array cannot be asked whether it is empty
     is_choice = row["question_type"] == "multi_choice"
@@ -54,8 +56,10 @@ def item_from_row(row: dict, where: str) -> Item:
         raise InputError(f"{where}: a {row['question_type']} question of type {row['answer_type']} with "
                          f"{len(choices)} choices; expected choices, or a type in {', '.join(KINDS)}")
     precision, answer = present(row, "precision"), present(row, "answer")
+    if row["answer_type"] == "float" and precision not in DECIMALS:
+        raise InputError(f"{where}: a float question without precision; expected 1 or 2")
     labels = {"question_type": row["question_type"], "answer_type": row["answer_type"]} | row["metadata"]
-    groups = {name: labels.get(name, ()) for name in GROUPS}
+    groups = {name: present(labels, name) for name in GROUPS}
     return Item(
         pid=str(row["pid"]),
         question=row["question"],
@@ -66,7 +70,8 @@ def item_from_row(row: dict, where: str) -> Item:
         unit=present(row, "unit") or "",
         query=present(row, "query") or "",
         image=present(row, "image") or "",
-        labels={name: (value,) if isinstance(value, str) else tuple(value) for name, value in groups.items()},
+        labels={name: (value,) if isinstance(value, str) else tuple(value) for name, value in groups.items()
+                if value is not None},
     )
 
 
@@ -85,7 +90,6 @@ def load_problems(path: str) -> dict[str, Item]:
 # ---------------------------------------------------------------- the prompt text
 
 HINT = "Hint: Please answer the question {kind} and provide the {what}, e.g., {examples}, at the end."
-DECIMALS = {1: ("one decimal place", "1.2, 1.3, 1.4"), 2: ("two decimal places", "1.23, 1.34, 1.45")}
 
 
 def hint(problem: Problem) -> str:
@@ -176,13 +180,13 @@ def breakdown(verdicts: dict[str, bool], problems: dict[str, Item], groups: tupl
     """
     right = {pid: bool(verdicts.get(pid)) for pid in problems}
     correct = sum(right.values())
-    total = len(problems)
-    scores = {"average": {"accuracy": str(round(100 * correct / total, 2)), "correct": correct, "total": total}}
+    average = str(round(100 * correct / len(problems), 2))
+    scores = {"average": {"accuracy": average, "correct": correct, "total": len(problems)}}
     for name in groups:
-        values = sorted({value for item in problems.values() for value in item.labels[name]})
+        values = sorted({value for item in problems.values() for value in item.labels.get(name, ())})
         counts = {}
         for value in values:
-            members = [right[pid] for pid, item in problems.items() if value in item.labels[name]]
+            members = [right[pid] for pid, item in problems.items() if value in item.labels.get(name, ())]
             counts[value] = {"accuracy": f"{100 * sum(members) / len(members):.2f}", "correct": sum(members),
                              "total": len(members)}
         scores[name] = dict(sorted(counts.items(), key=lambda pair: -float(pair[1]["accuracy"])))

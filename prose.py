@@ -25,11 +25,17 @@ CONCLUSION = re.compile(r"\b(?:therefore|thus|hence|so|in conclusion|overall|ans
                         r"因此|所以|故|答案|综上", re.IGNORECASE)
 REFUSAL = re.compile(r"\b(?:sorry|unable to|can(?:no|')t (?:see|help|answer|determine|provide|access|process)|"
                      r"not (?:possible|able|clear) |impossible to|insufficient|not enough)\b", re.IGNORECASE)
-STOP_WORDS = frozenset("a an the is are was were of in on at to for and or that this it its there what which how do does "
-                       "did has have be with by from as if".split())
-
-
-ASKED_FOR = re.compile(r"\b(?:what(?:'s| is| are| was| were)|find|estimate|calculate|how many|which)(?: the)? (\w+)", re.IGNORECASE)
+# Said of the answer in a conclusion, this is no answer, unless an option says it too.
+DECLINES = re.compile(
+    r"\bcan(?:no|')t (?:be )?(?:determin|answer|predict|tell|calculat)\w*|\bunable to (?:determine|answer|calculate)\b|"
+    r"\b(?:im|not )possible to (?:determine|answer|tell|calculate)\b|\binsufficient \w+|\bnot enough \w+|\bN/A\b|"
+    r"\bnot (?:be )?(?:provided|given|specified|listed|determinable|applicable|available|among)\b|"
+    r"\bnone of the (?:above|given)|不能确定|无法确定", re.IGNORECASE)
+INTENTION = re.compile(r"(?:To (?!the\b)\w+ |Let(?:'s| us)? |Suppose|Assume)")
+STOP_WORDS = frozenset("a an the is are was were of in on at to for and or that this it its there what which how do "
+                       "does did has have be with by from as if".split())
+ASKED_FOR = re.compile(
+    r"\b(?:what(?:'s| is| are| was| were)|find|estimate|calculate|how many|which)(?: the)? (\w+)", re.IGNORECASE)
 
 
 @lru_cache(maxsize=64)
@@ -60,13 +66,15 @@ def content_words(text: str) -> set[str]:
 
 
 def restating(text: str, problem: Problem) -> list[str]:
-    """The sentences that repeat half of the words of what is asked, most first, then the later. Bold counts as a word,
-    and so does each further mention of the quantity asked for."""
+    """The sentences that repeat half of the words of what is asked, most first, then the later. The word for what is
+    asked, the "area" of "what is the area of the disk", counts as four; bold counts as one."""
     asked = content_words((sentences(problem.question) or ("",))[-1])
     head = ASKED_FOR.search(problem.question)
     head = stem(head[1].lower()) if head else None
     ranked = []
     for i, part in enumerate(sentences(text)):
+        if INTENTION.match(part):
+            continue
         said = content_words(part)
         shared = len(asked & said) + 3 * (head in said)
         if shared and shared >= len(asked) / 2:
@@ -85,8 +93,8 @@ STATED = re.compile(rf"{SUBJECT}[^.\n]{{0,80}}?{IS}(?: not \(?[A-Z]\)?,? but)?{L
 MENTIONED = re.compile(r"(?:\b(?i:option|choice|answer|ans|choose|select|pick)\b|故选|选[择项]?|答案)[: ]*" + LETTER)
 CONFIRMED = re.compile(r"(?:\(([A-Za-z])\)[^.(\n]{0,60}?|\b([A-Z])\*{0,2}) is (?:the )?(?:correct|right|answer|best)")
 REJECTED_BEFORE = re.compile(
-    r"(?:\bnot\b|n't\b|\brules? out|\bruling out|\beliminat\w+|\bexclud\w+|\bif(?: the)?(?: correct)? ?)[^.,;\n]{0,20}$",
-    re.IGNORECASE)
+    r"(?:\bnot\b|n't\b|\brules? out|\bruling out|\beliminat\w+|\bexclud\w+|\bif(?: the)?(?: correct)? ?)"
+    r"[^.,;\n]{0,20}$", re.IGNORECASE)
 
 
 def last_letter(pattern: re.Pattern, text: str) -> str | None:
@@ -130,9 +138,9 @@ def leading_letter(text: str, problem: Problem) -> str | None:
 
 NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|cannot)\b|n't\b|不|没有", re.IGNORECASE)
 ANTONYMS = [pair.split("/") for pair in (
-    "greater/less more/fewer more/less larger/smaller bigger/smaller higher/lower above/below longer/shorter older/younger "
-    "maximum/minimum increase/decrease most/least even/odd left/right highest/lowest largest/smallest greatest/least "
-    "longest/shortest smoothest/roughest best/worst before/after same/different").split()]
+    "greater/less more/fewer more/less larger/smaller bigger/smaller higher/lower above/below longer/shorter "
+    "older/younger maximum/minimum increase/decrease most/least even/odd left/right highest/lowest largest/smallest "
+    "greatest/least longest/shortest smoothest/roughest best/worst before/after same/different").split()]
 
 
 def is_yes_no(problem: Problem) -> bool:
@@ -172,10 +180,11 @@ def turned_round(question: str, statement: str) -> bool:
 
 
 def affirmed(text: str, problem: Problem) -> str | None:
-    """Yes or no by whether the first statement says what was asked: an odd number of turns makes a no."""
-    if not is_yes_no(problem) or not sentences(text) or REFUSAL.search(sentences(text)[0]):
+    """Yes or no by whether the first statement on what was asked says so: an odd number of turns makes a no."""
+    statements = [part for part in sentences(text) if part in restating(text, problem)]
+    if not is_yes_no(problem) or not statements or REFUSAL.search(statements[0]):
         return None
-    statement = sentences(text)[0]
+    statement = statements[0]
     negative = bool(NEGATION.search(statement)) != bool(NEGATION.search(problem.question))
     return letter_of_word("no" if negative != turned_round(problem.question, statement) else "yes", problem)
 
@@ -200,9 +209,9 @@ def off_the_list(text: str, problem: Problem) -> str | None:
     if None in option_numbers(problem.choices):
         return None
     for part in conclusions(text):
-        if numbers(part):
-            known = options_in(part, problem) or equal_number(number_in(part), problem)
-            return None if known else bare_number(number_in(part))
+        value = number_in(part)
+        if value is not None:
+            return None if options_in(part, problem) or equal_number(value, problem) else bare_number(value)
     return None
 
 
@@ -249,7 +258,23 @@ def without_list(text: str) -> str:
     lines = text.split("\n")
     if len({match[1] for match in map(LISTED.match, lines) if match}) < 2:
         return text
-    return "\n".join(line for line in lines if not LISTED.match(line)) or text
+    return "\n".join(line for line in lines if not LISTED.match(line))
+
+
+def declined(text: str, problem: Problem) -> str | None:
+    """The answer cannot be determined: the words for it in the last conclusion or sentence, if that names no answer."""
+    asked = set(numbers(problem.question))
+    for part in (*conclusions(text)[:1], *sentences(text)[-1:]):
+        match = DECLINES.search(part)
+        named = set(options_in(part, problem)) if problem.choices else set(numbers(part)) - asked
+        if match and (len(named) != 1 if problem.choices else not named):
+            return match[0][0].upper() + match[0][1:]
+    return None
+
+
+def unconditional(text: str) -> str:
+    """Without: If the first is larger, the answer is (A). Otherwise, the answer is (B)."""
+    return "\n".join(part for part in sentences(text) if not re.match("If|Otherwise", part))
 
 
 def rule_name(rule) -> str:
@@ -257,13 +282,23 @@ def rule_name(rule) -> str:
 
 
 def choice_in_prose(text: str, problem: Problem) -> tuple[str, str]:
-    """(letter, rule); the text of a refusal or the end of any other with the rule "nothing"."""
+    """(letter, rule); with the rule "nothing" the words that decline to answer, or the end of the text."""
     said = without_list(text)
-    for rule in CHOICE_RULES:
+    if not said:
+        return text[:MAX_RAW], "nothing"
+    declining = declined(said, problem)
+    rules = CHOICE_RULES
+    if declining:
+        same = [i for i, option in enumerate(spelled(problem.choices)) if DECLINES.search(option)]
+        if same:
+            return letter_of(same[0]), "declined"
+        said, rules = unconditional(said), (stated_letter,)
+    for rule in rules:
         answer = rule(said, problem)
         if answer:
             return answer, rule_name(rule) if in_range(answer, problem) else "out of range"
-    return "N/A" if len(text) > MAX_RAW and REFUSAL.search(text) else text[-MAX_RAW:], "nothing"
+    refusal = "N/A" if len(text) > MAX_RAW and REFUSAL.search(text) else None
+    return declining or refusal or text[-MAX_RAW:], "nothing"
 
 
 # ---------------------------------------------------------------- rules: numbers
@@ -344,12 +379,13 @@ NUMBER_RULES = (stated_number, filled_blank, asked_year, restated, concluded, bo
 
 
 def number_in_prose(text: str, problem: Problem) -> tuple[str, str]:
-    """(bare number, rule); the end of the text with the rule "nothing"."""
-    for rule in NUMBER_RULES:
+    """(bare number, rule); with the rule "nothing" the words that decline to answer, or the end of the text."""
+    declining = declined(text, problem)
+    for rule in (stated_number,) if declining else NUMBER_RULES:
         value = rule(text, problem)
         if value is not None:
             return bare_number(value), rule_name(rule)
-    return text[-MAX_RAW:], "nothing"
+    return declining or text[-MAX_RAW:], "nothing"
 
 
 # ---------------------------------------------------------------- the other kinds

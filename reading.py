@@ -31,8 +31,8 @@ class Problem:
 # ---------------------------------------------------------------- numbers
 
 NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_.,^])(?<!\d-)([+-]?)[$€£¥]?((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"        # sign, digits
-    r"(?:/(\d+(?:\.\d+)?)(?![\d/]))?(?:e([+-]?\d{1,2})\b| ?(?:×|\*|\\times|x) ?10\^\{?([+-]?\d{1,2})\}?)?"  # bottom, power
+    r"(?<![A-Za-z0-9_.,^])(?<!\d-)([+-]?)[$€£¥]?((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"  # sign, digits
+    r"(?:/(\d+(?:\.\d+)?)(?![\d/]))?(?:e([+-]?\d{1,2})\b| ?(?:×|\*|\\times|x) ?10\^\{?([+-]?\d{1,2})\}?)?"  # /, power
     r"(?!(?:st|nd|rd|th)\b)(?: (million|billion|thousand)\b)?", re.IGNORECASE)
 MAX_DIGITS = 40
 SCALE = {"thousand": 1000, "million": 10**6, "billion": 10**9}
@@ -40,10 +40,8 @@ NO_COUNT = re.compile(r"\b(?:which|this|that|the|no|each|every|any) one\b|\bone 
 BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
 STATES = re.compile(
     r"(?:\b(?:is|are|was|were|be|equals?|gives?|get|have|has|of)\b|[:为是])[^\w-]{0,4}"
-    r"(?:(?:also|still|then|about|around|approximately|exactly|roughly|nearly|only|just|likely|estimated|equal|at|to) ){0,3}"
-    r"(?=\W{0,3}\d)", re.IGNORECASE)
-
-
+    r"(?:(?:also|still|then|about|around|approximately|exactly|roughly|nearly|only|just|likely|estimated|equal|at|to) )"
+    r"{0,3}(?=\W{0,3}\d)", re.IGNORECASE)
 EQUALS = re.compile(r"(?:=|≈|\\approx)(?=[^\w=]{0,6}(?:\d|\\d?frac))")
 ORDINAL = re.compile(r"\b(\d{1,4})(?:st|nd|rd|th)\b")
 
