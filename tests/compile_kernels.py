@@ -18,26 +18,45 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import grpo, logprob
+from kernels import decode, grpo, logprob, sample
 
 CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
-SCALARS = {"scale": "fp32", "stride": "i32", "dstride": "i32", "N": "i32", "clip_low": "fp32", "clip_high": "fp32",
-           "clip_dual": "fp32", "kl_coef": "fp32", "targets": "*i64"}  # everything else points to float32
+TYPES = {"scale": "fp32", "stride": "i32", "dstride": "i32", "N": "i32", "clip_low": "fp32", "clip_high": "fp32",
+         "clip_dual": "fp32", "kl_coef": "fp32", "targets": "*i64", "lengths": "*i64", "heads": "i32", "count": "i32",
+         "forbidden": "*i1", "tokens": "*i64", "top_p": "fp32"}  # everything else points to float32
 TILE = {"LANES": logprob.LANES, "WIDTH": logprob.WIDTH}
 BLOCK = logprob.LANES * logprob.WIDTH
-CASES = [  # name, kernel, its constants, dtype of dlogits, warps; V is the head of Qwen2.5-VL-7B
-    ("statistics", logprob._statistics_kernel, {"V": 152064, **TILE}, "fp32", logprob.WARPS),
-    ("dlogits bf16", logprob._dlogits_kernel, {"V": 152064, "BLOCK": BLOCK}, "bf16", logprob.WARPS),
-    ("dlogits fp32", logprob._dlogits_kernel, {"V": 152064, "BLOCK": BLOCK}, "fp32", logprob.WARPS),
-    ("grpo loss", grpo._grpo_kernel, {"BLOCK": grpo.BLOCK}, "fp32", 4),
+V = 152064  # the head of Qwen2.5-VL-7B
+BF16 = {name: "*bf16" for name in ("dlogits", "query", "keys", "values", "out")}
+
+
+def decode_constants(heads: int, kv_heads: int, number_bytes: int) -> dict:
+    """Of the attention of 128 rows over a cache of 4,096 tokens."""
+    block, chunk = decode.plan(128 * kv_heads, 4096, 128, number_bytes)
+    return {"R": heads // kv_heads, "ROWS": decode.ROWS, "D": 128, "CHUNK": chunk, "BLOCK": block}
+
+
+MERGE = {"COUNT": decode.MOST_PARTS, "D": 128, "CHUNK": 512}
+SAMPLE = {"V": V, "BLOCK": sample.BLOCK}
+CASES = [  # name, kernel, its constants, types that are not as in TYPES, warps
+    ("statistics", logprob._statistics_kernel, {"V": V, **TILE}, {}, logprob.WARPS),
+    ("dlogits bf16", logprob._dlogits_kernel, {"V": V, "BLOCK": BLOCK}, BF16, logprob.WARPS),
+    ("dlogits fp32", logprob._dlogits_kernel, {"V": V, "BLOCK": BLOCK}, {}, logprob.WARPS),
+    ("grpo loss", grpo._grpo_kernel, {"BLOCK": grpo.BLOCK}, {}, 4),
+    ("decode 3B bf16", decode._part_kernel, decode_constants(16, 2, 2), BF16, decode.WARPS),
+    ("decode 7B bf16", decode._part_kernel, decode_constants(28, 4, 2), BF16, decode.WARPS),
+    ("decode 7B fp32", decode._part_kernel, decode_constants(28, 4, 4), {}, decode.WARPS),
+    ("merge", decode._merge_kernel, MERGE, BF16, decode.WARPS),
+    ("sample top_p 1", sample._sample_kernel, {"NUCLEUS": False, **SAMPLE}, {}, sample.WARPS),
+    ("sample nucleus", sample._sample_kernel, {"NUCLEUS": True, **SAMPLE}, {}, sample.WARPS),
 ]
 
 
-def compile_kernel(kernel, constants: dict, dtype: str, warps: int, arch: int):
+def compile_kernel(kernel, constants: dict, changes: dict, warps: int, arch: int):
     """What a launch with pointers and strides divisible by 16 would compile: only those get 128-bit accesses."""
     names = kernel.arg_names
-    types = {name: SCALARS.get(name, "*" + (dtype if name == "dlogits" else "fp32")) for name in names}
-    signature = {name: "constexpr" if name in constants else types[name] for name in names}
+    types = TYPES | changes
+    signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in names}
     aligned = [name for name in names if signature[name][0] == "*" or name in ("stride", "dstride")]
     source = ASTSource(fn=kernel, signature=signature,
                        constexprs={(names.index(name),): value for name, value in constants.items()},
@@ -64,8 +83,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         triton.knobs.cache.dir = folder  # compile anew, leave nothing behind
         for arch in (80, 90):
-            for name, kernel, constants, dtype, warps in CASES:
-                compiled = compile_kernel(kernel, constants, dtype, warps, arch)
+            for name, kernel, constants, changes, warps in CASES:
+                compiled = compile_kernel(kernel, constants, changes, warps, arch)
                 rows.append({"kernel": name, "arch": arch, **inspect_cubin(compiled.asm["cubin"])})
     print(json.dumps(rows))
 
