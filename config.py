@@ -37,6 +37,7 @@ class Sampling:
     temperature: float = 1.2  # divides the logits, in sampling and in all log-probs of training
     top_p: float = 0.99  # of sampling only
     slots: int = 0  # responses decoded together on one GPU; 0: as many as its memory has room for, at most 256
+    cuda_graphs: bool = True  # on a GPU, replay captured decoding; the same tokens up to rounding, only faster
     patience: float = 60.0  # minutes that a rank which is done waits for the others, before the run ends
 
     clip_target: float = 0.4  # cosine that earns the whole clip part (pebr_1.py)
@@ -266,8 +267,8 @@ def check_training(config: Config):
     ])
 
 
-SAME_RESULT = {"restart", "token_budget", "slots", "save_every", "keep_prompts", "gradient_checkpointing",
-               "ref_offload", "patience", "plan", "gpus", "gpu_gb"}
+SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "save_every", "keep_prompts",
+               "gradient_checkpointing", "ref_offload", "patience", "plan", "gpus", "gpu_gb"}
 
 
 def settings(config: Config) -> dict:

@@ -28,7 +28,7 @@ from transformers import AttentionInterface, GenerationConfig, Qwen2_5_VLConfig,
 
 from checkpoint import read_weights
 from data import InputError, Prompt
-from kernels import linear_logprob, linear_logprob_loss
+from kernels import decode_attention, linear_logprob, linear_logprob_loss
 
 # ---------------------------------------------------------------------------------------- attention
 
@@ -46,6 +46,12 @@ class Layout(NamedTuple):
     max_q: int
     max_k: int
     key_index: Tensor  # (keys,) int64
+
+
+class Live(NamedTuple):
+    """Which keys of its cache each row sees while decoding, one query per row; travels in place of a mask as well."""
+
+    length: Tensor  # (S,) int64: the first so many
 
 
 def varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale):
@@ -73,14 +79,10 @@ def attention(module, query, key, value, attention_mask, scaling=None, cu_seq_le
     """The one attention here, called by transformers' layers: query (B, heads, T, D), key, value (B, kv heads, L, D).
 
     What comes in place of the mask tells its three users apart: a Layout (packed training, and reading prompts),
-    cu_seq_lens (the vision tower), a boolean mask (decoding, one query per row). Returns (B, T, heads, D), no weights.
+    cu_seq_lens (the vision tower), Live (decoding, one query per row). Returns (B, T, heads, D), no weights.
     """
-    if isinstance(attention_mask, Tensor):
-        B, heads, _, D = query.shape
-        # heads that share a key become the query axis: the cache is neither repeated nor copied
-        query = query.reshape(B, key.shape[1], heads // key.shape[1], D)
-        out = F.scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling)
-        return out.reshape(B, 1, heads, D), None
+    if isinstance(attention_mask, Live):
+        return decode_attention(query, key, value, attention_mask.length, scaling), None
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
     if isinstance(layout := attention_mask, Layout):
         key, value = key[layout.key_index], value[layout.key_index]  # its backward sums over a prompt's responses

@@ -6,6 +6,9 @@ A slot is one row of a static key-value cache. A prompt takes G slots: its keys 
 All slots decode together, each at its own length; every `BURST` tokens the host looks which have finished and refills
 them from the queue. The model is a whole (unsharded) copy on each rank, so nothing here waits for another rank.
 
+A burst is a plain function over buffers that stay where they are. On a GPU it is captured once as a CUDA graph and then
+replayed: thousands of kernels at the price of one launch, and no word between device and host until the burst is over.
+
 What a response says depends on (weights, prompt, seed, G, max_new_tokens) alone, up to rounding: token t of response g
 uses the uniform number (g, t) that the seed gives. Slots, neighbours and ranks change nothing.
 
@@ -24,13 +27,13 @@ import data
 import rewards
 from answers import parse
 from data import Prompt, Sample
-from kernels import linear_logits
-from model import Group, pack
+from kernels import linear_logits, sample_tokens
+from model import Group, Live, pack
 from processes import here, meet
 
 BURST = 8  # tokens between two looks at the slots: a host synchronisation costs more than a few wasted tokens
 PREFILL = 16384  # prompt tokens read in one row, about: bounds its memory
-BUCKET = 64  # the cache is read up to the longest live row, rounded up to this
+BUCKET = 64  # a CPU reads the cache up to the longest live row, rounded up to this
 
 
 @dataclass
@@ -62,21 +65,6 @@ def uniform_numbers(seed: int, group_size: int, tokens: int) -> Tensor:
     return torch.rand(group_size, tokens, generator=torch.Generator().manual_seed(seed))
 
 
-def draw(probs: Tensor, uniform: Tensor, top_p: float) -> Tensor:
-    """One token per row by inverting the distribution function. probs (S, V), uniform (S,) in [0, 1) -> (S,).
-
-    With top_p below 1 only the nucleus counts: the likeliest tokens, up to the one with which the share reaches top_p.
-    """
-    order = None
-    if top_p < 1:
-        probs, order = probs.sort(stable=True, dim=-1, descending=True)
-    below = probs.cumsum(-1)  # (S, V) share of a token and all before it
-    last = (below < top_p * below[:, -1:]).sum(-1, keepdim=True)  # (S, 1) no token after this one counts
-    target = uniform[:, None] * below.gather(-1, last)  # (S, 1)
-    index = torch.minimum((below <= target).sum(-1, keepdim=True), last)
-    return (index if order is None else order.gather(-1, index))[:, 0]
-
-
 class Slots:
     """S rows of decoding state. To transformers' layers it is the cache: all they call is `update`."""
 
@@ -92,7 +80,10 @@ class Slots:
         self.offset = torch.zeros_like(self.rows)  # (S,) rope position minus length: images take fewer positions
         self.drawn = torch.zeros_like(self.rows)  # (S,) tokens drawn so far
         self.uniform = torch.zeros(slots, max_new_tokens + BURST, device=weight.device)  # (S, tokens) random streams
-        self.view = length  # how far decoding reads the cache
+        self.ids = self.token.new_empty(slots, BURST)  # what the last burst drew
+        self.logprobs = torch.empty(slots, BURST, device=weight.device,
+                                    dtype=torch.promote_types(weight.dtype, torch.float32))
+        self.view = length  # how far decoding may read the cache
         self.prefill = []  # while prompts are read: (their slots, first token, end) for each prompt in the packed row
 
     def update(self, key, value, layer, *unused):
@@ -107,6 +98,15 @@ class Slots:
         V[self.rows, :, self.length] = value[:, :, 0]
         return K[:, :, : self.view], V[:, :, : self.view]
 
+    def narrow(self, live: list[int]):
+        """Let decoding read only as far as these slots will reach in a burst: a CPU masks, so it reads all it is given.
+
+        A GPU's kernel reads what is live in each row, and a captured graph needs one shape for all bursts.
+        """
+        if not self.rows.is_cuda:
+            need = int(self.length[live].max()) + BURST
+            self.view = min(-(-need // BUCKET) * BUCKET, self.keys[0].shape[2])
+
 
 class Decoder:
     """The model steps of `generate`: read prompts into slots, and draw one more token in every slot."""
@@ -115,19 +115,15 @@ class Decoder:
         self.model, self.state, self.temperature, self.top_p = model, state, temperature, top_p
         config = model.config
         # a drawn image token would claim an image that is not there; rows past the tokenizer's tokens stand for nothing
-        never = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
-        never |= set(range(vocab_size, config.text_config.vocab_size))
-        self.never = torch.tensor(sorted(never), device=state.rows.device)
+        self.forbidden = torch.arange(config.text_config.vocab_size, device=state.rows.device) >= vocab_size  # (V,)
+        for token in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+            self.forbidden[getattr(config, token)] = True
 
     def pick(self, hidden, rows):
         """Next token of some slots and its log-prob. hidden (B, H), rows (B,) slots -> two (B,)."""
-        logits = linear_logits(hidden, self.model.lm_head.weight) / (self.temperature or 1.0)  # (B, V)
-        allowed = logits.index_fill(-1, self.never, -torch.inf)
-        if self.temperature == 0:
-            token = allowed.argmax(-1)
-        else:
-            token = draw(allowed.softmax(-1), self.state.uniform[rows, self.state.drawn[rows]], self.top_p)
-        return token, logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
+        logits = linear_logits(hidden, self.model.lm_head.weight)  # (B, V)
+        uniform = self.state.uniform[rows, self.state.drawn[rows]]  # (B,)
+        return sample_tokens(logits, self.forbidden, uniform, self.temperature, self.top_p)
 
     def prefill(self, prompts: list[Prompt], slots: list[list[int]], uniform: Tensor):
         """Read prompts, in one packed row, into G slots each; returns every response's first token and its log-prob."""
@@ -153,14 +149,18 @@ class Decoder:
     def step(self):
         """Feed every slot its last token and draw the next: (S,) tokens and log-probs. Finished slots idle along."""
         state = self.state
-        reads = torch.arange(state.view, device=state.rows.device) <= state.length[:, None]  # (S, view) what is live
         position = (state.length + state.offset)[None, :, None].expand(3, -1, 1)  # (3, S, 1)
-        hidden = self.run(self.model.get_input_embeddings()(state.token)[:, None], position, reads[:, None, None])
+        hidden = self.run(self.model.get_input_embeddings()(state.token)[:, None], position, Live(state.length + 1))
         token, logprob = self.pick(hidden[:, 0], state.rows)
         state.token.copy_(token)
         state.length.add_(1).clamp_(max=state.keys[0].shape[2] - 1)
         state.drawn.add_(1).clamp_(max=state.uniform.shape[1] - 1)
         return token, logprob
+
+    def burst(self):
+        """BURST steps into state.ids and state.logprobs. Nothing here depends on a value or waits for one."""
+        for i in range(BURST):
+            self.state.ids[:, i], self.state.logprobs[:, i] = self.step()
 
     def run(self, embeddings, position_ids, mask):
         """The decoder layers over (B, T, H) embeddings -> (B, T, H)."""
@@ -170,12 +170,28 @@ class Decoder:
         ).last_hidden_state
 
 
+def capture(decoder: Decoder):
+    """A function that does what `decoder.burst` does; on a GPU as one CUDA graph. All slots have to be free."""
+    if not decoder.state.rows.is_cuda:
+        return decoder.burst
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        decoder.step()  # once for real: kernels are compiled and libraries set up, which a capture does not allow
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads (NCCL's) may go on
+        decoder.burst()
+    return graph.replay
+
+
 @torch.no_grad()
 def generate(model, prompts: list[Prompt], seeds: list[int], group_size: int, max_new_tokens: int, temperature: float,
-             top_p: float, slots: int, vocab_size: int) -> list[list[Response]]:
+             top_p: float, slots: int, vocab_size: int, graphs: bool = True) -> list[list[Response]]:
     """Sample `group_size` responses to each prompt: Q lists of G; temperature 0 is greedy, with the log-probs at 1.
 
-    seeds: one per prompt (`seed_of`); slots: rows decoded together, at least group_size; vocab_size: the tokenizer's.
+    seeds: one per prompt (`seed_of`); slots: rows decoded together, at least group_size; vocab_size: the tokenizer's;
+    graphs: on a GPU, decode in CUDA graphs.
     """
     assert len(seeds) == len(prompts), f"{len(seeds)=} {len(prompts)=}"
     assert slots >= group_size, f"{slots=} cannot hold a group of {group_size}"
@@ -185,6 +201,7 @@ def generate(model, prompts: list[Prompt], seeds: list[int], group_size: int, ma
     longest = max(len(prompt.input_ids) for prompt in prompts)
     state = Slots(model, slots, longest + max_new_tokens + BURST, max_new_tokens)
     decoder = Decoder(model, state, temperature, top_p, vocab_size)
+    burst = capture(decoder) if graphs else decoder.burst
     end = set(torch.tensor(model.generation_config.eos_token_id).view(-1).tolist())  # one token or several
     replies = [[Response([], [], False) for _ in range(group_size)] for _ in prompts]
     waiting, free, live = deque(range(len(prompts))), list(range(slots)), {}  # live: slot -> its Response
@@ -210,11 +227,11 @@ def generate(model, prompts: list[Prompt], seeds: list[int], group_size: int, ma
             hand_out(rows, *(column[:, None].tolist() for column in first))
         if not live:
             continue
-        need = int(state.length[list(live)].max()) + BURST
-        state.view = min(-(-need // BUCKET) * BUCKET, state.keys[0].shape[2])
-        steps = [decoder.step() for _ in range(BURST)]
-        ids, logprobs = (torch.stack(column, 1).tolist() for column in zip(*steps))  # the burst's one synchronisation
+        state.narrow(list(live))
+        burst()
+        ids, logprobs = state.ids.tolist(), state.logprobs.tolist()  # the host waits here and nowhere in the burst
         hand_out(rows := list(live), [ids[slot] for slot in rows], [logprobs[slot] for slot in rows])
+        state.length[free] = 0  # a slot without a response has nothing to read
     return replies
 
 
@@ -254,7 +271,7 @@ def collect(replica, processor, clip, samples: list[Sample], seeds: list[int], c
     with timer("rollout"):
         prompts = [data.encode_prompt(sample, processor) for sample in samples]
         replies = generate(replica, prompts, seeds, config.group_size, config.max_response, config.temperature,
-                           config.top_p, config.slots, len(processor.tokenizer))
+                           config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
     with timer("reward"):
         responses = [response for group in replies for response in group]
         texts = [processor.tokenizer.decode(response.ids, skip_special_tokens=True) for response in responses]

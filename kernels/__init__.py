@@ -1,16 +1,19 @@
-"""The operations where a large-vocabulary trainer spends its memory: Triton on a GPU, plain torch everywhere else.
+"""The operations where training spends its memory and sampling its time: Triton on a GPU, plain torch everywhere else.
 
     logprob.py  log-probs and entropies from hidden states and the head's weight, alone or with a loss on top
     grpo.py     the clipped policy loss; its reference is train.py's `grpo_loss`
+    decode.py   attention of one new token per row over a static cache
+    sample.py   drawing a token from logits without sorting them
 
 `backend(device)` says in a word which one runs there; the caller prints it once.
 """
 import torch
 import triton
 
-from kernels import grpo, logprob
+from kernels import decode, grpo, logprob, sample
 
-__all__ = ["backend", "linear_logits", "linear_logprob", "linear_logprob_loss", "pick_grpo_loss"]
+__all__ = ["backend", "decode_attention", "linear_logits", "linear_logprob", "linear_logprob_loss", "pick_grpo_loss",
+           "sample_tokens"]
 
 
 def backend(device) -> str:
@@ -46,3 +49,15 @@ def linear_logprob_loss(hidden, weight, targets, loss_fn, temperature=1.0):
 def pick_grpo_loss(reference, device):
     """The loss kernel on a GPU, `reference` elsewhere; both take the same arguments."""
     return grpo.grpo_loss if torch.device(device).type == "cuda" else reference
+
+
+def decode_attention(query, keys, values, length, scale):
+    """query (S, heads, 1, D), keys and values (S, kv heads, L, D), length (S,) keys to see -> (S, 1, heads, D)."""
+    function = decode.decode_attention if on_triton(query) else decode.decode_attention_ref
+    return function(query, keys, values, length, scale)
+
+
+def sample_tokens(logits, forbidden, uniform, temperature, top_p):
+    """logits (B, V), forbidden (V,) bool, uniform (B,) in [0, 1) -> tokens (B,), their log-probs (B,)."""
+    function = sample.sample_tokens if on_triton(logits) else sample.sample_tokens_ref
+    return function(logits, forbidden, uniform, temperature, top_p)

@@ -3,17 +3,18 @@
     y_j = scale q.k_j log2 e                         score of key j < n in units of log2, n = length of the row
     out = sum_j 2^(y_j - lse) v_j                    lse = log2 sum_j 2^y_j; without a key (n = 0) out = 0
 
-Decoding is bound by reading the cache: each key is read once for the R query heads that share it. With few rows there
-are fewer (row, kv head) pairs than multiprocessors and the longest row is what all wait for, so a row is split: program
-c of a pair reads keys cC to (c + 1)C alone. It keeps the maximum m of the scores so far, l = sum 2^(y - m) and
+Decoding is bound by reading the cache: each key is read once for the R query heads that share it. Few rows have fewer
+(row, kv head) pairs than there are multiprocessors, and all wait for the longest row; so a row is split, and program c
+of a pair reads the keys from cC to (c + 1)C alone. It keeps the maximum m of its scores so far, l = sum 2^(y - m) and
 a = sum 2^(y - m) v; a new maximum M rescales what it has exactly (online softmax):
     l <- 2^(m - M) l + sum 2^(y - M)        a <- 2^(m - M) a + sum 2^(y - M) v
-and leaves out_c = a / l, lse_c = m + log2 l. A second kernel merges the parts of a row by how much of the sum is theirs:
+and leaves out_c = a / l, lse_c = m + log2 l. A second kernel merges the parts by their share of the sum:
     out = sum_c w_c out_c        w_c = 2^(lse_c - lse)        lse = log2 sum_c 2^lse_c
 A program whose keys do not exist ends at once and is not merged, so the grid depends on the size of the cache alone:
 one captured CUDA graph serves rows of all lengths, and a row of length 0 costs next to nothing.
 
-Symbols: S rows, L length of the cache, n live keys of a row, D head size, R query heads per kv head, C keys per program.
+Symbols: S rows, L length of the cache, n live keys of a row, D head size, R query heads to a kv head, C keys to a
+program.
 """
 import math
 
@@ -24,10 +25,10 @@ import triton.language as tl
 
 LOWEST = tl.constexpr(-1e30)  # stands for -inf: 2^LOWEST is 0 as well, but LOWEST - LOWEST is 0 where inf - inf is nan
 ROWS = 16  # the fewest rows of a tensor core's product; R is 8 (3B) or 7 (7B), so half of them are idle
-TILE_BYTES = 16384  # of keys that are loaded at once, and of values: three stages of both leave room for two programs
+TILE_BYTES = 16384  # of keys that are loaded at once, and of values: two stages of both leave room for two programs
 MULTIPROCESSORS = 132  # of an H100 or H200; 108 of an A100
-WARPS = 4
-MOST_PARTS = 32  # of a row: the merge holds 32 x 128 floats in the registers of 4 warps
+WARPS = 8  # of a program; with 4 the float32 tiles would not fit into registers
+MOST_PARTS = 32  # of a row: the merge holds 32 x 128 floats in the registers of 8 warps
 
 # ------------------------------------------------------------------------------- reference, in torch
 
@@ -108,12 +109,12 @@ def plan(pairs: int, L: int, D: int, bytes_per_number: int) -> tuple[int, int]:
 def decode_attention(query, keys, values, length, scale):
     """query (S, heads, 1, D), keys and values (S, kv heads, L, D), length (S,) int64 -> (S, 1, heads, D).
 
-    Row s sees keys 0 .. length[s] - 1. All of one dtype, bfloat16 or float32; sums are float32. D is a power of two from
-    16. Keys and values may be the first L of longer caches. Nothing here depends on what the tensors hold.
+    Row s sees keys 0 .. length[s] - 1. All of one dtype, bfloat16 or float32; sums are float32. D is a power of two, 16
+    or more. Keys and values may be the first L of longer caches. What is launched depends on shapes alone.
     """
     S, heads, _, D = query.shape
     kv_heads, L = keys.shape[1:3]
-    assert D >= 16 and D & (D - 1) == 0, f"{D=} is not a power of two from 16"
+    assert D >= 16 and D & (D - 1) == 0, f"{D=} is not a power of two, 16 or more"
     assert heads % kv_heads == 0 and heads // kv_heads <= ROWS, f"{heads=} {kv_heads=}"
     assert keys.stride() == values.stride() == (kv_heads * keys.stride(1), keys.stride(1), D, 1), f"{keys.stride()=}"
     block, chunk = plan(S * kv_heads, L, D, keys.element_size())

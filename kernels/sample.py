@@ -4,17 +4,18 @@ The rule is that of `draw`: the tokens stand in a line, each as long as its prob
 to one of them. With top_p = 1 they stand in the order of the vocabulary; with less, the likeliest first (equal ones by
 index) and the line ends with the token that brings its length to top_p.
 
-The kernel (one program per row) knows tokens by their weight w = p / p_max, a float in [0, 1]. Floats of one sign are
-ordered as the integers with the same bits, so thresholds are integers from 1 (any weight above 0) to ONE (weight 1). Let
-M(t) be the sum of all weights whose bits are at least t. M falls as t grows, in floating point too: it adds the same
-numbers in the same order, or zeros in their place, and rounded addition never decreases when a term does not. So both
-    t_end   the last token's weight: the largest t with M(t) >= top_p M(1)                       Eq. NUCLEUS
-    t_u     the drawn token's weight: the largest t with M(t) > u N, N the nucleus' length       Eq. DRAW
-are found by search: a pass over the row evaluates M at 7 thresholds and leaves an eighth of the interval, 10 passes leave
-one integer of 2^30. A row of 152 thousand logits is 608 KB, so 128 rows are read from HBM once and mostly from L2 after.
-Several tokens may have exactly that weight w. Before them lies A = M(t + 1), so a token with c equals before it belongs
-    to the nucleus   if A + c w < top_p M(1)        to u or what is left of it   if A + c w <= u N
-and the last such token is drawn. In the order of the vocabulary it is the last token before which lies at most u M(1).
+The kernel (one program per row) knows tokens by their weight w = p / p_max, a float in [0, 1]. Positive floats are in
+the order of the integers with the same bits, so a threshold is an integer from 1 (any weight above 0) to ONE (weight
+1). Let M(t) be the sum of all weights whose bits are at least t. M never grows with t, in floating point either: the
+same numbers are added in the same order, or zeros in their place, and rounding keeps the order of sums. So both
+    t_end   the last token's weight: the largest t with M(t) >= top_p M(1)
+    t_u     the drawn token's weight: the largest t with M(t) > u N, N the nucleus' length
+are found by search: a pass over the row evaluates M at 7 thresholds and leaves an eighth of the interval, so 10 passes
+leave one integer of 2^30. A row of 152 thousand logits is 608 KB: half of 128 rows fit into the L2 of an H100. Several
+tokens may have exactly the weight w found. Before them lies A = M(t + 1), so a token with c equals before it
+    is in the nucleus if A + c w < top_p M(1)        begins before the point u N, or at it, if A + c w <= u N
+and the last token of which both hold is drawn. In the order of the vocabulary that is the last token before which lies
+at most u M(1).
 
 Symbols: B rows, V vocabulary.
 """
@@ -42,8 +43,8 @@ def draw(probs, uniform, top_p):
     return (index if order is None else order.gather(-1, index))[:, 0]
 
 
-def sample_ref(logits, forbidden, uniform, temperature, top_p):
-    """`sample` without Triton. Temperature 0 is argmax, with the log-probs at 1."""
+def sample_tokens_ref(logits, forbidden, uniform, temperature, top_p):
+    """`sample_tokens` without Triton. Temperature 0 is argmax, with the log-probs at 1."""
     logits = logits / (temperature or 1.0)
     allowed = logits.masked_fill(forbidden, -torch.inf)
     token = allowed.argmax(-1) if temperature == 0 else draw(allowed.softmax(-1), uniform, top_p)
@@ -159,12 +160,12 @@ def _sample_kernel(logits, forbidden, uniform, tokens, logprobs, scale, stride, 
     most = u * total
     if NUCLEUS:
         goal = tl.maximum((top_p * total).to(tl.int32, bitcast=True), 1)
-        end, above = _search(logits, forbidden, scale, top, tl.full((), 1, tl.int32), goal, V, BLOCK)  # Eq. NUCLEUS
+        end, above = _search(logits, forbidden, scale, top, tl.full((), 1, tl.int32), goal, V, BLOCK)  # t_end
         w = end.to(tl.float32, bitcast=True)
         count = tl.ceil((top_p * total - above) / w)  # how many tokens of weight w are in the nucleus
         target = u * (above + count * w)
         goal = target.to(tl.int32, bitcast=True) + 1  # the next float: what is more than the target reaches it
-        bits, before = _search(logits, forbidden, scale, top, end, goal, V, BLOCK)  # Eq. DRAW
+        bits, before = _search(logits, forbidden, scale, top, end, goal, V, BLOCK)  # t_u
         most = (target - before) / bits.to(tl.float32, bitcast=True)
         most = tl.where(bits == end, tl.minimum(most, count - 1), most)
     token = _pick(logits, forbidden, scale, top, bits, most, V, NUCLEUS, BLOCK)
@@ -173,14 +174,14 @@ def _sample_kernel(logits, forbidden, uniform, tokens, logprobs, scale, stride, 
     tl.store(logprobs + row, (y - highest - tl.log2(l)) * LN2)
 
 
-def sample(logits, forbidden, uniform, temperature, top_p):
+def sample_tokens(logits, forbidden, uniform, temperature, top_p):
     """logits (B, V) float32, forbidden (V,) bool, uniform (B,) float32 in [0, 1) -> tokens (B,), log-probs (B,).
 
     The log-probs are those of softmax(logits / temperature) over all tokens, before anything is left out.
     """
     B, V = logits.shape
     if temperature == 0:  # torch has kernels for this
-        return sample_ref(logits, forbidden, uniform, temperature, top_p)
+        return sample_tokens_ref(logits, forbidden, uniform, temperature, top_p)
     tokens = torch.empty(B, dtype=torch.int64, device=logits.device)
     logprobs = torch.empty(B, dtype=torch.float32, device=logits.device)
     _sample_kernel[(B,)](logits, forbidden, uniform.contiguous(), tokens, logprobs, math.log2(math.e) / temperature,

@@ -4,8 +4,9 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from kernels import linear_logits
+from kernels.sample import draw
 from model import pack
-from rollout import draw, generate, seed_of
+from rollout import generate, seed_of
 
 
 @pytest.fixture(scope="module")
