@@ -56,7 +56,7 @@ class Live(NamedTuple):
 
 def varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale):
     """Attention over ragged segments. q (Tq, heads, D), k and v (Tk, kv heads, D) -> (Tq, heads, D)."""
-    if q.is_cuda:
+    if q.is_cuda and q.dtype != torch.float32:  # flash attention is for 16 bits
         from torch.nn.attention.varlen import varlen_attn  # needs CUDA to import
 
         window = (-1, 0) if causal else (-1, -1)
@@ -67,7 +67,7 @@ def varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale):
         n, m = query.shape[2], key.shape[2]
         mask = None
         if causal and n != m:  # torch's own causal mask is aligned at the start, which is the same only for a square
-            mask = torch.ones(n, m, dtype=torch.bool).tril(m - n)
+            mask = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
         attended = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal and n == m, scale=scale,
                                                   enable_gqa=True)
         out.append(attended[0].transpose(0, 1))  # (length, heads, D)

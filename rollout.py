@@ -177,7 +177,7 @@ def capture(decoder: Decoder):
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        decoder.step()  # once for real: kernels are compiled and libraries set up, which a capture does not allow
+        decoder.burst()  # once for real: kernels are compiled and libraries set up, which a capture does not allow
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads (NCCL's) may go on

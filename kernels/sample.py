@@ -67,7 +67,7 @@ def _weights(logits, forbidden, columns, scale, top, V: tl.constexpr):
     """Weights of some columns; 0 for a forbidden token and beyond the row."""
     y = tl.load(logits + columns, mask=columns < V, other=LOWEST) * scale
     banned = tl.load(forbidden + columns, mask=columns < V, other=1)
-    return tl.where(banned == 0, tl.exp2(y - top), 0.0)
+    return tl.exp2(tl.where(banned == 0, y - top, LOWEST))
 
 
 @triton.jit

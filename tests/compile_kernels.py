@@ -2,8 +2,9 @@
 
     python tests/compile_kernels.py        needs no GPU: ptxas and cuobjdump are in Triton's wheel
 
-One row per kernel, dtype and architecture: registers, spills (loads and stores of local memory, bytes of stack), global
-loads and stores and how many of them are of 128 bits, shuffles and barriers.
+One row per kernel, dtype and architecture: registers, bytes of shared memory, spills (loads and stores of local memory,
+bytes of stack), global loads and stores and how many of them are of 128 bits, asynchronous copies of 128 bits to shared
+memory, shuffles and barriers.
 """
 import json
 import os
@@ -73,7 +74,8 @@ def inspect_cubin(cubin: bytes) -> dict[str, int]:
                        for option in ("-res-usage", "-sass"))
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", table).groups()
     patterns = {"spills": r"\b(?:LDL|STL)\b", "wide_loads": r"\bLDG\.E\.128", "wide_stores": r"\bSTG\.E\.128",
-                "loads": r"\bLDG\.", "stores": r"\bSTG\.", "shuffles": r"\bSHFL\.", "barriers": r"\bBAR\.SYNC"}
+                "loads": r"\bLDG\.", "stores": r"\bSTG\.", "shuffles": r"\bSHFL\.", "barriers": r"\bBAR\.SYNC",
+                "async_loads": r"\bLDGSTS\.\S*\.128"}
     counts = {name: len(re.findall(pattern, code)) for name, pattern in patterns.items()}
     return {"registers": int(registers), "stack": int(stack), **counts}
 
@@ -85,7 +87,8 @@ def main():
         for arch in (80, 90):
             for name, kernel, constants, changes, warps in CASES:
                 compiled = compile_kernel(kernel, constants, changes, warps, arch)
-                rows.append({"kernel": name, "arch": arch, **inspect_cubin(compiled.asm["cubin"])})
+                rows.append({"kernel": name, "arch": arch, "shared": compiled.metadata.shared,
+                             **inspect_cubin(compiled.asm["cubin"])})
     print(json.dumps(rows))
 
 

@@ -1,5 +1,7 @@
 """Triton's interpreter without its environment variable, and with three faults of version 3.6 repaired.
 
+    device = device_fixture(module, ..)    a test that takes `device` runs interpreted on a CPU, and compiled on a GPU
+
 Triton reads TRITON_INTERPRET when a function is decorated, its own `tl.sum` and `tl.max` included. By the time a test
 module is imported, torch has imported Triton, so it is too late; `interpreted` swaps the functions themselves instead.
 """
@@ -7,11 +9,15 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import torch
 import triton.experimental.gluon  # noqa: F401  Triton imports it at the first launch and then wants real functions
 import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
 from triton.runtime.jit import JITFunction
+
+CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA GPU: the compiled kernels have not run here")])
 
 
 def repaired_patch(patch_tensor):
@@ -66,3 +72,17 @@ def interpreted(*modules):
                     function = functions.setdefault(id(value), InterpretedFunction(value.fn))
                     patch.setattr(module, name, function)
         yield
+
+
+def device_fixture(*modules):
+    """Where a test's tensors are; on a CPU the kernels of these modules are interpreted."""
+
+    @pytest.fixture(params=["interpreter", CUDA])
+    def device(request):
+        if request.param == "cuda":
+            yield "cuda"
+        else:
+            with interpreted(*modules):
+                yield "cpu"
+
+    return device
