@@ -1,17 +1,37 @@
 """The sampler against Hugging Face's generate (greedy), a full forward (log-probs) and the distribution asked for."""
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForImageTextToText
 
-from kernels import linear_logits
+import kernels
+import rollout
+from checkpoint import sync
+from kernels import decode, linear_logits, logprob, sample
 from kernels.sample import draw
 from model import pack
-from rollout import generate, seed_of
+from rollout import Decoder, Slots, capture, generate, seed_of
+from tape import record
+from triton_interpreter import interpreted
 
 
 @pytest.fixture(scope="module")
 def vocab_size(processor):
     return len(processor.tokenizer)
+
+
+@pytest.fixture
+def path(request, monkeypatch):
+    """How a burst runs: as it stands; recorded once and replayed, as on a GPU; with the Triton kernels, interpreted."""
+    if request.param == "replayed":
+        monkeypatch.setattr(rollout, "capture", record)
+    if request.param != "kernels":
+        yield
+        return
+    monkeypatch.setattr(kernels, "on_triton", lambda x: True)
+    with interpreted(decode, logprob, sample):
+        yield
 
 
 def hf_greedy(model, prompts, max_new_tokens, never):
@@ -28,8 +48,9 @@ def hf_greedy(model, prompts, max_new_tokens, never):
     return out
 
 
-@pytest.mark.parametrize("slots", [10, 4, 2])
-def test_greedy_equals_hugging_face_generate(tiny_folder, replica, prompts, vocab_size, slots):
+@pytest.mark.parametrize("slots, path", [(10, "eager"), (4, "eager"), (2, "eager"), (4, "replayed"), (10, "kernels")],
+                         indirect=["path"])
+def test_greedy_equals_hugging_face_generate(tiny_folder, replica, prompts, vocab_size, slots, path):
     """Three image shapes, two images, text only; 10 responses through 10, 4 and 2 slots: the last two refill."""
     config = replica.config
     never = [config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id,
@@ -73,6 +94,78 @@ def test_a_response_depends_on_its_seed_alone(replica, prompts, vocab_size):
     assert len({tuple(r.ids) for reply in together for r in reply}) > 10  # and the responses of a group differ
     other = generate(replica, prompts, [seed + 1 for seed in seeds], 3, 30, 1.2, 0.99, 15, vocab_size)
     assert [r.ids for r in other[0]] != [r.ids for r in together[0]]
+
+
+@pytest.mark.parametrize("path, top_p", [("replayed", 0.9), ("kernels", 1.0), ("kernels", 0.9)], indirect=["path"])
+def test_every_path_samples_the_same(replica, prompts, vocab_size, path, top_p):
+    """Recorded operations and interpreted kernels against plain eager decoding: tokens and log-probs, with refills."""
+    found = generate(replica, prompts[:2], [1, 2], 1, 9, 1.2, top_p, 1, vocab_size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "on_triton", lambda x: False)
+        expected = generate(replica, prompts[:2], [1, 2], 1, 9, 1.2, top_p, 1, vocab_size, graphs=False)
+    for response, other in zip(sum(found, []), sum(expected, []), strict=True):
+        assert response.ids == other.ids
+        torch.testing.assert_close(torch.tensor(response.logprobs), torch.tensor(other.logprobs), atol=1e-4, rtol=0)
+
+
+class OnMeta(TorchDispatchMode):
+    """Fails at an operation that reads from the host's memory."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        for x in tree_leaves((args, kwargs)):
+            assert not isinstance(x, torch.Tensor) or x.is_meta, f"{function} reads a tensor on {x.device}"
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature, top_p", [(0.0, 1.0), (1.2, 0.9)])
+def test_a_burst_waits_for_no_value(replica, vocab_size, temperature, top_p):
+    """On the meta device tensors have no values: what asks for one fails here, and would end a capture on a GPU."""
+    state = Slots(replica.to("meta"), 4, 64, 16)
+    decoder = Decoder(replica, state, temperature, top_p, vocab_size)
+    with OnMeta():
+        decoder.burst()
+    with pytest.raises(RuntimeError, match="meta"):
+        int(state.length.max())
+    with pytest.raises(AssertionError, match="reads a tensor on cpu"), OnMeta():
+        state.length.copy_(torch.zeros(4))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("begin", [record, capture], ids=["replayed", "eager"])
+def test_a_captured_burst_sees_new_weights_after_sync(policy, replica, prompts, vocab_size, begin):
+    """`sync` copies in place: no address changes, and the recorded operations read what lies there now."""
+    addresses = [x.data_ptr() for x in replica.parameters()]
+    burst, captured = burst_of(replica, vocab_size, begin)
+    before = burst_tokens(burst, captured, prompts)
+    for parameter in policy.parameters():
+        parameter.mul_(1.5)
+    sync(policy, replica)
+    assert [x.data_ptr() for x in replica.parameters()] == addresses
+    after = burst_tokens(burst, captured, prompts)
+    plain = burst_of(replica, vocab_size, lambda decoder: decoder.burst)
+    assert torch.equal(after, burst_tokens(*plain, prompts)) and not torch.equal(after, before)
+
+
+def burst_of(replica, vocab_size, begin):
+    """A sampling decoder with four slots and what `begin` makes of its burst."""
+    decoder = Decoder(replica, Slots(replica, 4, 64 + 16, 16), 1.0, 1.0, vocab_size)
+    return begin(decoder), decoder
+
+
+def burst_tokens(burst, decoder, prompts):
+    """Two prompts read into two slots each and continued by a burst: (4, BURST) tokens."""
+    decoder.prefill(prompts[:2], [[0, 1], [3, 2]], rollout.uniform_numbers(5, 4, 16))
+    burst()
+    return decoder.state.ids.clone()
+
+
+def test_free_slots_read_nothing(replica, prompts, vocab_size, monkeypatch):
+    """At the end all slots are free; each had gone on for up to a burst after its response."""
+    states = []
+    monkeypatch.setattr(rollout, "Slots", lambda *sizes: states.append(Slots(*sizes)) or states[-1])
+    generate(replica, prompts, [0] * 5, 2, 20, 1.0, 1.0, 4, vocab_size)
+    assert len(states) == 1 and not states[0].length.any()
 
 
 def test_vision_tokens_and_unused_rows_are_never_sampled(replica, prompts, vocab_size):
