@@ -56,7 +56,7 @@ class Live(NamedTuple):
 
 def varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale):
     """Attention over ragged segments. q (Tq, heads, D), k and v (Tk, kv heads, D) -> (Tq, heads, D)."""
-    if q.is_cuda and q.dtype != torch.float32:  # flash attention is for 16 bits
+    if q.is_cuda and q.dtype.itemsize == 2:  # flash attention has no more than 16 bits
         from torch.nn.attention.varlen import varlen_attn  # needs CUDA to import
 
         window = (-1, 0) if causal else (-1, -1)

@@ -64,10 +64,13 @@ BLOCK = 4096  # 4 logits a thread, one 128-bit load
 
 @triton.jit
 def _weights(logits, forbidden, columns, scale, top, V: tl.constexpr):
-    """Weights of some columns; 0 for a forbidden token and beyond the row."""
-    y = tl.load(logits + columns, mask=columns < V, other=LOWEST) * scale
+    """Weights of some columns; 0 for a forbidden token and beyond the row.
+
+    The difference comes before the factor: fused into one operation, the other way round would put weights above 1.
+    """
+    x = tl.load(logits + columns, mask=columns < V, other=LOWEST)
     banned = tl.load(forbidden + columns, mask=columns < V, other=1)
-    return tl.exp2(tl.where(banned == 0, y - top, LOWEST))
+    return tl.exp2(tl.where(banned == 0, x - top, LOWEST) * scale)
 
 
 @triton.jit
@@ -145,14 +148,14 @@ def _sample_kernel(logits, forbidden, uniform, tokens, logprobs, scale, stride, 
     best = tl.full((BLOCK,), LOWEST, tl.float32)  # of the allowed tokens
     for start in range(0, V, BLOCK):
         columns = start + tl.arange(0, BLOCK)
-        y = tl.load(logits + columns, mask=columns < V, other=LOWEST) * scale
+        x = tl.load(logits + columns, mask=columns < V, other=LOWEST)
         banned = tl.load(forbidden + columns, mask=columns < V, other=1)
-        best = tl.maximum(best, tl.where(banned == 0, y, LOWEST))
-        higher = tl.maximum(m, y)
-        l = l * tl.exp2(m - higher) + tl.exp2(y - higher)
+        best = tl.maximum(best, tl.where(banned == 0, x, LOWEST))
+        higher = tl.maximum(m, x)
+        l = l * tl.exp2((m - higher) * scale) + tl.exp2((x - higher) * scale)
         m = higher
     highest = tl.max(m, 0)
-    l = tl.sum(l * tl.exp2(m - highest), 0)
+    l = tl.sum(l * tl.exp2((m - highest) * scale), 0)
     top = tl.max(best, 0)
     u = tl.load(uniform + row)
     total = _sums(logits, forbidden, scale, top, 0, 1, V, BLOCK)[0]  # M(1), summed as the search sums
@@ -169,9 +172,9 @@ def _sample_kernel(logits, forbidden, uniform, tokens, logprobs, scale, stride, 
         most = (target - before) / bits.to(tl.float32, bitcast=True)
         most = tl.where(bits == end, tl.minimum(most, count - 1), most)
     token = _pick(logits, forbidden, scale, top, bits, most, V, NUCLEUS, BLOCK)
-    y = tl.load(logits + token) * scale
+    x = tl.load(logits + token)
     tl.store(tokens + row, token.to(tl.int64))
-    tl.store(logprobs + row, (y - highest - tl.log2(l)) * LN2)
+    tl.store(logprobs + row, ((x - highest) * scale - tl.log2(l)) * LN2)
 
 
 def sample_tokens(logits, forbidden, uniform, temperature, top_p):
