@@ -1,8 +1,8 @@
 """How many floating-point operations a GRPO step needs, and how many this machine can do: for utilisation figures.
 
-Counted is what the mathematics needs of packed groups: each prompt once, attention only where a query may look, the head
-for response tokens alone, a multiplication and an addition as two. What is computed again (gradient checkpointing, a
-prompt that was cut off from some of its responses) is not counted, nor are norms, softmax or rope.
+Counted is what the mathematics needs of packed groups: each prompt once, attention only where a query may look, the
+head for response tokens alone, a multiplication and an addition as two. What is computed again (gradient checkpointing,
+a prompt that was cut off from some of its responses) is not counted, nor are norms, softmax or rope.
 
     forward F    one pass over prompts and responses; the rollout needs the same products, token by token
     log-probs    2 F: old and reference policy

@@ -21,7 +21,7 @@ def fill_vocabulary(folder: str, size: int):
         tokenizer = json.load(f)
     vocab, added = tokenizer["model"]["vocab"], tokenizer["added_tokens"]
     first = len(vocab)
-    vocab |= {f"Ġ{i % 400}Ġ{i}": i for i in range(first, size - len(added))}  # Ġ: how a byte-level vocabulary has spaces
+    vocab |= {f"Ġ{i % 400}Ġ{i}": i for i in range(first, size - len(added))}  # Ġ is how it writes a space
     for token in added:
         token["id"] += len(vocab) - first
     with open(path, "w") as f:

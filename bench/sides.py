@@ -3,9 +3,9 @@
     python bench/sides.py ours FOLDER CASES THREADS        FOLDER: a model with processor; CASES: json, a list of Case
     python bench/sides.py trl FOLDER CASES THREADS         its first case alone: a trainer has one setting
 
-Each line on standard input is the number of a case; the side then takes one GRPO step of it and answers with a line of
-json: its seconds, those of the update alone, the lengths of the responses, the peak memory so far. Waiting between steps
-lets two sides take turns on one machine. Everything that libraries print goes to standard error.
+Each line on standard input is the number of a case; the side then takes one GRPO step of it and answers with a line
+of json: its seconds, those of the update alone, the lengths of the responses, the peak memory so far. Waiting between
+steps lets two sides take turns on one machine. Everything that libraries print goes to standard error.
 """
 import dataclasses
 import json
@@ -20,6 +20,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import torch
 from PIL import Image
+from transformers import AutoModelForImageTextToText, TrainerCallback
 
 import data
 import rewards
@@ -28,8 +29,8 @@ from config import Config
 from processes import stop_processes
 
 SETTINGS = dict(  # of both sides; Config's names
-    temperature=1.0, top_p=1.0, kl_coef=0.01, clip_low=0.2, clip_high=0.3, lr=1e-6, weight_decay=0.01, max_grad_norm=1.0,
-    keyword_weight=1.0, keyword_scope="response", min_pixels=28 * 28, max_pixels=448 * 448)
+    temperature=1.0, top_p=1.0, kl_coef=0.01, clip_low=0.2, clip_high=0.3, lr=1e-6, weight_decay=0.01,
+    max_grad_norm=1.0, keyword_weight=1.0, keyword_scope="response", min_pixels=28 * 28, max_pixels=448 * 448)
 KEY_WORDS = tuple(map(str, range(10)))  # an untrained model writes some digits and not others: rewards that differ
 
 
@@ -164,52 +165,58 @@ def their_config(processor, case: Case, out: str):
         shuffle_dataset=False, save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True)
 
 
-def theirs(folder: str, cases: list[Case], out: str, commands, answer):
-    """GRPOTrainer.train(), held in its callback between steps."""
-    import trl
-    from transformers import AutoModelForImageTextToText, TrainerCallback
+class Turns(TrainerCallback):
+    """Starts a step when told to, and says what it took: a GRPO step is `updates` of the trainer's."""
 
-    case, lengths, stamps = cases[0], [], []
-    processor = data.load_processor(folder, SETTINGS["min_pixels"], SETTINGS["max_pixels"])
-    samples = make_samples(processor, case)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    model.generation_config.eos_token_id = end_tokens(processor, case) or processor.tokenizer.eos_token_id
+    def __init__(self, case: Case, samples: list[data.Sample], commands, answer):
+        self.case, self.samples, self.commands, self.answer = case, samples, commands, answer
 
-    def reward(completions, completion_ids, row, **unused):
-        """Ours; TRL's completions of a question follow one another."""
-        stamps.append(time.perf_counter())
-        lengths[:] = [len(ids) for ids in completion_ids]
-        texts = [completion[0]["content"] for completion in completions]
-        asked = [samples[i] for i in row[:: case.group_size]]
-        return rewards.score(asked, texts, lengths, dict(keyword=SETTINGS["keyword_weight"]), None,
-                             keyword_scope=SETTINGS["keyword_scope"])[0].tolist()
+    def wait(self, control):
+        control.should_training_stop = next(self.commands, None) is None
+        self.start = time.perf_counter()
 
-    class Turns(TrainerCallback):
-        """Starts a step when told to, and says what it took: a GRPO step is `updates` of the trainer's."""
+    def on_train_begin(self, args, state, control, **unused):
+        self.wait(control)
 
-        def wait(self, control):
-            control.should_training_stop = next(commands, None) is None
-            stamps[:] = [time.perf_counter()]
-
-        def on_train_begin(self, args, state, control, **unused):
+    def on_step_end(self, args, state, control, **unused):
+        if state.global_step % self.case.updates == 0:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            end, G = time.perf_counter(), self.case.group_size
+            self.answer(seconds=end - self.start, update=end - self.rewarded, peak_memory_gb=peak_memory_gb(),
+                        lengths=[self.lengths[i : i + G] for i in range(0, len(self.lengths), G)])
             self.wait(control)
 
-        def on_step_end(self, args, state, control, **unused):
-            if state.global_step % case.updates == 0:
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                end, (start, rewarded) = time.perf_counter(), stamps  # one rollout per GRPO step, or this fails
-                answer(seconds=end - start, update=end - rewarded, peak_memory_gb=peak_memory_gb(), lengths=[
-                    lengths[first : first + case.group_size] for first in range(0, len(lengths), case.group_size)])
-                self.wait(control)
+    def reward(self, completions, completion_ids, row, **unused) -> list[float]:
+        """Our reward as TRL calls it, once per rollout: the completions of a question follow one another."""
+        self.lengths = [len(ids) for ids in completion_ids]
+        texts = [completion[0]["content"] for completion in completions]
+        asked = [self.samples[i] for i in row[:: self.case.group_size]]
+        total, _ = rewards.score(asked, texts, self.lengths, dict(keyword=SETTINGS["keyword_weight"]), None,
+                                 keyword_scope=SETTINGS["keyword_scope"])
+        self.rewarded = time.perf_counter()  # what follows is the update: log-probs came before
+        return total.tolist()
 
-    trainer = trl.GRPOTrainer(model, reward, their_config(processor, case, out), their_dataset(samples),
-                              processing_class=processor, callbacks=[Turns()])
-    ids, *_ = trainer._tokenize_prompts([[{"role": "user", "content": [
-        {"type": "image", "image": sample.images[0]}, {"type": "text", "text": data.INSTRUCTION + sample.question}]}]
-        for sample in samples])
-    assert ids == [data.encode_prompt(sample, processor).input_ids for sample in samples], "the prompts differ"
-    trainer.train()
+
+def theirs(folder: str, cases: list[Case], out: str, commands, answer):
+    """GRPOTrainer.train(), held in its callback between steps."""
+    from trl import GRPOTrainer
+
+    case = cases[0]
+    processor = data.load_processor(folder, SETTINGS["min_pixels"], SETTINGS["max_pixels"])
+    samples = make_samples(processor, case)
+    for sample in samples:  # TRL makes the prompt from a conversation, we from its text
+        text = data.INSTRUCTION + sample.question
+        content = [dict(type="image", image=sample.images[0]), dict(type="text", text=text)]
+        ids = processor.apply_chat_template([[dict(role="user", content=content)]], add_generation_prompt=True,
+                                            tokenize=True, return_dict=True)["input_ids"]
+        assert list(ids[0]) == data.encode_prompt(sample, processor).input_ids, "the prompts differ"
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    model.generation_config.eos_token_id = end_tokens(processor, case) or processor.tokenizer.eos_token_id
+    turns = Turns(case, samples, commands, answer)
+
+    GRPOTrainer(model, turns.reward, their_config(processor, case, out), their_dataset(samples),
+                processing_class=processor, callbacks=[turns]).train()
 
 
 def main():

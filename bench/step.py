@@ -66,19 +66,18 @@ def whole_cases(size: str) -> list[Case]:
 
 
 def scaling_cases(size: str) -> dict[str, list[Case]]:
-    """Series in which one thing grows; the number of response tokens is the same in all cases of a series."""
-    N, tokens, kind = {"gpu": (32, 256, "bfloat16"), "cpu": (32, 128, "float32"), "smoke": (8, 4, "float32")}[size]
-    small = dict(side=56, dtype=kind)  # 4 image tokens
-    sizes = (2, 4) if size == "smoke" else (4, 8, 16)
-    prompts = (40, 60) if size == "smoke" else (100, 300, 600)
-    return {
-        "scaling with G, fewer questions": [Case(f"G {G}, {N // G} questions of {tokens} tokens", N // G, tokens, G,
-                                         prompt=prompts[1], **small) for G in sizes],
-        "scaling with G, shorter responses": [Case(f"G {G}, {N // sizes[1]} questions of {tokens * sizes[1] // G} tokens",
-                                           N // sizes[1], tokens * sizes[1] // G, G, prompt=prompts[1], **small)
-                                      for G in sizes],
-        "scaling with the prompt": [Case(f"prompt of {P} tokens", N // sizes[1], tokens, sizes[1], prompt=P, **small) for P in prompts],
-    }
+    """Series in which one thing grows, with the same number of response tokens in all."""
+    n, tokens, dtype = {"gpu": (4, 256, "bfloat16"), "cpu": (4, 128, "float32"), "smoke": (2, 4, "float32")}[size]
+    sizes, prompts = ((2, 4), (40, 60)) if size == "smoke" else ((4, 8, 16), (100, 300, 600))
+
+    def case(G, Q, length, P) -> Case:
+        name = f"G {G}, {Q} prompts of {P} tokens, responses of {length}"
+        return Case(name, Q, length, G, prompt=P, side=56, dtype=dtype)  # 4 image tokens
+
+    G, P = sizes[1], prompts[1]
+    return {"scaling with G, fewer questions": [case(g, n * G // g, tokens, P) for g in sizes],
+            "scaling with G, shorter responses": [case(g, n, tokens * G // g, P) for g in sizes],
+            "scaling with the prompt": [case(G, n, tokens, p) for p in prompts]}
 
 
 # ------------------------------------------------------------------------------------------------ whole steps
@@ -322,7 +321,7 @@ def describe(name: str, row) -> str:
             lines.append(f"{series}: training of the last takes {found['train_last_to_first']:.2f} x that of the first")
             for case, mine in found["cases"].items():
                 seconds = ", ".join(f"{phase} {mine.get(f'{phase}_s', math.nan):.3f}" for phase in PHASES)
-                lines.append(f"    {case:<40} seconds: {seconds}")
+                lines.append(f"    {case:<56} seconds: {seconds}")
         return "\n".join(lines)
     return f"{name:<44} {json.dumps(row)}"
 
