@@ -27,7 +27,6 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
-import math
 import os
 import platform
 import statistics
@@ -181,13 +180,15 @@ def bench_steps(case: Case, folder: str, shape, peak: float, args, end: float, t
 
 def bench_scaling(series: dict[str, list[Case]], folder: str, shape, peak: float, args, end: float) -> dict:
     """Our steps of all series, in turn, and how much longer than of the first the training of the last takes."""
-    cases = [case for members in series.values() for case in members]
+    cases = list(dict.fromkeys(case for members in series.values() for case in members))  # some are in several
     steps = take_turns([lambda: Side("ours", folder, cases, args.threads)], args.repeats, end, True)
     found = {case: figures(taken, case, shape, peak) for case, taken in zip(cases, steps)}
     rows = {}
     for name, members in series.items():
-        train = [found[case].get("logprobs_s", math.nan) + found[case].get("update_s", math.nan) for case in members]
-        rows[name] = dict(cases={case.name: found[case] for case in members}, train_last_to_first=train[-1] / train[0])
+        mine = {case.name: found[case] for case in members}
+        train = [row["logprobs_s"] + row["update_s"] for row in mine.values() if "seconds" in row]
+        complete = len(train) == len(members)
+        rows[name] = dict(cases=mine, train_last_to_first=train[-1] / train[0] if complete else None)
     return dict(series=rows)
 
 
@@ -318,10 +319,10 @@ def describe(name: str, row) -> str:
     if "series" in row:
         lines = []
         for series, found in row["series"].items():
-            lines.append(f"{series}: training of the last takes {found['train_last_to_first']:.2f} x that of the first")
+            lines.append(f"{series}: training of the last / of the first: {found['train_last_to_first']}")
             for case, mine in found["cases"].items():
-                seconds = ", ".join(f"{phase} {mine.get(f'{phase}_s', math.nan):.3f}" for phase in PHASES)
-                lines.append(f"    {case:<56} seconds: {seconds}")
+                seconds = ", ".join(f"{phase} {mine[f'{phase}_s']:.3f}" for phase in PHASES if "seconds" in mine)
+                lines.append(f"    {case:<56} seconds: {seconds or mine}")
         return "\n".join(lines)
     return f"{name:<44} {json.dumps(row)}"
 
