@@ -10,7 +10,6 @@ steps lets two sides take turns on one machine. Everything that libraries print 
 import dataclasses
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -26,6 +25,8 @@ import data
 import rewards
 import train
 from config import Config
+from memory import make_optimizer
+from metrics import peak_memory
 from processes import stop_processes
 
 SETTINGS = dict(  # of both sides; Config's names
@@ -74,13 +75,6 @@ def end_tokens(processor, case: Case) -> list[int]:
     return sorted({processor.tokenizer.eos_token_id, *range(count - 1)}) if count else []
 
 
-def peak_memory_gb() -> float:
-    """Of this process: on the GPU, or resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 # ----------------------------------------------------------------------------------------- this project
 
 
@@ -111,8 +105,7 @@ def ours(folder: str, cases: list[Case], out: str, commands, answer):
     first = train.start(configs[0])
     runs = [dataclasses.replace(first, config=config, samples=train.load_samples(config, processor))
             for config in configs]
-    optimizer = torch.optim.AdamW(first.policy.parameters(), first.config.lr, weight_decay=first.config.weight_decay,
-                                  fused=True)  # as train.train makes it
+    optimizer = make_optimizer(first.policy, first.config)
     for step, command in enumerate(commands):
         case, run = cases[int(command)], runs[int(command)]
         first.replica.generation_config.eos_token_id = end_tokens(processor, case) or [len(processor.tokenizer)]
@@ -120,7 +113,7 @@ def ours(folder: str, cases: list[Case], out: str, commands, answer):
         metrics, rows = train.rl_step(run, optimizer, run.samples, step, step + 1)
         seconds = time.perf_counter() - start
         phases = {name.split("/")[1]: value for name, value in metrics.items() if name.startswith("time/")}
-        answer(seconds=seconds, update=phases["update"], phases=phases, peak_memory_gb=peak_memory_gb(),
+        answer(seconds=seconds, update=phases["update"], phases=phases, peak_memory_gb=peak_memory(),
                lengths=[[response["tokens"] for response in row["responses"]] for row in rows])
     stop_processes(0)
 
@@ -183,7 +176,7 @@ class Turns(TrainerCallback):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             end, G = time.perf_counter(), self.case.group_size
-            self.answer(seconds=end - self.start, update=end - self.rewarded, peak_memory_gb=peak_memory_gb(),
+            self.answer(seconds=end - self.start, update=end - self.rewarded, peak_memory_gb=peak_memory(),
                         lengths=[self.lengths[i : i + G] for i in range(0, len(self.lengths), G)])
             self.wait(control)
 
