@@ -7,6 +7,7 @@
     tests     pytest -m gpu: every kernel test, compiled instead of interpreted
     table     bench/logprob.py
     chunks    time and memory of the loss and both gradients for chunks of 1,024 to 4,608 tokens
+    step      bench/step.py: a whole step and its rollout, as far as they get
 
 Each part has its own time limit, and one that fails or runs out of time leaves the others alone. The exit code is that
 of the tests.
@@ -29,7 +30,7 @@ from kernels import logprob as op
 from logprob import TEMPERATURE, loss_of, make_problem, milliseconds, peak_bytes
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SECONDS = {"tests": 150, "table": 220, "chunks": 80}  # 450 together, of the 480 that 8 minutes have
+SECONDS = {"tests": 120, "table": 150, "chunks": 50, "step": 130}  # 450 together, of the 480 that 8 minutes have
 
 
 def describe_machine(device) -> dict:
@@ -56,12 +57,11 @@ def run(command: list[str], seconds: float) -> dict:
     return {"code": code, "seconds": time.monotonic() - start, "output": text[-4000:]}
 
 
-def run_table(smoke: bool) -> dict:
-    """bench/logprob.py in its own process, so that what it leaves on the GPU is gone afterwards."""
+def run_script(name: str, options: list[str], seconds: float) -> dict:
+    """A script of this folder in its own process, so that what it leaves on the GPU is gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "table.json")
-        options = ["--smoke"] if smoke else ["--tokens", "16384", "8192", "4096", "--seconds", SECONDS["table"] - 60]
-        done = run(["bench/logprob.py", "--out", path, *map(str, options)], SECONDS["table"])
+        path = os.path.join(folder, "figures.json")
+        done = run([f"bench/{name}.py", "--out", path, *options], seconds)
         if os.path.exists(path):
             with open(path) as f:
                 done |= json.load(f)
@@ -105,10 +105,14 @@ def main() -> int:
     print(" ".join(f"{name}={value}" for name, value in results["machine"].items()), flush=True)
     tests = ["tests/test_kernels.py"] if args.smoke else []
     results["tests"] = run(["-m", "pytest", "-q", "-m", "gpu", "-rs", *tests], SECONDS["tests"])
-    results["table"] = run_table(args.smoke)
+    table = ["--tokens", "16384", "8192", "4096", "--seconds", str(SECONDS["table"] - 60)]
+    results["table"] = run_script("logprob", ["--smoke"] if args.smoke else table, SECONDS["table"])
     end, heads = time.monotonic() + SECONDS["chunks"], ["tiny"] if args.smoke else ["7b", "3b"]
     N, chunks, repeats = (48, (16, 64), 1) if args.smoke else (16384, range(1024, 4609, 256), 3)
     results["chunks"] = [row for head in heads for row in sweep_chunks(head, N, chunks, device, end, repeats)]
+    torch.cuda.empty_cache()  # the next part has processes of its own
+    step = ["--repeats", "1", "--only", "step", "rollout", "--seconds", str(SECONDS["step"] - 30)]
+    results["step"] = run_script("step", [*step, "--smoke"] if args.smoke else step, SECONDS["step"])
     if args.out:
         path = os.path.join(args.out, "gpu.json") if os.path.isdir(args.out) else args.out
         with open(path, "w") as f:

@@ -1,10 +1,26 @@
-"""The benchmarks run and compare equals: they assert inside that both sides compute the same."""
+"""The benchmarks run, compare equals (they assert inside that both sides compute the same) and count flops rightly."""
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoProcessor, Qwen2_5_VLConfig
+
+import data
+import model
+from conftest import picture
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.join(ROOT, "bench"))
+
+import flops
+import shapes
+
+NAMES = ["step, equal lengths, 2 updates", "train", "rollout, equal lengths", "rollout, long tail", "scaling"]
 
 
 def test_step_benchmark_smoke(tmp_path):
@@ -13,7 +29,16 @@ def test_step_benchmark_smoke(tmp_path):
                           capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     saved = json.loads(out.read_text())
-    assert all(result["ratio"] > 0 for result in saved["results"].values()) and saved["machine"]["torch"]
+    step, train, equal, tail, scaling = (saved["results"][name] for name in NAMES)
+    assert step["ours"]["response_tokens"] == 2 * 2 * 6  # questions x G x tokens
+    assert 0 < step["ours"]["update_utilisation"] and saved["machine"]["torch"]
+    if importlib.util.find_spec("trl"):
+        assert step["ratio"] > 0 and step["trl"]["2"]["response_tokens"] == 2 * 2 * 6
+    else:
+        assert "pip install trl" in step["trl"] and "ratio" not in step
+    assert train["ratio"] > 0
+    assert all(rollout[cache]["ratio"] > 0 for rollout in (equal, tail) for cache in ("dynamic", "static"))
+    assert all(series["train_last_to_first"] > 0 for series in scaling["series"].values())
 
 
 def test_load_benchmark_at_a_tiny_size(tiny_folder, tmp_path):
@@ -24,3 +49,43 @@ def test_load_benchmark_at_a_tiny_size(tiny_folder, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     (saved,) = json.loads(out.read_text()).values()
     assert saved["results"][0]["shard"] == 4 * saved["parameters"] and saved["results"][0]["export_seconds"] > 0
+
+
+def test_forward_flops_are_those_of_the_products_and_of_the_attention_that_runs(tiny_folder, processor, monkeypatch):
+    """Torch counts all products but those of attention; those are counted here from the segments it is given."""
+    prompt = data.encode_prompt(data.Sample("q", "How many?", (picture(140, 84, 0),)), processor)  # 6 x 10 patches
+    lengths, attended, varlen = [5, 9, 1], [], model.varlen
+
+    def counting(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale):
+        for n, m in zip(cu_q.diff().tolist(), cu_k.diff().tolist()):
+            pairs = sum(m - n + 1 + i for i in range(n)) if causal else n * m
+            attended.append(4 * pairs * q.shape[1] * q.shape[2])  # two products, two operations each
+        return varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale)
+
+    monkeypatch.setattr(model, "varlen", counting)
+    policy = model.Policy.load(tiny_folder, "cpu")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        policy(model.pack([(prompt, [[1] * n for n in lengths])]))
+    counted = sum(count for operation, count in counter.get_flop_counts()["Global"].items() if "bmm" not in
+                  str(operation))  # of rope's angles, which are not counted
+    expected = flops.forward_flops(policy.config, len(prompt.input_ids), prompt.grid_thw[0].tolist(), [lengths])
+    assert expected == counted + sum(attended)
+
+
+@pytest.mark.parametrize("size, total", [("3b", 3_754_622_976), ("7b", 8_292_166_656)])
+def test_shapes_have_the_parameters_of_the_real_models(size, total):
+    assert shapes.parameters(Qwen2_5_VLConfig.from_pretrained(f"{ROOT}/bench/configs/qwen2.5-vl-{size}.json")) == total
+
+
+def test_a_shape_with_a_large_vocabulary_has_a_tokenizer_of_that_size(tmp_path):
+    with open(f"{ROOT}/bench/configs/qwen2.5-vl-3b.json") as f:
+        shape = json.load(f)
+    shape |= dict(hidden_size=64, intermediate_size=64, num_attention_heads=1, num_key_value_heads=1,
+                  num_hidden_layers=1, vocab_size=5000, rope_scaling=dict(type="mrope", mrope_section=[8, 12, 12]))
+    shape["vision_config"] |= dict(depth=1, hidden_size=32, intermediate_size=32, num_heads=1, out_hidden_size=64)
+    (tmp_path / "shape.json").write_text(json.dumps(shape))
+    config = shapes.make_model_folder(str(tmp_path / "model"), str(tmp_path / "shape.json"), "cpu")
+    tokenizer = AutoProcessor.from_pretrained(str(tmp_path / "model")).tokenizer
+    assert len(tokenizer) == config.text_config.vocab_size == 5000
+    assert tokenizer.convert_tokens_to_ids("<|image_pad|>") == config.image_token_id
+    assert tokenizer.decode([401, 300]) == " 1 401 300 300"
