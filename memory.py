@@ -109,7 +109,7 @@ def rehearse(run, optimizer, update: Callable):
         prompts = worst_prompts(config, run.policy.config)
         try:
             generate(run.replica, prompts, list(range(len(prompts))), config.group_size, BURST + 1, config.temperature,
-                     config.top_p, config.slots, len(run.processor.tokenizer))
+                     config.top_p, config.slots, len(run.processor.tokenizer), config.cuda_graphs)
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"out of memory in a rollout with {config.slots} slots: give fewer with --slots") from error

@@ -121,7 +121,7 @@ def rollout_bytes(config: Sampling, shape: Shape, slots: int) -> dict[str, float
     text = T * ((4 + 2.5 * b) * shape.hidden + 3 * b * shape.mlp)  # a layer's MLP and what it was made of
     vision = p * (patch_bytes(config, shape) + max(36 * Hv, 14 * Hv + 3 * b * shape.vision_mlp))  # its rotation in fp32
     reading = max(text, vision)
-    drawing = 4 * 4 * slots * shape.vocab  # logits, two copies with something done to them, probabilities
+    drawing = 4 * 4 * slots * shape.vocab  # logits and, without the kernel, three copies with something done to them
     return {f"key-value cache, {slots} slots x {length} tokens": 2 * b * slots * length * shape.layers * shape.kv,
             "reading prompts, drawing tokens": max(reading, drawing)}
 
