@@ -1,6 +1,6 @@
 """A whole GRPO step against TRL's, its parts against Hugging Face's, and how it scales: ratios of medians in one run.
 
-    python bench/step.py --out bench/results/step_cpu.json     CPU: the demo's tiny Qwen2.5-VL, one thread, 15 minutes
+    python bench/step.py --out bench/results/step_cpu.json     CPU: the demo's tiny Qwen2.5-VL, 12 minutes
     python bench/step.py --out step_gpu.json                   CUDA: drawn weights in the shape of Qwen2.5-VL-3B
     python bench/step.py --smoke                               tiny sizes, for a test
 
