@@ -201,11 +201,11 @@ def saved_steps(folder: str) -> int:
     return max((int(name.removeprefix("step-")) for name in checkpoints(folder)), default=0)
 
 
-def load_checkpoint(folder: str, policy, optimizer) -> int:
-    """Load the newest complete checkpoint, on any number of ranks; returns how many steps it covers, 0 without one."""
+def load_checkpoint(folder: str, policy, optimizer):
+    """Load the newest complete checkpoint, if there is one, on any number of ranks."""
     names = of_writer(checkpoints(folder))
     if not names:
-        return 0
+        return
     weights, state = get_state_dict(policy, optimizer)  # also makes the optimiser's empty state, sharded as this run is
     saved = {"weights": weights, "optimizer": state}
     path = os.path.join(folder, names[-1])
@@ -214,4 +214,3 @@ def load_checkpoint(folder: str, policy, optimizer) -> int:
     except dcp.api.CheckpointException as error:
         raise InputError(f"checkpoint {path} cannot be read: delete it to resume from the one before") from error
     set_state_dict(policy, optimizer, model_state_dict=saved["weights"], optim_state_dict=saved["optimizer"])
-    return int(names[-1].removeprefix("step-"))

@@ -32,6 +32,11 @@ class SharedError(InputError):
     """Bad input that all ranks know of, so that rank 0 says it for all."""
 
 
+def attempt() -> int:
+    """How often torchrun has started this run again after a failure (--max_restarts)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
 def start_processes() -> tuple[torch.device, DeviceMesh]:
     """Join torchrun's process group, or a group of one; returns this rank's device and the mesh of all ranks."""
     cuda = torch.cuda.is_available()
@@ -42,9 +47,8 @@ def start_processes() -> tuple[torch.device, DeviceMesh]:
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         if "RANK" in os.environ:
             store, rank, world_size = next(dist.rendezvous("env://"))
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # its store outlives a restart: no stale keys
-            dist.init_process_group(backend, store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank,
-                                    world_size=world_size, timeout=COLLECTIVE)
+            store = dist.PrefixStore(f"attempt {attempt()}", store)  # it outlives a restart, and so do stale keys
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     here("start")

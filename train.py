@@ -42,6 +42,7 @@ from model import Group, Policy, dummy_group, find_model, micro_batches, pack
 from plan import GB, shape_of, table
 from processes import (
     SharedError,
+    attempt,
     ending_together,
     gather,
     is_writer,
@@ -283,11 +284,12 @@ def start(config: Config) -> Run:
 def prepare_folder(run: Run) -> int:
     """Make the stage's folder ready, resuming what the same command left there; returns the step to start at.
 
-    With --restart the old folder is set aside as FOLDER.old, and dropped only when the new run is complete.
+    With --restart the old folder is set aside as FOLDER.old, and dropped only when the new run is complete. What an
+    attempt of this very run left, before torchrun started it again, is not old.
     """
     folder = os.path.realpath(run.folder)  # behind a link to a larger disk, say
     if is_writer():
-        if run.config.restart and os.path.exists(folder):
+        if run.config.restart and attempt() == 0 and os.path.exists(folder):
             shutil.rmtree(folder + ".old", ignore_errors=True)
             os.rename(folder, folder + ".old")
         os.makedirs(os.path.join(folder, "rollouts"), exist_ok=True)

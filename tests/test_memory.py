@@ -200,7 +200,7 @@ sys.exit(stop_processes(train.main()))
 
 def test_several_processes_start_again_with_half_the_rows(tiny_folder, questions, tmp_path):
     """Rank 1 runs out in the second update of step 1; the restart goes on from the checkpoint of step 0."""
-    flags = ["--epochs", "2", "--save_every", "1"]
+    flags = ["--epochs", "2", "--save_every", "1", "--restart"]  # said again to the second attempt, which must not
     one = run_stage(tiny_folder, questions, tmp_path / "one", *flags)
     script = tmp_path / "fails.py"
     script.write_text(FAILS_ONCE_ON_RANK_1.format(root=ROOT))
