@@ -106,7 +106,7 @@ STYLES = [
     (LENGTH, "d \\approx 0.115 \\text{ m}", "0.115"),
     (LENGTH, "d = \\frac{1}{4} = 0.25", "0.25"), (LENGTH, "The final answer is: 1/4", "0.25"),
     (YEAR, "The sales figure was the highest in 2015, at 340.", "2015"),
-    (COUNT, "5 red cubes are left on the table. To see how many red cubes are left on the table, we need 2 steps.", "5"),
+    (COUNT, "5 red cubes are left on the table. To see how many cubes are left there, we take 2 steps.", "5"),
     (GAP, "The highest value of the blue bar is 90, and the lowest value is 10. The difference between these values "
           "is 80. A bar of 90 is blue.", "80"),
     (GRAPH, "The value of y at x=-2 is 3.", "3"),

@@ -43,7 +43,7 @@ def test_stochastic_rounding_is_right_on_average():
 
 
 def test_adamw_with_half_size_moments_follows_torchs():
-    """300 steps of noisy gradients that fade: the second moment has to fall, as with rounding to nearest it would not."""
+    """300 steps of noisy gradients that fade: the second moment has to fall, which rounding to nearest prevents."""
     generator = torch.Generator().manual_seed(0)
     ours, theirs = (torch.nn.Parameter(torch.ones(4096)) for _ in range(2))
     half, full = AdamW([ours], lr=1e-2), torch.optim.AdamW([theirs], lr=1e-2, weight_decay=0.01)
