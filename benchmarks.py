@@ -48,6 +48,13 @@ def text_of(row: dict, *names: str) -> str:
     return next(filter(None, texts), "")
 
 
+def metadata_of(row: dict, number: int) -> dict:
+    metadata = present(row, "metadata") or {}
+    if not isinstance(metadata, dict):
+        raise InputError(f"row {number}: metadata is {metadata!r}; expected an object")
+    return metadata
+
+
 def listed_options(question: str) -> tuple[str, ...]:
     """The texts of "... Choices: A: 1 B: 2" (or "Options:"); the letters A to D where they cannot be told apart."""
     _, heading, listed = question.rpartition("Choices:") if "Choices:" in question else question.rpartition("Options:")
@@ -74,7 +81,7 @@ def mathverse_item(row: dict, number: int) -> Item:
                 choices=listed_options(question) if is_choice else (),
                 query=text_of(row, "question", "query_wo"),
                 labels=labels_of(row, "problem_version", "question_type")
-                | labels_of(present(row, "metadata") or {}, "subject", "subfield") | {"gold": (gold,)})
+                | labels_of(metadata_of(row, number), "subject", "subfield") | {"gold": (gold,)})
 
 
 def mathvision_item(row: dict, number: int) -> Item:
@@ -357,7 +364,9 @@ def named_rows(source: str, benchmark: Benchmark, split: str, images: bool) -> l
     """The rows of a data set in any of its forms. Pictures stay as their files' bytes, or are left out."""
     if source.removesuffix(".gz").endswith((".json", ".jsonl")):
         rows = read_json(source)
-        return [{"pid": pid} | row for pid, row in rows.items()] if isinstance(rows, dict) else rows
+        if isinstance(rows, dict):
+            rows = [{"pid": pid} | row if isinstance(row, dict) else row for pid, row in rows.items()]
+        return rows
     import datasets
     try:
         loaded = read_set(source, benchmark.config, split)

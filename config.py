@@ -52,7 +52,7 @@ class Config(Sampling):
 
     stage: str = ""  # sft, sample, 1 or 2
     out: str = "runs/pebr"  # everything is written below this folder
-    restart: bool = False  # throw away what an earlier run of this stage left, instead of resuming it
+    restart: bool = False  # begin anew instead of resuming; the old run is dropped when the new one is complete
 
     questions_per_rollout: int = 560  # Q, questions per step (stage1.yaml: rollout_batch_size)
     questions_per_update: int = 112  # questions per optimiser step (stage1.yaml: global_batch_size)
@@ -124,15 +124,13 @@ STAGES = {
 FOLDERS = {"sft": "sft", "sample": "sample", "1": "stage1", "2": "stage2"}  # below config.out
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The docstring as it is, and every flag with its default."""
-
-
 class Flags(HfArgumentParser):
     """The command-line flags of a dataclass; every mistake is one line."""
 
     def __init__(self, kind, doc: str):
-        super().__init__(kind, description=doc, allow_abbrev=False, formatter_class=HelpFormatter)
+        super().__init__(kind, description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+        for action in self._actions:
+            action.help = action.help or "default: %(default)s"
 
     def error(self, message: str):
         raise InputError(message)
@@ -163,6 +161,7 @@ def read_config(argv: list[str], doc: str = "") -> Config:
     else:
         check_inputs(config)
     check_sampling(config)
+    refuse_outside(config, 1, 1e6, "gpus gpu_gb")
     if stage != "sample":
         check_training(config)
     return config
@@ -246,10 +245,10 @@ def check_training(config: Config):
     """What the warm-up and the RL stages need."""
     Q, U, most = config.questions_per_rollout, config.questions_per_update, config.max_prompt + config.max_response
     weights = [getattr(config, name) for name in vars(config) if name.endswith("_weight")]
-    refuse_outside(config, 1, 1e9, "questions_per_rollout questions_per_update epochs token_budget gpus")
+    refuse_outside(config, 1, 1e9, "questions_per_rollout questions_per_update epochs token_budget")
     refuse_outside(config, 0, 1e9, "max_steps save_every lr weight_decay kl_coef")
     refuse_outside(config, 0, 1e9, "clip_weight keyword_weight format_weight length_weight accuracy_weight")
-    refuse_outside(config, 1e-9, 1e9, "max_grad_norm gpu_gb")
+    refuse_outside(config, 1e-9, 1e9, "max_grad_norm")
     refuse_outside(config, 0, 1, "clip_low warmup_ratio")
     refuse_outside(config, 0, 100, "clip_high")
     refuse_outside(config, 1, 1e9, "clip_dual")

@@ -315,8 +315,8 @@ def evaluate_benchmarks(config: EvalConfig):
 def score(config: EvalConfig):
     """Score responses of any origin: no model, no images."""
     [name] = benchmarks.chosen(config.benchmark)
-    if not os.path.isdir(os.path.dirname(config.verdicts) or "."):
-        raise InputError(f"--verdicts {config.verdicts}: there is no such folder")
+    if not os.path.isdir(os.path.dirname(config.verdicts) or ".") or os.path.isdir(config.verdicts):
+        raise InputError(f"--verdicts {config.verdicts}: give a file in a folder that exists")
     responses = report.read_responses(config.score)
     items = benchmarks.load_items(name, benchmarks.load_rows(name, config.data, config.split, images=False))
     strangers = [pid for pid in responses if pid not in items]
@@ -328,6 +328,8 @@ def score(config: EvalConfig):
     make_folder(folder)
     beside = os.path.join(os.path.dirname(config.score), "settings.json")  # there when the responses are ours
     settings = benchmarks.read_json(beside) if os.path.exists(beside) else {}
+    if not isinstance(settings, dict):
+        raise InputError(f"{beside}: lies beside the responses but is not their settings; move it away")
     about = dict(source=config.score, settings=settings, prompt_id=settings.get("prompt_id"))
     verdicts = report.judge_all(name, responses, items, config.from_extraction)
     write_report(config, folder, name, items, responses, verdicts, about)

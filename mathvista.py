@@ -1,6 +1,6 @@
 """MathVista as its authors score it: problems, prompt text, the official normaliser, and the official table of scores.
 
-    problems = load_problems("testmini.json")              pid -> Item
+    problems[pid] = item_from_row(row, where)              Item; benchmarks.py reads the rows
     extraction, rule = extract(response, problems[pid])    extraction.py: our rules where the authors ask GPT
     prediction, official, strict = judge(extraction, rule, problems[pid])
     breakdown({pid: official, ...}, problems)              {"average": {"accuracy", "correct", "total"}, "task": ...}
@@ -13,8 +13,6 @@ Deviations from the authors' scripts:
 2. Groups come from the data set, instead of the copy of its metadata in the file of responses.
 3. Options are compared by their text, so of two equal options both are right (as the authors do; letters would not).
 """
-import gzip
-import json
 import math
 import re
 from dataclasses import dataclass, field
@@ -33,7 +31,6 @@ KINDS = ("integer", "float", "list", "text")       # answer_type of the question
 class Item(Problem):
     """A Problem as the data set has it: answer is the text of the right option, not its letter."""
     query: str = ""                                # the hub's prompt text; "" in files without that column
-    image: str = ""                                # path within the data set
     labels: dict = field(default_factory=dict)     # group -> tuple of its values: one, but several skills
 
 
@@ -69,22 +66,9 @@ def item_from_row(row: dict, where: str) -> Item:
         precision=None if precision is None else int(float(precision)),
         unit=present(row, "unit") or "",
         query=present(row, "query") or "",
-        image=present(row, "image") or "",
-        labels={name: (value,) if isinstance(value, str) else tuple(value) for name, value in groups.items()
-                if value is not None},
+        labels={name: tuple(map(str, [value] if isinstance(value, (str, int, float)) else value))
+                for name, value in groups.items() if value is not None},
     )
-
-
-def load_problems(path: str) -> dict[str, Item]:
-    """testmini.json as published, an object of rows by pid, plain or .gz -> pid -> Item, in the order of the file."""
-    try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
-            rows = json.load(file)
-    except (OSError, EOFError, ValueError, RecursionError) as error:
-        raise InputError(f"MathVista file {path}: cannot be read ({error}); check the path") from error
-    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
-        raise InputError(f"{path}: expected an object of rows by pid, as in MathVista's testmini.json")
-    return {pid: item_from_row(row | {"pid": pid}, f"{path} pid {pid}") for pid, row in rows.items()}
 
 
 # ---------------------------------------------------------------- the prompt text

@@ -21,9 +21,9 @@ from config import Config, Sampling
 from data import InputError, Prompt, mrope_positions
 from metrics import peak_memory
 from model import Group, forget_step
-from plan import GB, USABLE, Shape, always_bytes, most_slots, shape_of, table, worst_row
+from plan import GB, USABLE, Shape, always_bytes, largest_image, most_slots, shape_of, table, worst_row
 from processes import here, print0
-from rollout import BURST, generate
+from rollout import BURST, enough_for, generate
 
 REHEARSED = ("cuda",)  # devices whose memory ends in an exception; a CPU's does not
 CPU_SLOTS = 128  # where no plan is needed
@@ -94,7 +94,7 @@ def worst_groups(config: Config, model_config) -> list[Group]:
 def worst_prompts(config: Config, model_config) -> list[Prompt]:
     """Prompts that fill every slot's cache but for one burst, as full of images as can be."""
     length = config.max_prompt + config.max_response - BURST
-    image = min(config.max_pixels // 28**2, config.max_prompt - 1)
+    image = largest_image(config)
     prompt = blank_prompt(length // (image + 1), image, length, model_config)
     return [prompt] * max(1, config.slots // config.group_size)
 
@@ -107,12 +107,9 @@ def rehearse(run, optimizer, update: Callable):
     config, peaks = run.config, {}
     if run.replica is not None:
         prompts = worst_prompts(config, run.policy.config)
-        try:
+        with enough_for(config.slots):
             generate(run.replica, prompts, list(range(len(prompts))), config.group_size, BURST + 1, config.temperature,
                      config.top_p, config.slots, len(run.processor.tokenizer), config.cuda_graphs)
-        except torch.OutOfMemoryError as error:
-            raise InputError(
-                f"out of memory in a rollout with {config.slots} slots: give fewer with --slots") from error
         peaks["rollout"] = peak_memory(forget=True)
     groups = worst_groups(config, run.policy.config)
 
@@ -144,8 +141,8 @@ def within_memory(run, attempt: Callable):
     said = f"out of memory with --token_budget {asked}: "
     if dist.get_world_size() > 1:
         write_text(os.path.join(run.folder, f"{NOTE}{dist.get_rank()}"), str(asked // 2))
-        raise InputError(f"rank {dist.get_rank()}: {said}run the same command again (or give torchrun --max_restarts "
-                         f"1); it goes on from the last checkpoint with {asked // 2}")
+        raise InputError(f"rank {dist.get_rank()}: {said}run the command again without --restart (or give torchrun "
+                         f"--max_restarts 1); it goes on from the last checkpoint with {asked // 2}")
     print0(f"{said}going on with {asked // 2}")
     run.policy.zero_grad()
     for policy in (run.policy, run.ref_policy):
@@ -162,7 +159,7 @@ def notes(folder: str) -> list[str]:
 def read_notes(run):
     """Take the token budget that an earlier attempt has written down when memory ran out."""
     budgets = [int(open(path).read()) for path in notes(run.folder)]
-    if budgets:
+    if budgets and min(budgets) < run.config.token_budget:
         run.config, run.halved = dataclasses.replace(run.config, token_budget=min(budgets)), True
         print0(f"memory ran out before: --token_budget {run.config.token_budget}")
 

@@ -253,6 +253,8 @@ def readable_json(folder: str):
 
 def model_config(path: str) -> Qwen2_5_VLConfig:
     """The configuration of a folder, a hub name or a bare config.json, without any weights."""
+    if not os.path.isfile(path):
+        path = find_model(path, patterns=["config.json"])
     with readable_json(path):
         config = Qwen2_5_VLConfig.from_pretrained(path)
     if config.model_type != "qwen2_5_vl":
@@ -260,14 +262,14 @@ def model_config(path: str) -> Qwen2_5_VLConfig:
     return config
 
 
-def find_model(path: str) -> str:
-    """The local folder of a model: `path` itself, or the hub's copy of it, downloaded once."""
+def find_model(path: str, patterns=("*.json", "*.safetensors", "*.txt", "*.jinja")) -> str:
+    """The local folder of a model: `path` itself, or the hub's copy of it, such files of it, downloaded once."""
     if os.path.isdir(path):
         if not os.path.exists(os.path.join(path, "config.json")):
             raise InputError(f"{path} has no config.json: give a Hugging Face model folder or a hub name")
         return path
     try:
-        return snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
+        return snapshot_download(path, allow_patterns=list(patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(f"model {path} is neither a folder nor to be had from the hub ({type(error).__name__}): "
                          "give a folder, or download it first with `hf download`") from error

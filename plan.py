@@ -15,7 +15,6 @@ Symbols: T tokens in the row, N response tokens, p image patches, H hidden size,
 vision tower), V vocabulary, b bytes of the compute dtype. GB are 2^30 bytes, as in the size of an "80 GB" GPU.
 """
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -87,9 +86,14 @@ class Row:
         return self.prompts * self.prompt + self.response
 
 
+def largest_image(config: Sampling) -> int:
+    """Tokens of the largest image that fits into a prompt."""
+    return max(1, min(config.max_pixels // 28**2, config.max_prompt - 1))
+
+
 def worst_row(config: Config) -> Row:
     """As many prompts with the largest image as fit beside one chunk of response tokens. 28 x 28 pixels are a token."""
-    image = min(config.max_pixels // 28**2, config.max_prompt - 1)
+    image = largest_image(config)
     prompt = min(image + PROMPT_TEXT, config.max_prompt)
     prompts = max(1, (config.token_budget - CHUNK) // prompt)
     return Row(prompts, prompt, 4 * image, config.token_budget - prompts * prompt)
@@ -223,25 +227,38 @@ def make_plan(config: Config, shape: Shape, gpus: int, room: float) -> Plan:
     return Plan(phases, slots, room)
 
 
-def savings(config: Config) -> Iterator[tuple[str, Config]]:
-    """(flag, config with all flags so far) of what saves memory, the cheapest first; the last changes the training."""
+def savings(config: Config) -> dict:
+    """Settings that save memory, by name, the cheapest first; the last changes the training."""
     budget = max(config.token_budget // 2, config.max_prompt + config.max_response)
-    for flag, value in (("gradient_checkpointing", True), ("token_budget", budget), ("slots", 0), ("ref_offload", True),
-                        ("adam_dtype", "bfloat16"), ("freeze_vision", True)):
-        if getattr(config, flag) != value:
-            config = dataclasses.replace(config, **{flag: value})
-            yield f"--{flag} {value}", config
+    values = dict(gradient_checkpointing=True, token_budget=budget, slots=0, ref_offload=True, adam_dtype="bfloat16",
+                  freeze_vision=True)
+    return {name: value for name, value in values.items() if getattr(config, name) != value}
+
+
+def fewest_savings(config: Config, shape: Shape, gpus: int, room: float) -> dict:
+    """As many of the savings, in their order, as make the plan fit, less those that it then does without; or none."""
+    def fits(chosen):
+        return make_plan(dataclasses.replace(config, **chosen), shape, gpus, room).fits
+
+    chosen = {}
+    for name, value in savings(config).items():
+        chosen[name] = value
+        if fits(chosen):
+            break
+    else:
+        return {}
+    for name in list(chosen):
+        others = {other: value for other, value in chosen.items() if other != name}
+        if fits(others):
+            chosen = others
+    return chosen
 
 
 def advice(config: Config, shape: Shape, gpus: int, room: float) -> str:
     """What to change when a plan does not fit: the fewest savings in their order, and how many GPUs need none."""
-    ways, flags, saving = [], [], config
-    for flag, saving in savings(config):
-        flags.append(flag)
-        if make_plan(saving, shape, gpus, room).fits:
-            ways.append("with " + " ".join(flags))
-            break
-    enough = next((2**n for n in range(11) if 2**n > gpus and make_plan(config, shape, 2**n, room).fits), None)
+    chosen = fewest_savings(config, shape, gpus, room)
+    ways = ["with " + " ".join(f"--{name} {value}" for name, value in chosen.items())] if chosen else []
+    enough = next((gpus * 2**n for n in range(1, 11) if make_plan(config, shape, gpus * 2**n, room).fits), None)
     if enough:
         ways.append(f"on {enough} such GPUs as it is")
     return " or ".join(ways) or ("on no number of such GPUs: a smaller model is needed, or a smaller --max_prompt, "

@@ -12,6 +12,7 @@ import contextlib
 import gc
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -32,9 +33,14 @@ class SharedError(InputError):
     """Bad input that all ranks know of, so that rank 0 says it for all."""
 
 
-def attempt() -> int:
+def restarts() -> int:
     """How often torchrun has started this run again after a failure (--max_restarts)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def launch() -> str:
+    """Names the command that started this process: equal in all restarts of one torchrun."""
+    return f"{socket.gethostname()} {os.getppid()}"
 
 
 def start_processes() -> tuple[torch.device, DeviceMesh]:
@@ -47,7 +53,7 @@ def start_processes() -> tuple[torch.device, DeviceMesh]:
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         if "RANK" in os.environ:
             store, rank, world_size = next(dist.rendezvous("env://"))
-            store = dist.PrefixStore(f"attempt {attempt()}", store)  # it outlives a restart, and so do stale keys
+            store = dist.PrefixStore(f"restart {restarts()}", store)  # it outlives a restart, and so do stale keys
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -134,7 +140,7 @@ def ending_together():
         yield
     finally:
         error = sys.exception()
-        if isinstance(error, Exception) and not isinstance(error, SharedError):
+        if isinstance(error, Exception) and not isinstance(error, SharedError) and dist.is_initialized():
             with contextlib.suppress(dist.DistError):  # the store dies with the process that holds it
                 store, rank = group_store(), dist.get_rank()
                 kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "

@@ -97,6 +97,8 @@ def read_responses(path: str) -> dict[str, dict]:
         if pid in responses or not isinstance(row.get("response") or "", str):
             wrong = "is there twice" if pid in responses else "has no text as response"
             raise InputError(f"{path}: pid {pid} {wrong}; fix or remove its row")
+        if not isinstance(row.get("tokens") or 0, int):
+            raise InputError(f"{path}: pid {pid} has tokens {row['tokens']!r}; expected a number, or no such column")
         responses[pid] = row
     return responses
 
@@ -236,7 +238,7 @@ def table(head: list[str], rows: list[list]) -> list[str]:
 
 def markdown(report: dict, split: dict | None = None, whole: bool = False) -> str:
     """The report as text; split: what `perception` returns; whole: with settings, rules and breakdown."""
-    known = report["tokens"] is not None
+    known = report["tokens"] is not None and report["truncated"] is not None
     length = f", {report['truncated']} truncated, {report['tokens']:.0f} tokens each" if known else ""
     lines = [f"# {report['benchmark']}: {report.get('model') or report.get('source')}", "",
              f"{report['questions']} questions; {len(report['missing'])} without response, {report['no_answer']} "

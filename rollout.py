@@ -27,7 +27,7 @@ from torch import Tensor
 import data
 import rewards
 from answers import parse
-from data import Prompt, Sample
+from data import InputError, Prompt, Sample
 from kernels import linear_logits, sample_tokens
 from model import Group, Live, pack
 from processes import here, meet
@@ -245,6 +245,15 @@ def generate(model, prompts: list[Prompt], seeds: list[int], group_size: int, ma
 # ---------------------------------------------------- collect: questions in, rewarded responses out
 
 
+@contextlib.contextmanager
+def enough_for(slots: int):
+    """Around a rollout: when memory runs out in it, say what to change."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"out of memory in a rollout with {slots} slots: give fewer with --slots") from error
+
+
 class Timer:
     """Seconds per phase: `with timer("rollout"): ..` adds to timer.seconds["rollout"]; other ranks see where we are."""
 
@@ -275,7 +284,7 @@ class Rollout:
 
 def collect(replica, processor, clip, samples: list[Sample], seeds: list[int], config, timer: Timer) -> Rollout:
     """Sample G responses to each question and score them. The same code trains, sorts questions and evaluates."""
-    with timer("rollout"):
+    with timer("rollout"), enough_for(config.slots):
         prompts = [data.encode_prompt(sample, processor) for sample in samples]
         replies = generate(replica, prompts, seeds, config.group_size, config.max_response, config.temperature,
                            config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)

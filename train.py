@@ -42,20 +42,23 @@ from model import Group, Policy, dummy_group, find_model, micro_batches, pack
 from plan import GB, shape_of, table
 from processes import (
     SharedError,
-    attempt,
     ending_together,
     gather,
     is_writer,
+    launch,
     meet,
     mine,
     no_bar,
     of_writer,
     on_every_rank,
     print0,
+    restarts,
     start_processes,
     stop_processes,
 )
 from rollout import Timer, collect, records, seed_of
+
+ASIDE = ".before-restart"  # of a stage's folder: the run that --restart replaces, until the new one is complete
 
 # ------------------------------------------------------------------------------- GRPO, as equations
 
@@ -189,17 +192,21 @@ def update(policy, optimizer, groups: list[Group], row_loss: Callable, rate: flo
         loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    finite = bool(norm.isfinite())  # the norm is of all ranks' gradients, so all ranks decide alike
-    if finite:
+    usable = bool(norm.isfinite())  # the norm is of all ranks' gradients, so all ranks decide alike
+    if usable:
         for group in optimizer.param_groups:
             group["lr"] = rate
-        optimizer.step()
+        try:
+            optimizer.step()
+        except torch.OutOfMemoryError as error:  # some weights may have moved: this cannot be repeated
+            raise InputError("out of memory in the optimiser's step, where rows of any size are gone: "
+                             "see --plan for what to change") from error
     optimizer.zero_grad()
     totals = torch.stack(list(sums.values()))
     dist.all_reduce(totals)
     dist.all_reduce(ratio_max, dist.ReduceOp.MAX)
     return dict(zip(sums, totals.tolist()), ratio_max=ratio_max.item(), grad_norm=norm.item(),
-                skipped=float(not finite), lr=rate, tokens=count.item())
+                skipped=float(not usable), lr=rate, tokens=count.item())
 
 
 # --------------------------------------------------------------------- a run: what the stages share
@@ -281,18 +288,33 @@ def start(config: Config) -> Run:
     return Run(config, run_folder, device, processor, samples, batches, policy, ref_policy, replica, clip, {})
 
 
+def launched_here(folder: str) -> bool:
+    """Whether the run in a folder was begun by the command that this process belongs to."""
+    path = os.path.join(folder, "launch")
+    return os.path.exists(path) and open(path).read() == launch()
+
+
+def set_aside(folder: str):
+    """Move a run out of the way of the one that replaces it; a restart that never got to its end is just deleted."""
+    if os.path.exists(folder + ASIDE) and not os.path.exists(os.path.join(folder, "model")):
+        shutil.rmtree(folder)
+    else:
+        shutil.rmtree(folder + ASIDE, ignore_errors=True)
+        os.rename(folder, folder + ASIDE)
+
+
 def prepare_folder(run: Run) -> int:
     """Make the stage's folder ready, resuming what the same command left there; returns the step to start at.
 
-    With --restart the old folder is set aside as FOLDER.old, and dropped only when the new run is complete. What an
-    attempt of this very run left, before torchrun started it again, is not old.
+    With --restart the old folder is set aside and dropped only when the new run is complete. What this very run left,
+    before torchrun started it again, is not old.
     """
     folder = os.path.realpath(run.folder)  # behind a link to a larger disk, say
     if is_writer():
-        if run.config.restart and attempt() == 0 and os.path.exists(folder):
-            shutil.rmtree(folder + ".old", ignore_errors=True)
-            os.rename(folder, folder + ".old")
+        if run.config.restart and os.path.exists(folder) and not (restarts() and launched_here(folder)):
+            set_aside(folder)
         os.makedirs(os.path.join(folder, "rollouts"), exist_ok=True)
+        write_text(os.path.join(folder, "launch"), launch())
         write_text(os.path.join(folder, "config.json"), json.dumps(settings(run.config), indent=1))
     meet()
     step = of_writer(saved_steps(os.path.join(folder, "checkpoints")))
@@ -414,7 +436,7 @@ def train(run: Run, step_function):
             save_checkpoint(os.path.join(run.folder, "checkpoints"), step + 1, run.policy, optimizer)
     export(os.path.join(run.folder, "model"), run.policy, run.processor, getattr(torch, config.dtype))
     if is_writer():
-        shutil.rmtree(os.path.realpath(run.folder) + ".old", ignore_errors=True)
+        shutil.rmtree(os.path.realpath(run.folder) + ASIDE, ignore_errors=True)
         drop_notes(run.folder)
     print0(f"model -> {run.folder}/model")
 

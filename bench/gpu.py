@@ -101,6 +101,12 @@ def main() -> int:
     if device == "cpu" and not args.smoke:
         print("error: no CUDA GPU here; --smoke runs a tiny version on the CPU", file=sys.stderr)
         return 2
+    path = args.out
+    if path and not path.endswith(".json"):
+        os.makedirs(path, exist_ok=True)
+        path = os.path.join(path, "gpu.json")
+    if path and not os.path.isdir(os.path.dirname(path) or "."):
+        parser.error(f"--out {path}: there is no such folder")
     results = {"machine": describe_machine(device)}
     print(" ".join(f"{name}={value}" for name, value in results["machine"].items()), flush=True)
     tests = ["tests/test_kernels.py"] if args.smoke else []
@@ -113,8 +119,7 @@ def main() -> int:
     torch.cuda.empty_cache()  # the next part has processes of its own
     step = ["--repeats", "1", "--only", "step", "rollout", "--seconds", str(SECONDS["step"] - 30)]
     results["step"] = run_script("step", [*step, "--smoke"] if args.smoke else step, SECONDS["step"])
-    if args.out:
-        path = os.path.join(args.out, "gpu.json") if os.path.isdir(args.out) else args.out
+    if path:
         with open(path, "w") as f:
             json.dump(results, f, indent=1)
     return results["tests"]["code"] or int(results["tests"]["code"] is None)

@@ -163,6 +163,7 @@ def bench_steps(case: Case, folder: str, shape, peak: float, args, end: float, t
     makers = [lambda: Side("ours", folder, [case], args.threads)]
     most = case.questions * case.group_size // case.updates
     sizes = sorted({min(size, most) for size in args.micro_batches or [case.micro_batch]})
+    assert not any(most % size for size in sizes), f"micro-batches of {sizes} rows would leave some of {most} out"
     missing = None if importlib.util.find_spec("trl") else "TRL is not installed: pip install trl"
     for size in [] if missing else sizes:
         other = dataclasses.replace(case, micro_batch=size)
@@ -171,6 +172,8 @@ def bench_steps(case: Case, folder: str, shape, peak: float, args, end: float, t
     row = dict(case=dataclasses.asdict(case), ours=mine, trl=missing or dict(zip(map(str, sizes), theirs)))
     times = {size: other["seconds"] for size, other in zip(sizes, theirs) if "seconds" in other}
     if times and "seconds" in mine:
+        tokens = {figures["response_tokens"] for figures in (mine, *theirs) if "seconds" in figures}
+        assert case.stop or len(tokens) == 1, f"response tokens {tokens} differ, where no response may stop early"
         fastest = min(times, key=times.get)
         row |= dict(trl_micro_batch=fastest, **versus(mine["seconds"], times[fastest]))
         row["ratio_update"] = row["trl"][str(fastest)]["update_s"] / mine["update_s"]
@@ -348,7 +351,12 @@ def arguments():
     parser.add_argument("--peak_tflops", type=float, help="what this machine can do; default: data sheet, or measured")
     parser.add_argument("--seconds", type=float, default=3600, help="start no measurement after this long")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, for a test")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.out and not os.path.isdir(os.path.dirname(args.out) or "."):
+        parser.error(f"--out {args.out}: there is no such folder")
+    if args.repeats < 1:
+        parser.error(f"--repeats {args.repeats}: give 1 or more")
+    return args
 
 
 def measurements(folder: str, shape, peak: float, args, end: float):

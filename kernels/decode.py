@@ -98,7 +98,7 @@ def _merge_kernel(parts, lses, lengths, out, heads, count, COUNT: tl.constexpr, 
 # ------------------------------------------------------------------------------------ what is called
 
 
-def plan(pairs: int, L: int, D: int, bytes_per_number: int) -> tuple[int, int]:
+def tile_sizes(pairs: int, L: int, D: int, bytes_per_number: int) -> tuple[int, int]:
     """(keys in a tile, keys in a program) for `pairs` (row, kv head) pairs over a cache of length L."""
     block = min(max(TILE_BYTES // (D * bytes_per_number), 16), 128)
     # 512 keys of a head are 256 KB, beside which a part of 4 KB is little; few pairs need more, shorter programs
@@ -117,7 +117,7 @@ def decode_attention(query, keys, values, length, scale):
     assert D >= 16 and D & (D - 1) == 0, f"{D=} is not a power of two, 16 or more"
     assert heads % kv_heads == 0 and heads // kv_heads <= ROWS, f"{heads=} {kv_heads=}"
     assert keys.stride() == values.stride() == (kv_heads * keys.stride(1), keys.stride(1), D, 1), f"{keys.stride()=}"
-    block, chunk = plan(S * kv_heads, L, D, keys.element_size())
+    block, chunk = tile_sizes(S * kv_heads, L, D, keys.element_size())
     count = triton.cdiv(L, chunk)
     parts = query.new_empty(S, heads, count, D, dtype=torch.float32)
     lses = query.new_empty(S, heads, count, dtype=torch.float32)

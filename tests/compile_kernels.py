@@ -33,7 +33,7 @@ BF16 = {name: "*bf16" for name in ("dlogits", "query", "keys", "values", "out")}
 
 def decode_constants(heads: int, kv_heads: int, number_bytes: int) -> dict:
     """Of the attention of 128 rows over a cache of 4,096 tokens."""
-    block, chunk = decode.plan(128 * kv_heads, 4096, 128, number_bytes)
+    block, chunk = decode.tile_sizes(128 * kv_heads, 4096, 128, number_bytes)
     return {"R": heads // kv_heads, "ROWS": decode.ROWS, "D": 128, "CHUNK": chunk, "BLOCK": block}
 
 

@@ -56,7 +56,7 @@ def test_attention_equals_float64_for_any_length(device, name, dtype):
 
 def test_a_row_is_split_and_merged(device):
     """5,000 keys: programs of 256, the next power of two of 5,000 / 32; 20 of them, of which 1 to 20 have keys."""
-    assert decode.plan(2, 5000, 16, 4) == (128, 256)
+    assert decode.tile_sizes(2, 5000, 16, 4) == (128, 256)
     check_attention(*rows(device, 3, 2, 1, 16, 5000, torch.float32), [5000, 257, 3], 0.25)
 
 
@@ -81,8 +81,8 @@ def test_the_beginning_of_a_longer_cache_will_do(device):
     (256, 128, 2, (64, 512)), (256, 128, 4, (32, 512)), (16, 128, 2, (64, 128)), (256, 16, 4, (128, 512))])
 def test_the_plan_depends_on_shapes_alone(pairs, D, number_bytes, expected):
     """16 KB of keys at once; programs of 512 keys, of 128 where there are few; at most 32 to a row."""
-    assert decode.plan(pairs, 4096, D, number_bytes) == expected
-    assert decode.plan(pairs, 100_000, D, number_bytes) == (expected[0], 4096)
+    assert decode.tile_sizes(pairs, 4096, D, number_bytes) == expected
+    assert decode.tile_sizes(pairs, 100_000, D, number_bytes) == (expected[0], 4096)
 
 
 @pytest.mark.parametrize("name", HEADS)

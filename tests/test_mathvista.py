@@ -12,9 +12,10 @@ from collections import Counter
 import numpy
 import pytest
 
+import benchmarks
 from data import InputError
 from extraction import NO_ANSWER, Problem, extract
-from mathvista import breakdown, item_from_row, judge, levenshtein, load_problems, normalize, query
+from mathvista import breakdown, item_from_row, judge, levenshtein, normalize, query
 from test_extraction import SKELETON, wrapped
 
 FOUR = Problem("1", "?", "choice", ("30°", "45°", "60°", "75°"), "60°")
@@ -91,11 +92,15 @@ def test_query_puts_the_hint_first_and_knows_the_unit():
     assert query(item_from_row(row(query="as on the hub"), "")) == "as on the hub"
 
 
+def load_problems(path):
+    return benchmarks.load_items("mathvista", benchmarks.load_rows("mathvista", path, "", images=False))
+
+
 @pytest.mark.parametrize("content, complaint", [
-    ("[1]", "expected an object of rows by pid"), ("{", "cannot be read"), ('{"1": 2}', "expected an object"),
-    ('{"1": {"question": "?"}}', "pid 1: no question_type, answer_type, metadata"),
+    ("[1]", "expected a list or an object of rows"), ("{", "cannot be read"), ('{"1": 2}', "an object of rows"),
+    ('{"1": {"question": "?"}}', "row 1: no question_type, answer_type, metadata"),
     (json.dumps({"1": row(answer_type="essay")}), "type essay"),
-    (json.dumps({"1": row(answer_type="float")}), "pid 1: a float question without precision"),
+    (json.dumps({"1": row(answer_type="float")}), "row 1: a float question without precision"),
 ])
 def test_load_problems_names_what_is_wrong(tmp_path, content, complaint):
     path = tmp_path / "problems.json"

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from torch.distributed.tensor import DTensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoderLayer
 
 import memory
+import rollout
 import train
 from adamw import AdamW, round_stochastically
-from config import read_config
+from config import Config, read_config
 
 __all__ = ["one_process", "questions"]  # fixtures: a run of stage 1 on one process, and its data
 
@@ -123,12 +125,13 @@ def test_the_rehearsal_changes_neither_weights_nor_what_follows(one_process, tin
     compare_metrics(ours, one_process)
 
 
+def run_out(*args, **kwargs):
+    raise torch.OutOfMemoryError("CUDA out of memory (as if)")
+
+
 def fail_once(monkeypatch, where):
     """The third row that passes the second decoder layer runs out of memory, going forward or coming back."""
     forward, state = Qwen2_5_VLDecoderLayer.forward, {"rows": 0}
-
-    def run_out(gradient):
-        raise torch.OutOfMemoryError("CUDA out of memory (as if)")
 
     def forward_or_fail(self, *args, **kwargs):
         out = forward(self, *args, **kwargs)
@@ -169,13 +172,29 @@ def test_out_of_memory_in_the_loss_is_met_as_well(one_process, tiny_folder, ques
 
 
 def test_out_of_memory_twice_is_one_line(tiny_folder, questions, tmp_path, monkeypatch, capsys):
-    def update(*args):
-        raise torch.OutOfMemoryError("CUDA out of memory (as if)")
-
-    monkeypatch.setattr(train, "update", update)
+    monkeypatch.setattr(train, "update", run_out)
     assert train.main(arguments(tiny_folder, questions, tmp_path, "--token_budget", "400")) == 2
     error = capsys.readouterr().err
     assert error == "error: out of memory again with --token_budget 200: see --plan for what to change\n"
+
+
+def test_out_of_memory_where_smaller_rows_do_not_help_is_one_line(tiny_folder, questions, tmp_path, monkeypatch, capsys):
+    """A half-done optimiser step must not be done again, and a rollout depends on the slots."""
+    for module, name, message in ((torch.optim.AdamW, "step", "in the optimiser's step"),
+                                  (rollout, "generate", "in a rollout with 8 slots: give fewer with --slots")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, run_out)
+            assert train.main(arguments(tiny_folder, questions, tmp_path / name)) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: out of memory") and message in error and error.count("\n") == 1
+
+
+def test_a_note_never_raises_the_token_budget(tmp_path):
+    (tmp_path / f"{memory.NOTE}1").write_text("200")
+    for asked, taken, halved in ((400, 200, True), (100, 100, False)):
+        run = SimpleNamespace(folder=str(tmp_path), config=Config(token_budget=asked), halved=False)
+        memory.read_notes(run)
+        assert (run.config.token_budget, run.halved) == (taken, halved)
 
 
 FAILS_ONCE_ON_RANK_1 = """
@@ -210,7 +229,7 @@ def test_several_processes_start_again_with_half_the_rows(tiny_folder, questions
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200)
     print(done.stdout, done.stderr)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    assert "rank 1: out of memory with --token_budget 400: run the same command again" in done.stderr
+    assert "rank 1: out of memory with --token_budget 400: run the command again" in done.stderr
     assert "memory ran out before: --token_budget 200" in done.stdout
     two = os.path.join(str(tmp_path / "two"), "stage1")
     assert largest_difference(weights(two), weights(one)) < 2e-4

@@ -334,10 +334,23 @@ def test_a_restart_that_fails_leaves_the_old_run_beside_it(tiny_folder, question
             for row in rows]
     rows[9]["images"] = [str(torn)]
     (tmp_path / "torn.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert train.main([*argv, "--data", str(tmp_path / "torn.jsonl"), "--restart"]) == 2
-    assert {path.replace("stage1.old", "stage1") for path in contents(tmp_path / "stage1.old")} == finished
+    for _ in range(2):  # the second restart replaces the first, not the run that was complete
+        assert train.main([*argv, "--data", str(tmp_path / "torn.jsonl"), "--restart"]) == 2
+        aside = contents(tmp_path / "stage1.before-restart")
+        assert {path.replace("stage1.before-restart", "stage1") for path in aside} == finished
     assert train.main([*argv, "--data", questions, "--restart"]) == 0
-    assert not os.path.exists(tmp_path / "stage1.old") and os.path.exists(tmp_path / "stage1" / "model")
+    assert not os.path.exists(tmp_path / "stage1.before-restart") and os.path.exists(tmp_path / "stage1" / "model")
+
+
+def test_a_restart_replaces_the_old_run_although_torchrun_has_begun_it_twice(tiny_folder, questions, tmp_path,
+                                                                              monkeypatch):
+    """The first attempt died before it had set anything aside: what lies there was begun by another command."""
+    argv = ["--stage", "1", "--out", str(tmp_path), "--model", tiny_folder, "--data", questions, *SMALL, *RL]
+    assert train.main([*argv, "--save_every", "1"]) == 0
+    (tmp_path / "stage1" / "launch").write_text("elsewhere 1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert train.main([*argv, "--restart", "--lr", "5e-3", "--epochs", "2"]) == 0
+    assert [line["opt/lr"] for line in metrics(tmp_path / "stage1")] == [5e-3, 5e-3]
 
 
 def test_a_missing_default_input_names_the_command_that_makes_it(tmp_path, capsys):
