@@ -46,11 +46,10 @@ def choose_slots(config: Sampling, shape: Shape, device: torch.device, planned: 
 
 def fit_plan(config: Config, folder: str, device) -> Config:
     """Choose the slots that the memory plan has room for, and on a GPU say what it expects."""
-    if config.stage == "sft":
-        return config
     shape, gpus = shape_of(folder), dist.get_world_size()
-    config = dataclasses.replace(
-        config, slots=choose_slots(config, shape, device, sum(always_bytes(config, shape, gpus).values())))
+    if config.stage != "sft":
+        planned = sum(always_bytes(config, shape, gpus).values())
+        config = dataclasses.replace(config, slots=choose_slots(config, shape, device, planned))
     if device.type == "cuda":
         print0(table(config, shape, gpus, torch.cuda.get_device_properties(device).total_memory))
     return config

@@ -50,7 +50,7 @@ def resized(config: Qwen2_5_VLConfig, hidden=192, mlp=512, layers=4, blocks=3, v
 
 def allocated_peak(function) -> int:
     """The most bytes that the CPU allocator had handed out during a call, beyond those from before it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
         function()
     events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
     total = peak = 0
