@@ -86,7 +86,7 @@ def worst_groups(config: Config, model_config) -> list[Group]:
     G = config.group_size if config.stage != "sft" else 1
     prompt = blank_prompt(1, row.patches // 4, row.prompt, model_config)
     N = row.prompts * G
-    lengths = [row.response // N + (i < row.response % N) for i in range(N)]
+    lengths = [max(1, row.response // N + (i < row.response % N)) for i in range(N)]
     return [(prompt, [[0] * n for n in lengths[q * G : (q + 1) * G]]) for q in range(row.prompts)]
 
 
@@ -96,6 +96,7 @@ def worst_prompts(config: Config, model_config) -> list[Prompt]:
     image = largest_image(config)
     prompt = blank_prompt(length // (image + 1), image, length, model_config)
     return [prompt] * max(1, config.slots // config.group_size)
+
 
 def rehearse(run, optimizer, update: Callable):
     """Run the fullest rollout and the largest micro-batch that can come, before any data is spent; report the peaks.

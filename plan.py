@@ -95,7 +95,7 @@ def worst_row(config: Config) -> Row:
     """As many prompts with the largest image as fit beside one chunk of response tokens. 28 x 28 pixels are a token."""
     image = largest_image(config)
     prompt = min(image + PROMPT_TEXT, config.max_prompt)
-    prompts = max(1, (config.token_budget - CHUNK) // prompt)
+    prompts = max(1, (config.token_budget - CHUNK) // (prompt + config.group_size))
     return Row(prompts, prompt, 4 * image, config.token_budget - prompts * prompt)
 
 

@@ -170,6 +170,20 @@ def test_the_planned_peak_of_a_rollout_is_within_a_tenth_of_the_allocators(tiny_
     assert allocated_peak(rollout) == pytest.approx(sum(rollout_bytes(config, shape, 16).values()), rel=0.1)
 
 
+@pytest.mark.parametrize("flags", [
+    [], ["--max_prompt", "16", "--max_response", "4"], ["--max_pixels", "600"], ["--token_budget", "4096"],
+    ["--max_prompt", "8", "--max_response", "8", "--token_budget", "16", "--slots", "8"]])
+def test_the_worst_row_can_be_packed_whatever_the_limits(tiny_folder, flags):
+    """Prompts of any size, images of one token, budgets below one chunk of logits: every response has a token."""
+    config, model_config = settings(*flags), Qwen2_5_VLConfig.from_pretrained(tiny_folder)
+    groups = worst_groups(config, model_config)
+    packed = pack(groups)
+    assert len(packed.targets) == len(packed.predictors) == sum(len(ids) for _, replies in groups for ids in replies)
+    assert all(len(ids) for _, replies in groups for ids in replies)
+    assert packed.input_ids.shape[1] == max(config.token_budget, 8 * len(groups) + len(groups[0][0].input_ids))
+    assert len(worst_prompts(config, model_config)[0].input_ids) <= config.max_prompt + config.max_response
+
+
 def test_the_slots_chosen_are_the_most_whole_groups_that_fit():
     config, shape = settings(), shape_of(os.path.join(CONFIGS, "qwen2.5-vl-3b.json"))
     for room in (10 * GB, 20 * GB, 30 * GB):
