@@ -22,7 +22,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from transformers import Qwen2_5_VLConfig
 
 from data import InputError
-from processes import here, is_writer, meet, of_writer
+from processes import here, is_writer, launch, meet, of_writer
 
 
 # --------------------------------------------------------------------------- weights in and out
@@ -214,3 +214,23 @@ def load_checkpoint(folder: str, policy, optimizer):
     except dcp.api.CheckpointException as error:
         raise InputError(f"checkpoint {path} cannot be read: delete it to resume from the one before") from error
     set_state_dict(policy, optimizer, model_state_dict=saved["weights"], optim_state_dict=saved["optimizer"])
+
+
+# ------------------------------------------------------------------------------------------ restart
+
+ASIDE = ".before-restart"  # of a stage's folder: the run that --restart replaces, until the new one is complete
+
+
+def launched_here(folder: str) -> bool:
+    """Whether the run in a folder was begun by the command that this process belongs to."""
+    path = os.path.join(folder, "launch")
+    return os.path.exists(path) and open(path).read() == launch()
+
+
+def set_aside(folder: str):
+    """Move a run out of the way of the one that replaces it; a restart that never got to its end is just deleted."""
+    if os.path.exists(folder + ASIDE) and not os.path.exists(os.path.join(folder, "model")):
+        shutil.rmtree(folder)
+    else:
+        shutil.rmtree(folder + ASIDE, ignore_errors=True)
+        os.rename(folder, folder + ASIDE)

@@ -32,7 +32,17 @@ from tqdm import tqdm
 
 import data
 import rewards
-from checkpoint import export, load_checkpoint, save_checkpoint, saved_steps, sync, write_text
+from checkpoint import (
+    ASIDE,
+    export,
+    launched_here,
+    load_checkpoint,
+    save_checkpoint,
+    saved_steps,
+    set_aside,
+    sync,
+    write_text,
+)
 from config import FOLDERS, Config, check_folder, complain, read_config, settings
 from data import InputError, Sample
 from kernels import backend, pick_grpo_loss
@@ -57,8 +67,6 @@ from processes import (
     stop_processes,
 )
 from rollout import Timer, collect, records, seed_of
-
-ASIDE = ".before-restart"  # of a stage's folder: the run that --restart replaces, until the new one is complete
 
 # ------------------------------------------------------------------------------- GRPO, as equations
 
@@ -286,21 +294,6 @@ def start(config: Config) -> Run:
             ref_policy = Policy.load(folder, device, dtype, mesh, dtype, config.ref_offload)
             ref_policy.requires_grad_(False).eval()
     return Run(config, run_folder, device, processor, samples, batches, policy, ref_policy, replica, clip, {})
-
-
-def launched_here(folder: str) -> bool:
-    """Whether the run in a folder was begun by the command that this process belongs to."""
-    path = os.path.join(folder, "launch")
-    return os.path.exists(path) and open(path).read() == launch()
-
-
-def set_aside(folder: str):
-    """Move a run out of the way of the one that replaces it; a restart that never got to its end is just deleted."""
-    if os.path.exists(folder + ASIDE) and not os.path.exists(os.path.join(folder, "model")):
-        shutil.rmtree(folder)
-    else:
-        shutil.rmtree(folder + ASIDE, ignore_errors=True)
-        os.rename(folder, folder + ASIDE)
 
 
 def prepare_folder(run: Run) -> int:
