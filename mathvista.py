@@ -93,7 +93,8 @@ def query(problem: Item) -> str:
     if problem.query:
         return problem.query
     unit = f" (Unit: {problem.unit})" if problem.unit else ""
-    lines = [hint(problem), f"Question: {problem.question}{unit}"]
+    hints = [] if problem.kind == "text" else [hint(problem)]           # the authors have none for it
+    lines = [*hints, f"Question: {problem.question}{unit}"]
     if problem.choices:
         lines += ["Choices:", *(f"({chr(ord('A') + i)}) {choice}" for i, choice in enumerate(problem.choices))]
     return "\n".join(lines)

@@ -90,6 +90,7 @@ def test_query_puts_the_hint_first_and_knows_the_unit():
     assert query(choice) == ("Hint: Please answer the question and provide the correct option letter, e.g., A, B, C, "
                              "D, at the end.\nQuestion: How long?\nChoices:\n(A) 1\n(B) 5")
     assert query(item_from_row(row(query="as on the hub"), "")) == "as on the hub"
+    assert query(item_from_row(row(answer_type="text", answer="red"), "")) == "Question: How long?"
 
 
 def load_problems(path):
