@@ -89,7 +89,7 @@ sys.exit(processes.stop_processes(train.main(sys.argv[1:])))
     (code, stderr), (killed, _) = two_ranks(hang, *argv, "--patience", "0.05", grace=1)
     assert code not in (0, 2) and killed == -9
     assert stderr.count("waiting for rank 1: reward of step 0 for ") >= 4  # every half second
-    assert "TimeoutError: gave up after 0.05 minutes of waiting for rank 1: reward of step 0 for 3 s" in stderr
+    assert "TimeoutError: gave up after 0.05 minutes of waiting for rank 1: reward of step 0 for " in stderr
 
 
 def test_bad_input_on_one_rank_ends_all_and_names_it(tiny_folder, questions, tmp_path):
