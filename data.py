@@ -12,6 +12,7 @@ Image paths are relative to image_root, or to the file's own folder. Images of a
 P: prompt tokens. An image is cut into patches of 14 x 14 pixels; merge_size x merge_size (2 x 2) patches are one token.
 """
 import contextlib
+import gzip
 import hashlib
 import io
 import itertools
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field
 import numpy
 import torch
 from PIL import Image, ImageOps
-from transformers import AutoConfig, AutoProcessor
+
 
 
 class InputError(ValueError):
@@ -279,46 +280,6 @@ def filter_sft(samples: list[Sample]) -> tuple[list[Sample], dict[str, int]]:
 
 
 # ---- prompts
-def check_vocabulary(processor, path: str) -> None:
-    """A tokenizer without its files loads all the same, and then knows next to nothing."""
-    known = processor.tokenizer.get_vocab()
-    if len(known) < 256 or not {"<|im_end|>", "<|image_pad|>"} <= set(known):
-        raise InputError(f"model {path}: its tokenizer has {len(known)} tokens and lacks text, <|im_end|> or "
-                         "<|image_pad|>; copy the base model's tokenizer files there")
-    config = AutoConfig.from_pretrained(path) if os.path.exists(os.path.join(path, "config.json")) else None
-    if config and getattr(config, "image_token_id", None) != processor.image_token_id:
-        raise InputError(f"model {path}: config.json and tokenizer have different image tokens; take both of one")
-
-
-def note_pixels(path: str, min_pixels: int, max_pixels: int, log=print) -> None:
-    """Say so when images will not have the size that this model was trained with: scores would suffer in silence."""
-    file = os.path.join(path, "processor_config.json")     # what every model folder written here has
-    if os.path.exists(file):
-        with open(file) as opened:
-            size = json.load(opened).get("image_processor", {}).get("size", {})
-        own = size.get("shortest_edge", min_pixels), size.get("longest_edge", max_pixels)
-        if own != (min_pixels, max_pixels):
-            log(f"note: {path} was made with images of {own[0]} to {own[1]} pixels, here they have {min_pixels} to "
-                f"{max_pixels} (--min_pixels, --max_pixels)")
-
-
-def load_processor(path: str, min_pixels: int, max_pixels: int):
-    """Tokenizer, image processor and chat template of a model folder; images get an area of min_pixels..max_pixels."""
-    # size alone would lose to the min_pixels in a hub folder's own config; without size, transformers would write the
-    # limits into the dict that all its image processors share.
-    size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
-    try:
-        processor = AutoProcessor.from_pretrained(path, size=size, min_pixels=min_pixels, max_pixels=max_pixels)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(f"model {path}: no processor found ({reason}); give a Qwen2.5-VL folder, or a hub name that "
-                         "can be reached") from error
-    if not hasattr(processor, "image_processor") or not processor.chat_template:
-        raise InputError(f"model {path}: no image processor or no chat template; copy the base model's files there")
-    check_vocabulary(processor, path)
-    for name in ("size", "min_pixels", "max_pixels"):      # the tokenizer was handed them too, and would save them
-        processor.tokenizer.init_kwargs.pop(name, None)
-    return processor
 
 
 def refuse_control_tokens(text: str, sample: Sample) -> None:
@@ -468,3 +429,75 @@ def batches(n: int, batch_size: int, epochs: int, seed: int) -> list[list[int]]:
         raise InputError(f"{n} questions x {epochs} epochs do not fill one batch of {batch_size}; "
                          "use more data, more epochs or a smaller batch")
     return [order[i:i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]
+
+
+@dataclass(frozen=True)
+class Sections:
+    """What stands below each header: None when the header is missing, "" when nothing stands below it."""
+    description: str | None                        # of the first such header
+    rationales: str | None                         # of the first such header
+    steps: tuple[str, ...]                         # Step 1, Step 2, ... each after the one before it
+    answer: str | None                             # "" also when there are two different ones
+
+
+def header(name: str) -> re.Pattern:
+    """Matches the name after ###, in any case and spacing, with or without a colon."""
+    words = r"\s*".join(re.escape(word) for word in name.split())
+    return re.compile(rf"\s*{words}(?!\w)\s*:?", re.IGNORECASE)
+
+
+DESCRIPTION_HEADER = header(DESCRIPTION)
+RATIONALES_HEADER = header(RATIONALES)
+STEP_HEADER = re.compile(rf"\s*{STEP}\s*(\d{{1,3}})(?!\w)\s*:?", re.IGNORECASE)
+ANSWER_HEADER = header(ANSWER)
+SPECIAL_TOKEN = re.compile(r"<\|\w+\|>|</s>")      # <|im_end|> belongs to no section
+
+
+def texts_below(chunks: list[str], pattern: re.Pattern) -> list[str]:
+    """What stands below each header of this kind; a chunk is the text from one ### to the next."""
+    matches = [(chunk, pattern.match(chunk)) for chunk in chunks]
+    return [chunk[match.end():].strip() for chunk, match in matches if match]
+
+
+def parse(response: str) -> Sections:
+    """The sections of a response. A section ends at the next ###, whatever follows it, or at the end of the text."""
+    chunks = re.split("#{3,}", SPECIAL_TOKEN.sub(" ", response))[1:]     # [0] stands before the first header
+    descriptions = texts_below(chunks, DESCRIPTION_HEADER)
+    rationales = texts_below(chunks, RATIONALES_HEADER)
+    answers = texts_below(chunks, ANSWER_HEADER)
+    stated = [answer for answer in answers if answer]
+    different = {" ".join(answer.casefold().split()) for answer in stated}
+    steps = []
+    for chunk in chunks:
+        match = STEP_HEADER.match(chunk)
+        if match and int(match[1]) == len(steps) + 1:
+            steps.append(chunk[match.end():].strip())
+    return Sections(
+        description=descriptions[0] if descriptions else None,
+        rationales=rationales[0] if rationales else None,
+        steps=tuple(steps),
+        answer=None if not answers else stated[0] if len(different) == 1 else "",
+    )
+
+
+def read_json(path: str):
+    """A .json or .jsonl file, plain or .gz; of jsonl the list of its rows."""
+    try:
+        with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
+            if path.removesuffix(".gz").endswith(".jsonl"):
+                return [json.loads(line) for line in file if line.strip()]
+            return json.load(file)
+    except (OSError, EOFError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); check the path and that it is whole") from error
+
+
+def worth_imitating(samples: list[Sample], config, processor, log=print) -> list[Sample]:
+    """The warm-up rows that are left after the release's filter and the length limit, with counts on the screen."""
+    kept, counts = filter_sft(samples)
+    lengths = [len(encode_solution(sample, processor)) for sample in kept]
+    short = [sample for sample, length in zip(kept, lengths) if length <= config.max_response]
+    counts |= {"kept": len(short), f"over {config.max_response} tokens": len(kept) - len(short)}
+    log("warm-up data: " + ", ".join(f"{count} {reason}" for reason, count in counts.items() if count))
+    if not short:
+        raise InputError(f"{config.data}: no warm-up row is left ({counts}): see --max_response and the row format")
+    return short

@@ -7,13 +7,9 @@ Nothing here is special to the demo but world.py, which makes the data and the m
 settings of RL are the method's (G 8, temperature 1.2, top-p 0.99, 4 updates a step, its clips, KL and reward weights);
 the learning rate is higher, because the model is 10,000 times smaller.
 """
-import os
-
-# A waiting OpenMP thread spins for long by default: beside one other busy program two threads are 40 times slower so.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when torch is loaded, so before the imports below
-
 import argparse
 import json
+import os
 import resource
 import statistics
 import sys
@@ -23,11 +19,15 @@ from transformers.utils.logging import disable_progress_bar
 
 import eval as evaluation
 import train
-from answers import parse
-from checkpoint import write_text
-from processes import stop_processes
-from report import interval
+from benchmarks.report import interval
+from data import parse
+from plumbing.processes import stop_processes
+from plumbing.run_folder import write_text
 from world import CELL, make_clip, make_world
+
+# A waiting OpenMP thread spins for long by default: beside one other busy program two threads are 40 times slower so.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when torch is loaded, so before the imports below
+
 
 SIZES = dict(captions=3000, warmup=3000, questions=480, evaluation=500)
 STEPS = dict(clip=300, base=320, sft=240, stage1=20, stage2=36)

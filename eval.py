@@ -18,24 +18,26 @@ import hashlib
 import json
 import os
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from glob import glob
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-import benchmarks
 import data
-import report
 import rewards
-from checkpoint import write_text
-from config import EvalConfig, Flags, check_evaluation, complain
+from benchmarks import registry, report
 from data import InputError, Sample
-from memory import choose_slots
-from model import Policy, find_model
-from plan import bytes_of, shape_of
-from processes import (
+from engine.clip import load_clip
+from engine.memory import choose_slots
+from engine.plan import bytes_of, shape_of
+from engine import policy
+from grading.algebra import check_rule
+from engine.policy import Policy, find_model
+from plumbing.flags import Flags, check_sampling, complain, refuse, refuse_outside
+from plumbing.log import Timer
+from plumbing.processes import (
     SharedError,
     ending_together,
     gather,
@@ -48,7 +50,50 @@ from processes import (
     start_processes,
     stop_processes,
 )
-from rollout import Timer, collect, records, seed_of
+from plumbing.run_folder import write_text
+from train import Sampling, collect, records, seed_of
+
+
+@dataclass(frozen=True)
+class EvalConfig(Sampling):
+    """Settings of eval.py: greedy by default, prompt and pixels as in training."""
+
+    split: str = ""  # of a hub data set; empty: train, or what is usual for the benchmark
+    clip: str = ""  # as in training; empty: the clip part is not computed
+    group_size: int = 1  # responses per question; pass@n needs more than one, and a temperature
+    temperature: float = 0.0
+    top_p: float = 1.0
+    out: str = "runs/eval"  # report.json and responses.jsonl go here, of a benchmark into a folder of its name
+
+    benchmark: list[str] = field(default_factory=list)  # names with spaces or commas between, or all
+    restart: bool = False  # ask again, instead of going on with the responses that out holds
+    blind: bool = False  # a second pass: the same questions without their images
+    caption_only: bool = False  # a second pass: the model's own image description instead of the image
+    score: str = ""  # score these stored responses: ours, or the output file of MathVista's authors; loads no model
+    from_extraction: bool = False  # with score: judge the extractions stored there, instead of reading the responses
+    verdicts: str = ""  # with score: write each question's extraction, rule, prediction and verdicts to this .json
+    audit: int = 0  # so many questions with response, extraction and verdict, as a sheet for a person to check
+
+
+def check_evaluation(config: EvalConfig):
+    """What eval.py needs: questions, a model or stored responses, and flags that go together."""
+    check_sampling(config)
+    check_rule(config.grader)
+    only_with = "--{} goes with --{}: give that too, or leave it out"
+    alone = [(name, "benchmark", config.benchmark) for name in ("restart", "blind", "caption_only", "score", "audit")]
+    pairs = [*alone, ("from_extraction", "score", config.score), ("verdicts", "score", config.score)]
+    refuse([(bool(other) or not getattr(config, name), only_with.format(name, flag)) for name, flag, other in pairs])
+    refuse_outside(config, 0, 1e6, "audit")
+    passes = [name for name in ("restart", "blind", "caption_only", "model") if getattr(config, name)]
+    refuse([
+        (bool(config.model or config.score), "--model is missing"),
+        (bool(config.data or config.benchmark), "--data is missing (or --benchmark)"),
+        (not config.score or not passes, f"--score asks no model: leave --{(passes or [''])[0]} out"),
+        (not config.benchmark or config.group_size == 1, f"--group_size {config.group_size}: a benchmark counts one "
+         "response to each question; run it again with another --seed and --out, or give its questions as --data"),
+        (not config.benchmark or not config.clip, "--clip is a part of the reward: leave it out with --benchmark"),
+    ])
+
 
 CHUNK = 64  # questions per process between two signs of life: what an interruption can cost
 
@@ -65,15 +110,15 @@ def start(config: EvalConfig) -> tuple:
     data.check_images(samples)
     data.require(samples, "answer", config.data)
     asked = data.drop_long(samples, processor, config.max_prompt, log=print0)
-    clip = rewards.load_clip(config.clip, device) if config.clip else None
+    clip = load_clip(config.clip, device) if config.clip else None
     data.encode_prompt(max(asked, key=lambda sample: len(sample.images)), processor)  # template and processor work
     make_folder(config.out)
     return *load_model(config, folder, device), processor, clip, asked, len(samples) - len(asked)
 
 
 def load_processor(config: EvalConfig, folder: str):
-    data.note_pixels(folder, config.min_pixels, config.max_pixels, log=print0)
-    return data.load_processor(folder, config.min_pixels, config.max_pixels)
+    policy.note_pixels(folder, config.min_pixels, config.max_pixels, log=print0)
+    return policy.load_processor(folder, config.min_pixels, config.max_pixels)
 
 
 def load_model(config: EvalConfig, folder: str, device) -> tuple[EvalConfig, Policy]:
@@ -149,7 +194,7 @@ def check_settings(folder: str, settings: dict, restart: bool):
     path = os.path.join(folder, "settings.json")
     if restart or not os.path.exists(path):
         return
-    found = benchmarks.read_json(path)
+    found = data.read_json(path)
     changed = [f"{name} was {found.get(name)} and is {value}" for name, value in settings.items()
                if found.get(name) != value]
     if changed:
@@ -227,11 +272,11 @@ def without_images(samples: list[Sample], descriptions: dict[str, str] | None) -
 
 def prepare(config: EvalConfig, name: str, model_folder: str, processor) -> tuple:
     """(name, items, samples within --max_prompt, settings) of one benchmark, everything about them checked."""
-    rows = benchmarks.load_rows(name, config.data, config.split)
-    items = benchmarks.load_items(name, rows)
-    place = benchmarks.place(name, config.data)
+    rows = registry.load_rows(name, config.data, config.split)
+    items = registry.load_items(name, rows)
+    place = registry.place(name, config.data)
     root = config.image_root or (place if os.path.isdir(place) else os.path.dirname(place))
-    samples = benchmarks.load_samples(items, rows, root)
+    samples = registry.load_samples(items, rows, root)
     data.check_images(samples)
     settings = settings_of(config, model_folder, samples)
     check_settings(os.path.join(config.out, name), settings, config.restart)
@@ -299,7 +344,7 @@ def start_benchmarks(config: EvalConfig) -> tuple:
     device, _ = start_processes()
     folder = find_model(config.model)
     processor = load_processor(config, folder)
-    tasks = [prepare(config, name, folder, processor) for name in benchmarks.chosen(config.benchmark)]
+    tasks = [prepare(config, name, folder, processor) for name in registry.chosen(config.benchmark)]
     return *load_model(config, folder, device), processor, tasks
 
 
@@ -314,11 +359,11 @@ def evaluate_benchmarks(config: EvalConfig):
 
 def score(config: EvalConfig):
     """Score responses of any origin: no model, no images."""
-    [name] = benchmarks.chosen(config.benchmark)
+    [name] = registry.chosen(config.benchmark)
     if not os.path.isdir(os.path.dirname(config.verdicts) or ".") or os.path.isdir(config.verdicts):
         raise InputError(f"--verdicts {config.verdicts}: give a file in a folder that exists")
     responses = report.read_responses(config.score)
-    items = benchmarks.load_items(name, benchmarks.load_rows(name, config.data, config.split, images=False))
+    items = registry.load_items(name, registry.load_rows(name, config.data, config.split, images=False))
     strangers = [pid for pid in responses if pid not in items]
     if len(strangers) == len(responses):
         raise InputError(f"--score {config.score}: none of its {len(responses)} pids is in this split of {name}")
@@ -327,7 +372,7 @@ def score(config: EvalConfig):
     folder = os.path.join(config.out, f"{name}-scored")
     make_folder(folder)
     beside = os.path.join(os.path.dirname(config.score), "settings.json")  # there when the responses are ours
-    settings = benchmarks.read_json(beside) if os.path.exists(beside) else {}
+    settings = data.read_json(beside) if os.path.exists(beside) else {}
     if not isinstance(settings, dict):
         raise InputError(f"{beside}: lies beside the responses but is not their settings; move it away")
     about = dict(source=config.score, settings=settings, prompt_id=settings.get("prompt_id"))
@@ -337,7 +382,7 @@ def score(config: EvalConfig):
 
 def read_flags(argv: list[str]) -> EvalConfig:
     config = Flags(EvalConfig, __doc__).read(argv, {})
-    names = benchmarks.chosen(config.benchmark)
+    names = registry.chosen(config.benchmark)
     check_evaluation(config)
     if config.score and len(names) > 1:
         raise InputError("--score reads the responses to one benchmark: give one name as --benchmark")
@@ -352,7 +397,7 @@ def main(argv: list[str] | None = None) -> int:
             config = on_every_rank(lambda: read_flags(sys.argv[1:] if argv is None else argv))
             if config.score:
                 on_every_rank(lambda: score(config) if is_writer() else None)
-            elif benchmarks.chosen(config.benchmark):
+            elif registry.chosen(config.benchmark):
                 evaluate_benchmarks(config)
             else:
                 evaluate_file(config)

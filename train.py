@@ -14,6 +14,9 @@ Q questions x G responses = N sequences, group after group: `rewards.view(Q, G)`
 questions r, r + W, ... Nothing depends on W, on the micro-batch size or on what was computed before: random numbers
 are functions of (seed, step, question); the loss is divided by the token count of the optimiser step over all ranks.
 """
+import argparse
+import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -32,41 +35,230 @@ from tqdm import tqdm
 
 import data
 import rewards
-from checkpoint import (
-    ASIDE,
-    export,
-    launched_here,
-    load_checkpoint,
-    save_checkpoint,
-    saved_steps,
-    set_aside,
-    sync,
-    write_text,
-)
-from config import FOLDERS, Config, check_folder, complain, read_config, settings
-from data import InputError, Sample
+from data import InputError, Sample, parse, worth_imitating
+from engine.clip import load_clip
+from engine.memory import REHEARSED, drop_notes, fit_plan, make_optimizer, read_notes, rehearse, within_memory
+from engine.plan import GB, shape_of, table
+from engine.policy import Group, Policy, dummy_group, find_model, load_processor, micro_batches, note_pixels, pack
+from engine.sampler import Response, enough_for, generate
+from engine.weights import export, load_checkpoint, save_checkpoint, sync
+from grading.algebra import check_rule, process_grader
 from kernels import backend, pick_grpo_loss
-from memory import REHEARSED, drop_notes, fit_plan, make_optimizer, read_notes, rehearse, within_memory
-from metrics import console_line, finite, grader_metrics, rollout_metrics, sampler_gap, time_metrics, update_metrics
-from model import Group, Policy, dummy_group, find_model, micro_batches, pack
-from plan import GB, shape_of, table
-from processes import (
+from plumbing.flags import Flags, check_sampling, check_training, complain, refuse_outside
+from plumbing.log import Timer, console_line, finite, rollout_metrics, time_metrics, update_metrics
+from plumbing.processes import (
     SharedError,
     ending_together,
     gather,
     is_writer,
-    launch,
     meet,
     mine,
     no_bar,
     of_writer,
     on_every_rank,
     print0,
-    restarts,
     start_processes,
     stop_processes,
 )
-from rollout import Timer, collect, records, seed_of
+from plumbing.run_folder import ASIDE, check_folder, prepare_folder, write_text
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What asking a model questions and scoring its responses needs; training and evaluation share these defaults."""
+
+    model: str = ""  # Hugging Face folder or hub name
+    data: str = ""  # json, jsonl, or hub data set
+    split: str = "train"  # of a hub data set
+    image_root: str = ""  # what image paths are relative to; empty: the folder of the data file
+    clip: str = "qihoo360/fg-clip-large"  # FG-CLIP folder or hub name, open_clip folder, or open_clip name:pretrained
+    dtype: str = "bfloat16"  # of computing, sampling and export (bfloat16 or float32); master weights are float32
+    seed: int = 0
+
+    group_size: int = 8  # G, responses per question (pebr_stage1.yaml: n)
+    max_prompt: int = 2048  # tokens; longer prompts are dropped before the run, never cut
+    max_response: int = 2048  # tokens
+    min_pixels: int = 576  # images are resized to between min and max pixels, the same everywhere
+    max_pixels: int = 802816
+    temperature: float = 1.2  # divides the logits, in sampling and in all log-probs of training
+    top_p: float = 0.99  # of sampling only
+    slots: int = 0  # responses decoded together on one GPU; 0: as many as its memory has room for, at most 256
+    cuda_graphs: bool = True  # on a GPU, replay captured decoding; the same tokens up to rounding, only faster
+    patience: float = 60.0  # minutes that a rank which is done waits for the others, before the run ends
+
+    clip_target: float = 0.4  # cosine that earns the whole clip part (pebr_1.py)
+    length_limit: int = 512  # tokens up to which the length part is 1 (pebr_1.py)
+    keyword_scope: str = "description"  # where key words count: description (paper) or response (release)
+    grader: str = "own"  # the rule of the accuracy part: own (answers.py, grader.py) or release (mathruler)
+
+
+@dataclass(frozen=True)
+class Config(Sampling):
+    """Every number that affects training. The model is also the reference policy of RL."""
+
+    stage: str = ""  # sft, sample, 1 or 2
+    out: str = "runs/pebr"  # everything is written below this folder
+    restart: bool = False  # begin anew instead of resuming; the old run is dropped when the new one is complete
+
+    questions_per_rollout: int = 560  # Q, questions per step (stage1.yaml: rollout_batch_size)
+    questions_per_update: int = 112  # questions per optimiser step (stage1.yaml: global_batch_size)
+    epochs: int = 1
+    max_steps: int = 0  # stop after this many steps; 0: after the epochs
+
+    clip_weight: float = 0.0  # the reward is the weighted sum of its five parts
+    keyword_weight: float = 0.0
+    format_weight: float = 0.0
+    length_weight: float = 0.0
+    accuracy_weight: float = 0.0
+
+    clip_low: float = 0.2  # the ratio is clipped this far below 1 (verl actor/config.py)
+    clip_high: float = 0.3  # and this far above
+    clip_dual: float = 3.0  # bounds the loss of bad tokens whose ratio explodes
+    kl_coef: float = 0.01  # weight of the KL to the reference policy (stage1.yaml)
+    lr: float = 1e-6
+    lr_decay: str = "constant"  # constant, or cosine to 0
+    warmup_ratio: float = 0.0  # share of the optimiser steps over which lr rises from 0
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    freeze_vision: bool = False  # train the language model only
+    gradient_checkpointing: bool = True
+    adam_dtype: str = "float32"  # of Adam's two moments; bfloat16 saves 4 bytes a parameter, rounded at random
+    ref_offload: bool = False  # keep the reference policy in host memory; a layer at a time comes to the GPU
+    token_budget: int = 16384  # tokens in one packed row; changes memory and speed, not the result
+
+    save_every: int = 0  # steps between checkpoints to resume from; 0: none
+    keep_prompts: bool = False  # keep encoded warm-up prompts in memory: for data sets that fit
+
+    plan: bool = False  # print the memory plan and stop; needs no data, no weights and no GPU
+    gpus: int = 8  # of the plan
+    gpu_gb: float = 80  # of the plan, memory of one GPU
+
+
+STAGES = {
+    "sft": dict(  # qwen2_5vl_full_sft.yaml: 4 per device x 4 accumulation x 8 GPUs
+        model="Qwen/Qwen2.5-VL-7B-Instruct", data="HuanjinYao/Mulberry-SFT", epochs=2, questions_per_rollout=128,
+        questions_per_update=128, lr=1e-5, lr_decay="cosine", warmup_ratio=0.1, freeze_vision=True, save_every=500),
+    "sample": dict(model="{out}/sft/model", data="cythu/PeBR_R1_dataset"),  # pebr_sample.yaml
+    "1": dict(  # pebr_stage1.yaml, pebr_1.py
+        model="{out}/sft/model", data="{out}/sample/easy.jsonl", save_every=5,
+        clip_weight=0.4, keyword_weight=0.4, format_weight=0.1, length_weight=0.1),
+    "2": dict(  # pebr_stage2.yaml, pebr_2.py
+        model="{out}/stage1/model", data="{out}/sample/medium.jsonl", save_every=5, epochs=2,
+        questions_per_rollout=512, questions_per_update=128, accuracy_weight=0.9, format_weight=0.1),
+}
+FOLDERS = {"sft": "sft", "sample": "sample", "1": "stage1", "2": "stage2"}  # below config.out
+
+
+def read_config(argv: list[str], doc: str = "") -> Config:
+    """A training command line as a checked Config."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--stage", nargs="?", default="", const="")
+    stage = first.parse_known_args(argv)[0].stage
+    if stage not in STAGES and not {"-h", "--help"} & set(argv):
+        raise InputError(f"--stage {stage or 'is missing'}: give one of {', '.join(STAGES)}")
+    config = Flags(Config, doc).read(argv, STAGES.get(stage, {}))
+    given = {name: getattr(config, name).replace("{out}", config.out) for name in ("model", "data")}
+    config = dataclasses.replace(config, **given)
+    if config.plan:
+        config = dataclasses.replace(config, model=planned_model(config))
+    else:
+        check_inputs(config)
+    check_sampling(config)
+    check_rule(config.grader)
+    refuse_outside(config, 1, 1e6, "gpus gpu_gb")
+    if stage != "sample":
+        check_training(config)
+    return config
+
+
+def check_inputs(config: Config):
+    """A stage's default input is what an earlier stage made; if it is missing, say with which command."""
+    for name in ("model", "data"):
+        default = STAGES[config.stage][name]
+        for maker, folder in FOLDERS.items():
+            made_here = default.startswith(f"{{out}}/{folder}/")
+            path = default.replace("{out}", config.out)
+            if made_here and getattr(config, name) == path and not os.path.exists(path):
+                raise InputError(f"{path} is missing: make it with `train.py --stage {maker} --out {config.out}`, "
+                                 f"or give --{name}")
+
+
+def planned_model(config: Config) -> str:
+    """The model that a plan is for: where an earlier stage has yet to make it, what that stage will make it from."""
+    default = STAGES[config.stage]["model"].replace("{out}", config.out)
+    return STAGES["sft"]["model"] if config.model == default and not os.path.exists(default) else config.model
+
+
+def sampler_gap(rollout, old_logprobs: list[list[Tensor]]) -> float:
+    """Mean |log-prob of the sampler - log-prob of the trainer| of all sampled tokens: how differently the two round."""
+    drawn = torch.tensor([x for response in rollout.responses for x in response.logprobs])
+    scored = torch.cat([piece.cpu() for group in old_logprobs for piece in group] or [drawn])
+    total = torch.tensor([(drawn - scored).abs().sum(), len(drawn)])
+    dist.all_reduce(total)
+    return (total[0] / total[1]).item()
+
+
+def grader_metrics(rule: str) -> dict[str, float]:
+    """Pairs that all ranks had compared by algebra since the last call, and those given up after grader.LIMIT."""
+    counts = process_grader(rule).take_counts()
+    total = torch.tensor([float(counts["asked"]), float(counts["timeouts"])])
+    dist.all_reduce(total)
+    return {"grader/asked": total[0].item(), "grader/timeouts": total[1].item()}
+
+
+def seed_of(*parts) -> int:
+    """A seed from anything printable, e.g. (seed, step, qid): equal on every rank, in every run, after every resume."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+@dataclass
+class Rollout:
+    """The responses to this rank's Q questions and what they earned."""
+
+    samples: list[Sample]  # Q
+    groups: list[Group]  # Q prompts with the ids of their G responses
+    responses: list[Response]  # N
+    texts: list[str]  # N
+    parts: dict[str, Tensor]  # each reward part, (N,)
+    rewards: Tensor  # (Q, G)
+
+
+def collect(replica, processor, clip, samples: list[Sample], seeds: list[int], config, timer: Timer) -> Rollout:
+    """Sample G responses to each question and score them. The same code trains, sorts questions and evaluates."""
+    with timer("rollout"), enough_for(config.slots):
+        prompts = [data.encode_prompt(sample, processor) for sample in samples]
+        replies = generate(replica, prompts, seeds, config.group_size, config.max_response, config.temperature,
+                           config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
+    with timer("reward"):
+        responses = [response for group in replies for response in group]
+        texts = [processor.tokenizer.decode(response.ids, skip_special_tokens=True) for response in responses]
+        lengths = [len(response.ids) for response in responses]
+        weights = {part: getattr(config, f"{part}_weight", 0.0) for part in rewards.PARTS}
+        total, parts = rewards.score(samples, texts, lengths, weights, clip, config.clip_target, config.length_limit,
+                                     config.keyword_scope, config.grader)
+    with timer("wait"):  # for the ranks with longer responses
+        meet(config.patience)
+    groups = [(prompt, [response.ids for response in group]) for prompt, group in zip(prompts, replies)]
+    return Rollout(samples, groups, responses, texts, parts, total.view(len(samples), config.group_size))
+
+
+def records(rollout: Rollout, advantages: Tensor | None = None) -> list[dict]:
+    """A rollout as json rows, one per question: the rollouts file, the metrics and the evaluation are made of these."""
+    Q, G = rollout.rewards.shape
+    columns = rollout.parts | {"reward": rollout.rewards.view(-1)}
+    if advantages is not None:
+        columns["advantage"] = advantages.reshape(-1)
+    columns = {name: values.tolist() for name, values in columns.items()}
+    rows = []
+    for q, sample in enumerate(rollout.samples):
+        replies = []
+        for i in range(q * G, (q + 1) * G):
+            text, response = rollout.texts[i], rollout.responses[i]
+            replies.append(dict(text=text, extracted=parse(text).answer, tokens=len(response.ids),
+                                finished=response.finished, **{name: values[i] for name, values in columns.items()}))
+        rows.append(dict(qid=sample.qid, question=sample.question, answer=sample.answer, responses=replies))
+    return rows
+
 
 # ------------------------------------------------------------------------------- GRPO, as equations
 
@@ -238,23 +430,11 @@ class Run:
     halved: bool = False  # whether memory has run out once and config.token_budget is half of what was asked for
 
 
-def worth_imitating(samples: list[Sample], config: Config, processor) -> list[Sample]:
-    """The warm-up rows that are left after the release's filter and the length limit, with counts on the screen."""
-    kept, counts = data.filter_sft(samples)
-    lengths = [len(data.encode_solution(sample, processor)) for sample in kept]
-    short = [sample for sample, length in zip(kept, lengths) if length <= config.max_response]
-    counts |= {"kept": len(short), f"over {config.max_response} tokens": len(kept) - len(short)}
-    print0("warm-up data: " + ", ".join(f"{count} {reason}" for reason, count in counts.items() if count))
-    if not short:
-        raise InputError(f"{config.data}: no warm-up row is left ({counts}): see --max_response and the row format")
-    return short
-
-
 def load_samples(config: Config, processor) -> list[Sample]:
     """The stage's data, filtered; whatever is wrong with it is found here, before the run."""
     samples = data.load_samples(config.data, config.image_root, config.split)
     if config.stage == "sft":
-        samples = worth_imitating(samples, config, processor)
+        samples = worth_imitating(samples, config, processor, log=print0)
     else:
         data.check_images(samples)
     if config.accuracy_weight > 0 or config.stage == "sample":
@@ -269,15 +449,15 @@ def start(config: Config) -> Run:
     device, mesh = start_processes()
     print0(f"{dist.get_world_size()} process(es) on {device.type}, log-probs and loss by {backend(device)}")
     folder, dtype = find_model(config.model), getattr(torch, config.dtype)
-    processor = data.load_processor(folder, config.min_pixels, config.max_pixels)
-    data.note_pixels(folder, config.min_pixels, config.max_pixels, log=print0)
+    processor = load_processor(folder, config.min_pixels, config.max_pixels)
+    note_pixels(folder, config.min_pixels, config.max_pixels, log=print0)
     samples, batches = load_samples(config, processor), []
     if config.stage != "sample":
         batches = data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed)
         left = config.epochs * len(samples) - len(batches) * config.questions_per_rollout
         print0(f"{len(samples)} questions x {config.epochs} epochs: {len(batches)} steps, {left} left over")
     data.encode_prompt(max(samples, key=lambda sample: len(sample.images)), processor)  # template and processor work
-    clip = rewards.load_clip(config.clip, device) if config.clip_weight > 0 else None
+    clip = load_clip(config.clip, device) if config.clip_weight > 0 else None
     run_folder = os.path.join(config.out, FOLDERS[config.stage])
     check_folder(config, run_folder)
     config = fit_plan(config, folder, device)
@@ -294,29 +474,6 @@ def start(config: Config) -> Run:
             ref_policy = Policy.load(folder, device, dtype, mesh, dtype, config.ref_offload)
             ref_policy.requires_grad_(False).eval()
     return Run(config, run_folder, device, processor, samples, batches, policy, ref_policy, replica, clip, {})
-
-
-def prepare_folder(run: Run) -> int:
-    """Make the stage's folder ready, resuming what the same command left there; returns the step to start at.
-
-    With --restart the old folder is set aside and dropped only when the new run is complete. What this very run left,
-    before torchrun started it again, is not old.
-    """
-    folder = os.path.realpath(run.folder)  # behind a link to a larger disk, say
-    if is_writer():
-        if run.config.restart and os.path.exists(folder) and not (restarts() and launched_here(folder)):
-            set_aside(folder)
-        os.makedirs(os.path.join(folder, "rollouts"), exist_ok=True)
-        write_text(os.path.join(folder, "launch"), launch())
-        write_text(os.path.join(folder, "config.json"), json.dumps(settings(run.config), indent=1))
-    meet()
-    step = of_writer(saved_steps(os.path.join(folder, "checkpoints")))
-    if is_writer():
-        metrics = os.path.join(folder, "metrics.jsonl")
-        lines = open(metrics).readlines() if os.path.exists(metrics) else []
-        write_text(metrics, "".join(lines[:step]))  # what came after the checkpoint is done again
-    read_notes(run)
-    return step
 
 
 # -------------------------------------------------------------------------- the three kinds of step
@@ -406,6 +563,7 @@ def train(run: Run, step_function):
         print0(f"{run.folder} is complete; --restart runs it again")
         return
     first, skipped = prepare_folder(run), 0
+    read_notes(run)
     if run.device.type in REHEARSED:
         rehearse(run, optimizer, update)
     on_every_rank(lambda: load_checkpoint(os.path.join(run.folder, "checkpoints"), run.policy, optimizer))

@@ -12,6 +12,7 @@ import triton
 
 from kernels import decode, grpo, logprob, sample
 
+
 __all__ = ["backend", "decode_attention", "linear_logits", "linear_logprob", "linear_logprob_loss", "pick_grpo_loss",
            "sample_tokens"]
 

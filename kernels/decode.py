@@ -23,6 +23,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+
 LOWEST = tl.constexpr(-1e30)  # stands for -inf: 2^LOWEST is 0 as well, but LOWEST - LOWEST is 0 where inf - inf is nan
 ROWS = 16  # the fewest rows of a tensor core's product; R is 8 (3B) or 7 (7B), so half of them are idle
 TILE_BYTES = 16384  # of keys that are loaded at once, and of values: two stages of both leave room for two programs

@@ -34,6 +34,7 @@ import triton.language as tl
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+
 CHUNK = 2048  # tokens whose logits are alive at once: 1.2 GB; dweight is read and written once per chunk, so not fewer
 
 # ------------------------------------------------------------------------------- reference, in torch

@@ -25,6 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
+
 # ------------------------------------------------------------------------------- reference, in torch
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 import data
 import world
-from model import Policy
-from processes import start_processes
+from engine.policy import Policy, load_processor
+from plumbing.processes import start_processes
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,7 @@ def tiny_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def processor(tiny_folder):
-    return data.load_processor(tiny_folder, 28 * 28, 16 * 28 * 28)
+    return load_processor(tiny_folder, 28 * 28, 16 * 28 * 28)
 
 
 def picture(width, height, seed):

@@ -3,7 +3,9 @@ import time
 
 import pytest
 
-from answers import Sections, correct, parse
+from data import Sections, parse
+from grading.equal import correct
+
 
 RESPONSE = """### Image Description: A red circle
 and a blue square.

@@ -11,21 +11,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoProcessor, Qwen2_5_VLConfig
 
 import data
-import model
 from conftest import picture
+from engine import policy as engine_policy
+from speed import flops, shapes
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, os.path.join(ROOT, "bench"))
-
-import flops
-import shapes
-
 NAMES = ["step, equal lengths, 2 updates", "train", "rollout, equal lengths", "rollout, long tail", "scaling"]
 
 
 def test_step_benchmark_smoke(tmp_path):
     out = tmp_path / "step.json"
-    done = subprocess.run([sys.executable, "bench/step.py", "--smoke", "--repeats", "1", "--out", str(out)], cwd=ROOT,
+    done = subprocess.run([sys.executable, "speed/step.py", "--smoke", "--repeats", "1", "--out", str(out)], cwd=ROOT,
                           capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     saved = json.loads(out.read_text())
@@ -43,7 +39,7 @@ def test_step_benchmark_smoke(tmp_path):
 
 def test_load_benchmark_at_a_tiny_size(tiny_folder, tmp_path):
     out = tmp_path / "load.json"
-    done = subprocess.run([sys.executable, "bench/load.py", "--config", os.path.join(tiny_folder, "config.json"),
+    done = subprocess.run([sys.executable, "speed/load.py", "--config", os.path.join(tiny_folder, "config.json"),
                            "--processes", "1", "--ways", "ours", "--file_bytes", "100000", "--export", "--out",
                            str(out)], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -54,7 +50,7 @@ def test_load_benchmark_at_a_tiny_size(tiny_folder, tmp_path):
 def test_forward_flops_are_those_of_the_products_and_of_the_attention_that_runs(tiny_folder, processor, monkeypatch):
     """Torch counts all products but those of attention; those are counted here from the segments it is given."""
     prompt = data.encode_prompt(data.Sample("q", "How many?", (picture(140, 84, 0),)), processor)  # 6 x 10 patches
-    lengths, attended, varlen = [5, 9, 1], [], model.varlen
+    lengths, attended, varlen = [5, 9, 1], [], engine_policy.varlen
 
     def counting(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale):
         for n, m in zip(cu_q.diff().tolist(), cu_k.diff().tolist()):
@@ -62,10 +58,10 @@ def test_forward_flops_are_those_of_the_products_and_of_the_attention_that_runs(
             attended.append(4 * pairs * q.shape[1] * q.shape[2])  # two products, two operations each
         return varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale)
 
-    monkeypatch.setattr(model, "varlen", counting)
-    policy = model.Policy.load(tiny_folder, "cpu")
+    monkeypatch.setattr(engine_policy, "varlen", counting)
+    policy = engine_policy.Policy.load(tiny_folder, "cpu")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        policy(model.pack([(prompt, [[1] * n for n in lengths])]))
+        policy(engine_policy.pack([(prompt, [[1] * n for n in lengths])]))
     counted = sum(count for operation, count in counter.get_flop_counts()["Global"].items() if "bmm" not in
                   str(operation))  # of rope's angles, which are not counted
     expected = flops.forward_flops(policy.config, len(prompt.input_ids), prompt.grid_thw[0].tolist(), [lengths])
@@ -74,11 +70,11 @@ def test_forward_flops_are_those_of_the_products_and_of_the_attention_that_runs(
 
 @pytest.mark.parametrize("size, total", [("3b", 3_754_622_976), ("7b", 8_292_166_656)])
 def test_shapes_have_the_parameters_of_the_real_models(size, total):
-    assert shapes.parameters(Qwen2_5_VLConfig.from_pretrained(f"{ROOT}/bench/configs/qwen2.5-vl-{size}.json")) == total
+    assert shapes.parameters(Qwen2_5_VLConfig.from_pretrained(f"{ROOT}/speed/configs/qwen2.5-vl-{size}.json")) == total
 
 
 def test_a_shape_with_a_large_vocabulary_has_a_tokenizer_of_that_size(tmp_path):
-    with open(f"{ROOT}/bench/configs/qwen2.5-vl-3b.json") as f:
+    with open(f"{ROOT}/speed/configs/qwen2.5-vl-3b.json") as f:
         shape = json.load(f)
     shape |= dict(hidden_size=64, intermediate_size=64, num_attention_heads=1, num_key_value_heads=1,
                   num_hidden_layers=1, vocab_size=5000, rope_scaling=dict(type="mrope", mrope_section=[8, 12, 12]))

@@ -10,9 +10,12 @@ import huggingface_hub.constants
 import pytest
 from PIL import Image
 
-import benchmarks
-from benchmarks import BENCHMARKS, can_infer, chosen, load_items, load_rows, load_samples, listed_options
+from benchmarks import ocrbench
+from benchmarks.common import listed_options
+from benchmarks.mmstar import can_infer
+from benchmarks.registry import BENCHMARKS, chosen, load_items, load_rows, load_samples
 from data import InputError
+
 
 COT = "### Image Description: no dog\n### Rationales: r\n### Step 1: there is no doubt, (B) is not it\n" \
       "### The final answer is: {}"
@@ -304,13 +307,13 @@ def test_ocrbench_strict_ignores_what_only_the_reasoning_says():
 
 
 def test_ocrbench_handwritten_formulas_keep_case_and_lose_spaces():
-    item = ocr(["\\frac { A } { b }"], benchmarks.HANDWRITTEN)
+    item = ocr(["\\frac { A } { b }"], ocrbench.HANDWRITTEN)
     assert judge("ocrbench", COT.format("\\frac{A}{b}"), item) == (True, True)
     assert judge("ocrbench", COT.format("\\frac{a}{b}"), item) == (False, False)
 
 
 def test_ocrbench_recognition_of_text_is_one_group_of_five():
-    kinds = ["Regular Text Recognition", "Digit String Recognition", benchmarks.HANDWRITTEN, "Scene Text-centric VQA"]
+    kinds = ["Regular Text Recognition", "Digit String Recognition", ocrbench.HANDWRITTEN, "Scene Text-centric VQA"]
     groups = [ocr(["a"], kind).labels["group"][0] for kind in kinds]
-    assert groups == ["Text Recognition", "Text Recognition", benchmarks.HANDWRITTEN, "Scene Text-centric VQA"]
+    assert groups == ["Text Recognition", "Text Recognition", ocrbench.HANDWRITTEN, "Scene Text-centric VQA"]
     assert BENCHMARKS["ocrbench"].means({"1": True}, {"1": ocr(["a"])}) == {"score": 1.0}

@@ -1,8 +1,8 @@
 """Precedence, unknown flags, wrong types."""
 import pytest
 
-from config import STAGES, Config, read_config
 from data import InputError
+from train import STAGES, Config, read_config
 
 
 @pytest.fixture

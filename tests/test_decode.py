@@ -8,6 +8,7 @@ import kernels
 from kernels import decode, sample
 from triton_interpreter import device_fixture
 
+
 device = device_fixture(decode, sample)
 HEADS = {"3B": (16, 2, 128), "7B": (28, 4, 128), "demo": (4, 2, 32), "tiny": (4, 1, 16), "not grouped": (2, 2, 64)}
 ATTENTION_ERROR = {torch.float32: 2e-6, torch.bfloat16: 1e-2}  # outputs are below 4, where bf16 rounds by up to 2^-7

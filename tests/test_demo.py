@@ -7,6 +7,7 @@ import pytest
 import data
 import demo
 
+
 SIZES = dict(captions=80, warmup=64, questions=48, evaluation=6)
 STEPS = dict(clip=2, base=2, sft=2, stage1=1, stage2=1)
 

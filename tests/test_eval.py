@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 import eval as evaluation
-import report
-from benchmarks import BENCHMARKS, load_items, load_rows
-from report import figure, figures, interval, judge_all, markdown, perception, summarize, wilson
+from benchmarks import report
+from benchmarks.registry import BENCHMARKS, load_items, load_rows
+from benchmarks.report import figure, figures, interval, judge_all, markdown, perception, summarize, wilson
+
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MATHVISTA = os.path.join(ROOT, "..", "shared", "data", "mathvista")

@@ -3,8 +3,10 @@ import random
 import time
 
 import pytest
+from benchmarks.reading import Problem
 
-from extraction import NO_ANSWER, Problem, extract
+from benchmarks.extraction import NO_ANSWER, extract
+
 
 ANGLE = Problem("1", "What is the measure of angle BOC?", "choice", ("30°", "45°", "60°", "75°"))
 YES_NO = Problem("2", "Is Medium Blue the roughest?", "choice", ("yes", "no"))

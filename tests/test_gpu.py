@@ -7,12 +7,14 @@ Each test also runs on a CPU, on what takes the GPU's place there; that is how i
 import pytest
 import torch
 
-import rollout
-from checkpoint import sync
-from model import Layout, Live, Policy, attention, pack
-from rollout import Decoder, Slots, generate, seed_of
+from engine import sampler
+from engine.policy import Layout, Live, Policy, attention, pack
+from engine.sampler import Decoder, Slots, generate
+from engine.weights import sync
 from tape import record
+from train import seed_of
 from triton_interpreter import CUDA
+
 
 VARLEN_ERROR = {torch.float32: 2e-6, torch.bfloat16: 1.5e-2}  # relative, of a whole tensor; bf16 on a CPU: 7e-3
 
@@ -173,18 +175,18 @@ def test_sampled_logprobs_equal_a_full_forward(tiny_folder, prompts, vocab_size,
 def test_a_captured_burst_sees_new_weights_after_sync(tiny_folder, prompts, vocab_size, device, sixteen, monkeypatch):
     """Captured, replayed, weights changed and copied in, replayed: each time what an eager burst draws."""
     if device == "cpu":
-        monkeypatch.setattr(rollout, "capture", record)
+        monkeypatch.setattr(sampler, "capture", record)
     policy, replica = Policy.load(tiny_folder, device), Policy.load(tiny_folder, device, sixteen).eval()
     policy.reshard = list  # this one is not sharded
     decoders = [Decoder(replica, Slots(replica, 4, 64 + 16, 16), 1.0, 1.0, vocab_size) for _ in range(2)]
-    bursts = [rollout.capture(decoders[0]), decoders[1].burst]
+    bursts = [sampler.capture(decoders[0]), decoders[1].burst]
     drawn = []
     for factor in (1.0, 1.5):
         for parameter in policy.parameters():
             parameter.mul_(factor)
         sync(policy, replica)
         for burst, decoder in zip(bursts, decoders):
-            decoder.prefill(prompts[:2], [[0, 1], [3, 2]], rollout.uniform_numbers(5, 4, 16))
+            decoder.prefill(prompts[:2], [[0, 1], [3, 2]], sampler.uniform_numbers(5, 4, 16))
             burst()
             drawn.append(decoder.state.ids.tolist())
     assert drawn[0] == drawn[1] and drawn[2] == drawn[3] and drawn[0] != drawn[2]

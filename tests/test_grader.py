@@ -13,13 +13,13 @@ from glob import glob
 import pytest
 from test_answers import HOSTILE, PAIRS
 
-import grader as grading
-import metrics
 import rewards
-from answers import correct
-from config import EvalConfig, check_sampling
+import train
 from data import InputError, Sample
-from grader import Grader, expression, expressions
+from grading import algebra as grading
+from grading.algebra import Grader, check_rule, expression, expressions
+from grading.equal import correct
+
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ENDLESS = "9^{9^{9^{9}}}", r"\sqrt{2}"  # what expressions() refuses and the worker would work on for ever
@@ -195,7 +195,7 @@ def test_the_worker_has_2_gb_and_no_torch(grader):
         assert str(2 * 2**30) in next(line for line in limits if line.startswith("Max address space"))
         loaded = maps.read()
     assert "python" in loaded and "torch" not in loaded and "cuda" not in loaded
-    code = "import sys, grader_worker; grader_worker.own()('x', 'x'); sys.exit('torch' in sys.modules)"
+    code = "import sys; from grading import algebra_worker; algebra_worker.own()('x', 'x'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL).returncode == 0
 
 
@@ -276,7 +276,7 @@ def test_the_worker_ends_when_its_parent_is_killed(busy):
 
 
 SPAWNED = r"""
-from grader import process_grader
+from grading.algebra import process_grader
 grader = process_grader("own")
 grader.limit = 20
 print(grader.correct(r"\sqrt{8}", r"2\sqrt{2}"), grader.worker.pid)
@@ -321,18 +321,18 @@ def test_the_accuracy_part_knows_algebra():
 
 
 def test_metrics_count_each_pair_once(processes):
-    metrics.grader_metrics("own")
+    train.grader_metrics("own")
     rewards.score([Sample("q", "?", answer=r"5\sqrt{2}")], [RESPONSE.format(r"\sqrt{50}")] * 2, [1] * 2, {}, None)
-    assert metrics.grader_metrics("own") == {"grader/asked": 1, "grader/timeouts": 0}
-    assert metrics.grader_metrics("own") == {"grader/asked": 0, "grader/timeouts": 0}
+    assert train.grader_metrics("own") == {"grader/asked": 1, "grader/timeouts": 0}
+    assert train.grader_metrics("own") == {"grader/asked": 0, "grader/timeouts": 0}
 
 
 def test_an_unknown_rule_or_a_missing_package_is_one_line(monkeypatch):
     with pytest.raises(InputError, match="^--grader mine: give own or release$"):
-        check_sampling(EvalConfig(grader="mine"))
+        check_rule("mine")
     monkeypatch.setattr(grading.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="^--grader release needs .*: pip install mathruler pylatexenc$"):
-        check_sampling(EvalConfig(grader="release"))
+        check_rule("release")
 
 
 def test_a_worker_that_does_not_start_stops_the_run(monkeypatch, tmp_path):
@@ -382,7 +382,7 @@ def test_release_rule_in_the_reward_and_killed_when_it_hangs(release):
 
 
 def test_no_file_of_the_project_evaluates_text():
-    paths = [path for folder in ("", "kernels/", "bench/", "tests/") for path in glob(f"{folder}*.py", root_dir=ROOT)]
+    paths = [path for pattern in ("*.py", "*/*.py") for path in glob(pattern, root_dir=ROOT)]
     assert len(paths) > 20
     for path in paths:
         with open(os.path.join(ROOT, path)) as file:

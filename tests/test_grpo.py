@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
-from config import Config
-from train import group_advantages, grpo_loss, learning_rate, sft_loss
+from train import Config, group_advantages, grpo_loss, learning_rate, sft_loss
+
 
 CLIPS = dict(clip_low=0.2, clip_high=0.3, clip_dual=3.0, kl_coef=0.01)
 

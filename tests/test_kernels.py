@@ -18,6 +18,7 @@ import train
 from kernels import grpo, logprob
 from triton_interpreter import CUDA, device_fixture, interpreted
 
+
 TESTS = os.path.dirname(os.path.abspath(__file__))
 LOGPROB_ERROR = 2e-5  # a log-prob is a difference of numbers around 30, whose float32 spacing is 2e-6
 GRADIENT_ERROR = {torch.float64: 1e-12, torch.float32: 1e-5,
@@ -487,7 +488,7 @@ def test_machine_code_has_no_spills_few_registers_and_wide_accesses(compiled, ke
 def test_gpu_benchmark_smoke(tmp_path):
     """Its tests skip here, its table and its chunks run on the reference; what is not installed is named."""
     path = tmp_path / "gpu.json"
-    done = subprocess.run([sys.executable, "bench/gpu.py", "--smoke", "--out", str(path)], cwd=os.path.dirname(TESTS),
+    done = subprocess.run([sys.executable, "speed/gpu.py", "--smoke", "--out", str(path)], cwd=os.path.dirname(TESTS),
                           env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     saved = json.loads(path.read_text())

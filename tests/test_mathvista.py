@@ -11,12 +11,14 @@ from collections import Counter
 
 import numpy
 import pytest
-
-import benchmarks
-from data import InputError
-from extraction import NO_ANSWER, Problem, extract
-from mathvista import breakdown, item_from_row, judge, levenshtein, normalize, query
+from benchmarks.reading import Problem
 from test_extraction import SKELETON, wrapped
+
+from benchmarks import registry
+from benchmarks.extraction import NO_ANSWER, extract
+from benchmarks.mathvista import breakdown, item_from_row, judge, levenshtein, normalize, query
+from data import InputError
+
 
 FOUR = Problem("1", "?", "choice", ("30°", "45°", "60°", "75°"), "60°")
 EIGHT = Problem("2", "?", "choice", tuple("12345678"), "8")
@@ -94,7 +96,7 @@ def test_query_puts_the_hint_first_and_knows_the_unit():
 
 
 def load_problems(path):
-    return benchmarks.load_items("mathvista", benchmarks.load_rows("mathvista", path, "", images=False))
+    return registry.load_items("mathvista", registry.load_rows("mathvista", path, "", images=False))
 
 
 @pytest.mark.parametrize("content, complaint", [

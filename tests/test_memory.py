@@ -7,15 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_train import RL, ROOT, SMALL, compare_metrics, largest_difference, metrics, one_process, questions, weights
 from torch.distributed.tensor import DTensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoderLayer
 
-import memory
-import rollout
 import train
-from adamw import AdamW, round_stochastically
-from config import Config, read_config
+from engine import memory
+from plumbing import run_folder
+from engine.adamw import AdamW, round_stochastically
+from test_train import RL, ROOT, SMALL, compare_metrics, largest_difference, metrics, one_process, questions, weights
+from train import Config, read_config
+
 
 __all__ = ["one_process", "questions"]  # fixtures: a run of stage 1 on one process, and its data
 
@@ -181,7 +182,7 @@ def test_out_of_memory_twice_is_one_line(tiny_folder, questions, tmp_path, monke
 def test_out_of_memory_where_smaller_rows_do_not_help_is_one_line(tiny_folder, questions, tmp_path, monkeypatch, capsys):
     """A half-done optimiser step must not be done again, and a rollout depends on the slots."""
     for module, name, message in ((torch.optim.AdamW, "step", "in the optimiser's step"),
-                                  (rollout, "generate", "in a rollout with 8 slots: give fewer with --slots")):
+                                  (train, "generate", "in a rollout with 8 slots: give fewer with --slots")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, run_out)
             assert train.main(arguments(tiny_folder, questions, tmp_path / name)) == 2
@@ -201,7 +202,7 @@ FAILS_ONCE_ON_RANK_1 = """
 import os, sys
 sys.path.insert(0, {root!r})
 import torch, train
-from processes import stop_processes
+from plumbing.processes import stop_processes
 
 update = train.update
 
@@ -240,4 +241,4 @@ def test_several_processes_start_again_with_half_the_rows(tiny_folder, questions
 def test_slots_are_chosen_where_none_are_asked_for(tiny_folder, questions, tmp_path):
     config = read_config(arguments(tiny_folder, questions, tmp_path, "--slots", "0"))
     assert memory.fit_plan(config, tiny_folder, torch.device("cpu")).slots == 128
-    assert json.dumps(train.settings(config))  # and 0 is what config.json keeps
+    assert json.dumps(run_folder.settings(config))  # and 0 is what config.json keeps

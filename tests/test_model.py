@@ -5,7 +5,6 @@ import re
 
 import pytest
 import torch
-from conftest import two_ranks
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import (
@@ -17,10 +16,11 @@ from transformers import (
 )
 
 import data
-from checkpoint import export, hub_name, sync
+from conftest import two_ranks
 from data import InputError
-from model import Policy, dummy_group, micro_batches, pack
-from rollout import generate
+from engine.policy import Policy, dummy_group, micro_batches, pack
+from engine.sampler import generate
+from engine.weights import export, hub_name, sync
 
 
 def responses_to(prompts, group_size=3, seed=0):
@@ -172,10 +172,9 @@ HUB_CONFIG = dict(
                        fullatt_block_indexes=[1], tokens_per_second=2, temporal_patch_size=2))
 READ_ON_TWO = """
 import sys, torch
-from checkpoint import export
-from data import load_processor
-from model import Policy
-from processes import start_processes, stop_processes
+from engine.policy import Policy, load_processor
+from engine.weights import export
+from plumbing.processes import start_processes, stop_processes
 from transformers import AutoModelForImageTextToText
 device, mesh = start_processes()
 for folder in sys.argv[2:]:

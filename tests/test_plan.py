@@ -9,14 +9,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-import plan
 import train
-from config import read_config
 from data import InputError
-from kernels import logprob
-from memory import make_optimizer, worst_groups, worst_prompts
-from model import Policy, pack
-from plan import (
+from engine import plan
+from engine.memory import make_optimizer, worst_groups, worst_prompts
+from engine.plan import (
     GB,
     advice,
     always_bytes,
@@ -29,10 +26,14 @@ from plan import (
     training_bytes,
     worst_row,
 )
-from rollout import BURST, generate
+from engine.policy import Policy, pack
+from engine.sampler import BURST, generate
+from kernels import logprob
+from train import read_config
 from triton_interpreter import interpreted
 
-CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "bench", "configs")
+
+CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "speed", "configs")
 
 
 def resized(config: Qwen2_5_VLConfig, hidden=192, mlp=512, layers=4, blocks=3, vision_hidden=64, vision_mlp=128):

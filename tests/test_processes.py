@@ -7,12 +7,13 @@ import json
 import sys
 
 import pytest
-from conftest import free_port, picture, side_by_side, two_ranks
-from test_train import compare_metrics, largest_difference, weights
 
 import eval as evaluation
-import processes as joined
 import train
+from conftest import free_port, picture, side_by_side, two_ranks
+from plumbing import processes as joined
+from test_train import compare_metrics, largest_difference, weights
+
 
 SMALL = ["--dtype", "float32", "--max_prompt", "200", "--max_response", "12", "--min_pixels", "784", "--max_pixels",
          "12544", "--slots", "8", "--group_size", "4", "--temperature", "1.2"]
@@ -36,12 +37,13 @@ def questions(tmp_path_factory):
 
 UNEVEN = """
 import json, sys, time
-import eval, processes, rollout, train
+import eval, train
+from plumbing import processes
 def late(*args):  # rank 1 takes two signs of life longer, once
     time.sleep(1.2 * processes.dist.get_rank())
-    rollout.generate = generate
+    train.generate = generate
     return generate(*args)
-generate, rollout.generate, processes.SIGN_OF_LIFE = rollout.generate, late, 0.5
+generate, train.generate, processes.SIGN_OF_LIFE = train.generate, late, 0.5
 for program, argv in json.loads(sys.argv[1]):
     assert sys.modules[program].main(argv) == 0
 sys.exit(processes.stop_processes(0))
@@ -79,7 +81,8 @@ def test_a_rank_that_hangs_is_named_and_given_up(tiny_folder, questions, tmp_pat
     """patience: 0.05 minutes are 3 seconds."""
     hang = """
 import sys, time
-import processes, rewards, train
+import rewards, train
+from plumbing import processes
 processes.SIGN_OF_LIFE = 0.5
 score = rewards.score
 rewards.score = lambda *args: time.sleep(1000 * processes.dist.get_rank()) or score(*args)
@@ -94,7 +97,7 @@ sys.exit(processes.stop_processes(train.main(sys.argv[1:])))
 
 def test_bad_input_on_one_rank_ends_all_and_names_it(tiny_folder, questions, tmp_path):
     """A torn image is found when it is decoded, in the middle of a step, by the rank that has the question."""
-    code = "import sys, processes, train\nsys.exit(processes.stop_processes(train.main(sys.argv[1:])))"
+    code = "import sys, train\nfrom plumbing import processes\nsys.exit(processes.stop_processes(train.main(sys.argv[1:])))"
     argv = [*RL, "--model", tiny_folder, "--data", f"{questions}/torn.jsonl", "--out", str(tmp_path)]
     ranks = two_ranks(code, *argv)
     assert [code for code, _ in ranks] == [2, 2]
@@ -108,7 +111,8 @@ def test_bad_input_on_one_rank_ends_all_and_names_it(tiny_folder, questions, tmp
 def test_a_failed_collective_says_where_every_rank_was():
     """Rank 1 dies in the middle of an update; rank 0 sees its connection closed."""
     code = """
-import os, torch, processes
+import os, torch
+from plumbing import processes
 processes.start_processes()
 with processes.ending_together():
     processes.meet()

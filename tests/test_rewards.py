@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import rewards
-from answers import parse
-from data import InputError, Sample
-from grader import process_grader
+from data import InputError, Sample, parse
+from engine import clip
+from grading.algebra import process_grader
+
 
 GOOD = "### Image Description: {} ### Rationales: r ### Step 1: s ### The final answer is: {}"
 
@@ -158,7 +159,7 @@ def open_clip_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scorer(open_clip_folder):
-    return rewards.load_clip(open_clip_folder, "cpu")
+    return clip.load_clip(open_clip_folder, "cpu")
 
 
 def image(colour, size=(28, 28)):
@@ -175,7 +176,7 @@ def cosine(scorer, picture, text):
 
 
 def test_clip_scorer_cosines_are_those_of_single_pairs(scorer, monkeypatch):
-    monkeypatch.setattr(rewards, "CHUNK", 2)                             # several chunks
+    monkeypatch.setattr(clip, "CHUNK", 2)                             # several chunks
     red, blue = image("red"), image("blue", (56, 28))                    # 56 x 28 is squashed, not cut
     texts = ["a red square", "a blue square", "a red square", "something else", None, "  "]
     cosines = scorer.score([[red], [blue], [red, blue]], texts)
@@ -296,7 +297,7 @@ def fg_clip_long_text(weights, ids):
 
 
 def test_fg_clip_texts_equal_its_long_text_forward(fg_clip_weights, fg_clip_folder):
-    scorer = rewards.load_clip(str(fg_clip_folder), "cpu")
+    scorer = clip.load_clip(str(fg_clip_folder), "cpu")
     texts = ["a cat", "a red circle above a blue square " * 2, "one two three " * 30]   # below 20, above 20, cut
     ids = scorer.tokenize(texts)                                         # (3, LENGTH)
     assert ids.shape == (3, LENGTH) and ids[2, -1] == 49407
@@ -307,7 +308,7 @@ def test_fg_clip_texts_equal_its_long_text_forward(fg_clip_weights, fg_clip_fold
 
 
 def test_fg_clip_images_equal_transformers_clip(fg_clip_weights, fg_clip_folder):
-    scorer = rewards.load_clip(str(fg_clip_folder), "cpu")
+    scorer = clip.load_clip(str(fg_clip_folder), "cpu")
     model = CLIPVisionModelWithProjection(CLIPVisionConfig(**FG_CONFIG["vision_config"])).eval()
     vision = {name: weight for name, weight in fg_clip_weights.items() if name.startswith("vis")}
     assert not model.load_state_dict(vision, strict=False).missing_keys
@@ -325,30 +326,30 @@ def test_fg_clip_uses_the_mean_and_std_of_its_own_preprocessor(fg_clip_folder, t
     for file in fg_clip_folder.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.0, 0.0, 0.0], "image_std": [0.5, 0.5, 0.5]}')
-    pixels = rewards.load_clip(str(tmp_path), "cpu").pixels([image("white")])
+    pixels = clip.load_clip(str(tmp_path), "cpu").pixels([image("white")])
     torch.testing.assert_close(pixels, torch.full((1, 3, 42, 42), 2.0))
 
 
 @pytest.fixture(scope="module")
 def fg_clip_model(fg_clip_weights):
-    return rewards.fg_clip_model(CLIPConfig(**FG_CONFIG), LENGTH)
+    return clip.fg_clip_model(CLIPConfig(**FG_CONFIG), LENGTH)
 
 
-@pytest.mark.parametrize("name", sorted(set(fg_clip_shapes()) - rewards.FG_CLIP_UNUSED))
+@pytest.mark.parametrize("name", sorted(set(fg_clip_shapes()) - clip.FG_CLIP_UNUSED))
 def test_fg_clip_names_a_missing_or_wrongly_shaped_tensor(name, fg_clip_weights, fg_clip_model):
     missing = {key: weight for key, weight in fg_clip_weights.items() if key != name}
     with pytest.raises(InputError, match=re.escape(name) + " is missing"):
-        rewards.fg_clip_state(missing, fg_clip_model, "folder")
+        clip.fg_clip_state(missing, fg_clip_model, "folder")
     wrong = fg_clip_weights | {name: torch.zeros(5, 3)}
     with pytest.raises(InputError, match=re.escape(f"{name} has shape [5, 3], not [")):
-        rewards.fg_clip_state(wrong, fg_clip_model, "folder")
+        clip.fg_clip_state(wrong, fg_clip_model, "folder")
 
 
 def test_fg_clip_names_an_unknown_tensor_and_needs_no_short_path(fg_clip_weights, fg_clip_model):
     with pytest.raises(InputError, match="^CLIP model folder: box_head.weight .1 such.*$"):
-        rewards.fg_clip_state(fg_clip_weights | {"box_head.weight": torch.zeros(1)}, fg_clip_model, "folder")
-    needed = {name: weight for name, weight in fg_clip_weights.items() if name not in rewards.FG_CLIP_UNUSED}
-    fg_clip_model.load_state_dict(rewards.fg_clip_state(needed, fg_clip_model, "folder"))
+        clip.fg_clip_state(fg_clip_weights | {"box_head.weight": torch.zeros(1)}, fg_clip_model, "folder")
+    needed = {name: weight for name, weight in fg_clip_weights.items() if name not in clip.FG_CLIP_UNUSED}
+    fg_clip_model.load_state_dict(clip.fg_clip_state(needed, fg_clip_model, "folder"))
 
 
 # ---------------------------------------------------------------- what cannot be loaded
@@ -356,7 +357,7 @@ def test_fg_clip_names_an_unknown_tensor_and_needs_no_short_path(fg_clip_weights
 
 def refused(name, match):
     with pytest.raises(InputError, match=match) as caught:
-        rewards.load_clip(str(name), "cpu")
+        clip.load_clip(str(name), "cpu")
     assert "\n" not in str(caught.value)
 
 
@@ -366,15 +367,15 @@ def test_the_hub_is_asked_for_safetensors_and_json_only(open_clip_folder, monkey
     def snapshot_download(name, allow_patterns):
         asked.append((name, allow_patterns))
         return open_clip_folder
-    monkeypatch.setattr(rewards, "snapshot_download", snapshot_download)
-    rewards.load_clip("someone/model", "cpu")
+    monkeypatch.setattr(clip, "snapshot_download", snapshot_download)
+    clip.load_clip("someone/model", "cpu")
     assert asked == [("someone/model", ["*.safetensors", "*.json"])]
 
 
 def test_a_model_that_is_not_there_is_one_line(monkeypatch):
     def snapshot_download(name, allow_patterns):
         raise OSError("no\nnetwork")
-    monkeypatch.setattr(rewards, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(clip, "snapshot_download", snapshot_download)
     refused("qihoo360/fg-clip-large", "no such folder, and the hub says: no network; give a folder")
     refused("ViT-B-99:openai", "open_clip has no ViT-B-99")
     refused("ViT-B-32:nobody", "nobody is no file and none of .*openai")

@@ -6,13 +6,14 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForImageTextToText
 
 import kernels
-import rollout
-from checkpoint import sync
+from engine import sampler
+from engine.policy import pack
+from engine.sampler import Decoder, Slots, capture, generate
+from engine.weights import sync
 from kernels import decode, linear_logits, logprob, sample
 from kernels.sample import draw
-from model import pack
-from rollout import Decoder, Slots, capture, generate, seed_of
 from tape import record
+from train import seed_of
 from triton_interpreter import interpreted
 
 
@@ -25,7 +26,7 @@ def vocab_size(processor):
 def path(request, monkeypatch):
     """How a burst runs: as it stands; recorded once and replayed, as on a GPU; with the Triton kernels, interpreted."""
     if request.param == "replayed":
-        monkeypatch.setattr(rollout, "capture", record)
+        monkeypatch.setattr(sampler, "capture", record)
     if request.param != "kernels":
         yield
         return
@@ -155,7 +156,7 @@ def burst_of(replica, vocab_size, begin):
 
 def burst_tokens(burst, decoder, prompts):
     """Two prompts read into two slots each and continued by a burst: (4, BURST) tokens."""
-    decoder.prefill(prompts[:2], [[0, 1], [3, 2]], rollout.uniform_numbers(5, 4, 16))
+    decoder.prefill(prompts[:2], [[0, 1], [3, 2]], sampler.uniform_numbers(5, 4, 16))
     burst()
     return decoder.state.ids.clone()
 
@@ -163,7 +164,7 @@ def burst_tokens(burst, decoder, prompts):
 def test_free_slots_read_nothing(replica, prompts, vocab_size, monkeypatch):
     """At the end all slots are free; each had gone on for up to a burst after its response."""
     states = []
-    monkeypatch.setattr(rollout, "Slots", lambda *sizes: states.append(Slots(*sizes)) or states[-1])
+    monkeypatch.setattr(sampler, "Slots", lambda *sizes: states.append(Slots(*sizes)) or states[-1])
     generate(replica, prompts, [0] * 5, 2, 20, 1.0, 1.0, 4, vocab_size)
     assert len(states) == 1 and not states[0].length.any()
 

@@ -8,13 +8,13 @@ import sys
 
 import pytest
 import torch
-from conftest import picture
 from safetensors.torch import load_file
 
 import train
-from answers import parse
-from data import encode_prompt
-from rollout import records
+from conftest import picture
+from data import encode_prompt, parse
+from train import records
+
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ["--dtype", "float32", "--max_prompt", "200", "--max_response", "16", "--min_pixels", "784",
@@ -250,8 +250,9 @@ def test_a_second_sampling_replaces_the_first(tiny_folder, questions, tmp_path):
 
 def test_rollout_rows_say_what_the_parser_read(replica, processor, samples):
     """`records` is group-major and its columns belong together."""
-    from config import Config
-    from rollout import Timer, collect
+    from train import Config
+    from plumbing.log import Timer
+    from train import collect
 
     config = Config(group_size=2, max_response=5, slots=4, temperature=1.0)
     rollout = collect(replica, processor, None, samples, list(range(5)), config, Timer())

@@ -11,9 +11,11 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import data
-import world
 import rewards
-from answers import parse
+import world
+from data import parse
+from engine import policy
+
 
 HEADERS = [f"### {data.DESCRIPTION}:", f"### {data.RATIONALES}:", f"### {data.THINK}", f"### {data.STEP} 1:",
            f"### {data.ANSWER}:"]
@@ -136,7 +138,7 @@ def test_the_model_is_a_function_of_its_seed_and_leaves_the_global_generator_alo
 
 
 def test_the_files_load_as_samples_and_their_images_exist(made):
-    processor = data.load_processor(f"{made}/untrained", 56 * 56, 56 * 56)
+    processor = policy.load_processor(f"{made}/untrained", 56 * 56, 56 * 56)
     for name, count, solved in (("base", 48, 48), ("warmup", 24, 24), ("questions", 8, 0), ("evaluation", 8, 0)):
         samples = data.load_samples(f"{made}/world/{name}.jsonl")
         assert len(samples) == count

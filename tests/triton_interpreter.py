@@ -10,11 +10,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-import triton.experimental.gluon  # noqa: F401  Triton imports it at the first launch and then wants real functions
 import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
 from triton.runtime.jit import JITFunction
+
 
 CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA GPU: the compiled kernels have not run here")])

@@ -24,6 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from data import InputError
 
+
 COLLECTIVE = timedelta(minutes=10)  # all ranks are there when a collective begins: slower than this is broken
 PATIENCE = 60.0  # minutes until a meeting is given up, where no flag says otherwise
 SIGN_OF_LIFE = 60.0  # seconds between two lines about who is missing

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 import torch
 
-from config import Config, Sampling
+from engine.policy import Policy, model_config
+from engine.sampler import BURST, PREFILL
 from kernels.logprob import CHUNK
-from model import Policy, model_config
-from rollout import BURST, PREFILL
+
 
 GB = 2**30
 USABLE = 0.92  # of a GPU: the rest is the CUDA context, NCCL's buffers and holes between allocations
@@ -86,12 +86,12 @@ class Row:
         return self.prompts * self.prompt + self.response
 
 
-def largest_image(config: Sampling) -> int:
+def largest_image(config) -> int:
     """Tokens of the largest image that fits into a prompt."""
     return max(1, min(config.max_pixels // 28**2, config.max_prompt - 1))
 
 
-def worst_row(config: Config) -> Row:
+def worst_row(config) -> Row:
     """As many prompts with the largest image as fit beside one chunk of response tokens. 28 x 28 pixels are a token."""
     image = largest_image(config)
     prompt = min(image + PROMPT_TEXT, config.max_prompt)
@@ -102,7 +102,7 @@ def worst_row(config: Config) -> Row:
 # -------------------------------------------------------------------------------- bytes, per phase
 
 
-def always_bytes(config: Config, shape: Shape, gpus: int) -> dict[str, float]:
+def always_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
     """What is there in every phase."""
     b, trained = bytes_of(config), shape.total - shape.vision * config.freeze_vision
     if config.stage == "sample":
@@ -118,7 +118,7 @@ def always_bytes(config: Config, shape: Shape, gpus: int) -> dict[str, float]:
     return rows
 
 
-def rollout_bytes(config: Sampling, shape: Shape, slots: int) -> dict[str, float]:
+def rollout_bytes(config, shape: Shape, slots: int) -> dict[str, float]:
     """The cache, which exists during a rollout only, and the larger of its two kinds of step."""
     b, length = bytes_of(config), config.max_prompt + config.max_response + BURST
     T, p, Hv = PREFILL + config.max_prompt, 4 * PREFILL, shape.vision_hidden  # at worst every token is an image's
@@ -130,7 +130,7 @@ def rollout_bytes(config: Sampling, shape: Shape, slots: int) -> dict[str, float
             "reading prompts, drawing tokens": max(reading, drawing)}
 
 
-def patch_bytes(config: Sampling, shape: Shape) -> float:
+def patch_bytes(config, shape: Shape) -> float:
     """A patch as it comes, in float32, and the copy of it that the patch embedding works on."""
     b = bytes_of(config)
     return shape.patch * (4 + (b if b < 4 else 0))
@@ -141,7 +141,7 @@ def head_bytes(N: int, H: int, V: int, b: int, chunk: int = CHUNK) -> float:
     return b * N * H + max(4 * min(N, chunk) * V + 4 * V * H, (4 + b * (b < 4)) * V * H)
 
 
-def training_bytes(config: Config, shape: Shape, gpus: int) -> dict[str, float]:
+def training_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
     """Gradients, and what one row needs when it needs most.
 
     What autograd keeps of a decoder layer, per token. Two norms: their fp32 input 4 H and normalised input b H; the
@@ -181,7 +181,7 @@ def training_bytes(config: Config, shape: Shape, gpus: int) -> dict[str, float]:
             f"activations of {T} tokens, {row.prompts} images, most in {name}": activations}
 
 
-def bytes_of(config: Sampling) -> int:
+def bytes_of(config) -> int:
     return getattr(torch, config.dtype).itemsize
 
 
@@ -206,14 +206,14 @@ class Plan:
         return self.slots > 0 and self.peak <= USABLE * self.room
 
 
-def most_slots(config: Sampling, shape: Shape, room: float) -> int:
+def most_slots(config, shape: Shape, room: float) -> int:
     """Whole groups of slots, at most MOST_SLOTS, whose rollout fits into so many bytes; 0 if not one group does."""
     most = max(MOST_SLOTS // config.group_size, 1)
     return next((groups * config.group_size for groups in range(most, 0, -1)
                  if sum(rollout_bytes(config, shape, groups * config.group_size).values()) <= room), 0)
 
 
-def make_plan(config: Config, shape: Shape, gpus: int, room: float) -> Plan:
+def make_plan(config, shape: Shape, gpus: int, room: float) -> Plan:
     """Where the memory of one of `gpus` GPUs of `room` bytes goes."""
     always, slots = always_bytes(config, shape, gpus), config.slots
     phases = {"always": always}
@@ -227,7 +227,7 @@ def make_plan(config: Config, shape: Shape, gpus: int, room: float) -> Plan:
     return Plan(phases, slots, room)
 
 
-def savings(config: Config) -> dict:
+def savings(config) -> dict:
     """Settings that save memory, by name, the cheapest first; the last changes the training."""
     budget = max(config.token_budget // 2, config.max_prompt + config.max_response)
     values = dict(gradient_checkpointing=True, token_budget=budget, slots=0, ref_offload=True, adam_dtype="bfloat16",
@@ -235,7 +235,7 @@ def savings(config: Config) -> dict:
     return {name: value for name, value in values.items() if getattr(config, name) != value}
 
 
-def fewest_savings(config: Config, shape: Shape, gpus: int, room: float) -> dict:
+def fewest_savings(config, shape: Shape, gpus: int, room: float) -> dict:
     """As many of the savings, in their order, as make the plan fit, less those that it then does without; or none."""
     def fits(chosen):
         return make_plan(dataclasses.replace(config, **chosen), shape, gpus, room).fits
@@ -254,7 +254,7 @@ def fewest_savings(config: Config, shape: Shape, gpus: int, room: float) -> dict
     return chosen
 
 
-def advice(config: Config, shape: Shape, gpus: int, room: float) -> str:
+def advice(config, shape: Shape, gpus: int, room: float) -> str:
     """What to change when a plan does not fit: the fewest savings in their order, and how many GPUs need none."""
     chosen = fewest_savings(config, shape, gpus, room)
     ways = ["with " + " ".join(f"--{name} {value}" for name, value in chosen.items())] if chosen else []
@@ -265,7 +265,7 @@ def advice(config: Config, shape: Shape, gpus: int, room: float) -> str:
                                  "--max_response or --max_pixels")
 
 
-def table(config: Config, shape: Shape, gpus: int, room: float) -> str:
+def table(config, shape: Shape, gpus: int, room: float) -> str:
     """The plan as text: GB per GPU, what fits, the slots, and the flag to change when it does not fit."""
     plan = make_plan(config, shape, gpus, room)
     lines = [f"memory plan, computed: stage {config.stage}, {shape.total / 1e9:.2f} B parameters "

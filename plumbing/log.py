@@ -2,17 +2,18 @@
 
 Names are group/name; the README's table says what each means and what to watch for. Nothing here is trained on.
 """
+import contextlib
 import math
 import resource
 import statistics
+import time
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
-import rewards
-from grader import process_grader
-from rollout import Rollout
+from plumbing.processes import here
+
+
+PARTS = ("clip", "keyword", "format", "length", "accuracy")
 
 
 def mean(values) -> float:
@@ -24,7 +25,7 @@ def rollout_metrics(rows: list[dict]) -> dict[str, float]:
     """What one step's responses say about reward and policy; _std is the mean standard deviation within a group."""
     responses = [response for row in rows for response in row["responses"]]
     metrics = {"adv/zero_std_groups": mean(len({r["reward"] for r in row["responses"]}) == 1 for row in rows)}
-    for part in ("reward", *rewards.PARTS):
+    for part in ("reward", *PARTS):
         name = "reward/" + ("total" if part == "reward" else part)
         metrics[name] = mean(r[part] for r in responses)
         metrics[name + "_std"] = mean(statistics.stdev(r[part] for r in row["responses"]) for row in rows)
@@ -33,23 +34,6 @@ def rollout_metrics(rows: list[dict]) -> dict[str, float]:
         "response/truncated": mean(not r["finished"] for r in responses),
         "response/parse_failed": mean(r["extracted"] is None for r in responses),
     }
-
-
-def grader_metrics(rule: str) -> dict[str, float]:
-    """Pairs that all ranks had compared by algebra since the last call, and those given up after grader.LIMIT."""
-    counts = process_grader(rule).take_counts()
-    total = torch.tensor([float(counts["asked"]), float(counts["timeouts"])])
-    dist.all_reduce(total)
-    return {"grader/asked": total[0].item(), "grader/timeouts": total[1].item()}
-
-
-def sampler_gap(rollout: Rollout, old_logprobs: list[list[Tensor]]) -> float:
-    """Mean |log-prob of the sampler - log-prob of the trainer| of all sampled tokens: how differently the two round."""
-    drawn = torch.tensor([x for response in rollout.responses for x in response.logprobs])
-    scored = torch.cat([piece.cpu() for group in old_logprobs for piece in group] or [drawn])
-    total = torch.tensor([(drawn - scored).abs().sum(), len(drawn)])
-    dist.all_reduce(total)
-    return (total[0] / total[1]).item()
 
 
 def update_metrics(stats: list[dict]) -> dict[str, float]:
@@ -88,9 +72,25 @@ def finite(metrics: dict) -> dict:
 
 def console_line(step: int, steps: int, metrics: dict[str, float]) -> str:
     """The metrics a person watches, vanishing advantages first."""
-    names = ["adv/zero_std_groups", "reward/total", *(f"reward/{part}" for part in rewards.PARTS), "policy/kl",
+    names = ["adv/zero_std_groups", "reward/total", *(f"reward/{part}" for part in PARTS), "policy/kl",
              "policy/entropy", "response/length", "opt/grad_norm", "time/step"]
     if "reward/total" not in metrics:
         names[0] = "opt/loss"  # the loss of RL says nothing (it is near 0 by construction), that of the warm-up does
     shown = [f"{name.split('/')[-1]} {metrics[name]:.3g}" for name in names if name in metrics]
     return f"step {step + 1}/{steps}  " + "  ".join(shown)
+
+
+class Timer:
+    """Seconds per phase: `with timer("rollout"): ..` adds to timer.seconds["rollout"]; other ranks see where we are."""
+
+    def __init__(self, step: int = 0):
+        self.step, self.seconds = step, {}
+
+    @contextlib.contextmanager
+    def __call__(self, phase):
+        here(f"{phase} of step {self.step}")
+        start = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start

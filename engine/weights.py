@@ -22,7 +22,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from transformers import Qwen2_5_VLConfig
 
 from data import InputError
-from processes import here, is_writer, launch, meet, of_writer
+from plumbing.processes import here, is_writer, meet, of_writer
+from plumbing.run_folder import checkpoints, replaced_folder
 
 
 # --------------------------------------------------------------------------- weights in and out
@@ -92,29 +93,6 @@ def sync(policy, replica):
     for master, copy in zip(policy.parameters(), replica.parameters(), strict=True):
         master = master.detach().to(copy.dtype)  # before gathering: half the traffic
         copy.copy_(master.full_tensor() if isinstance(master, DTensor) else master)
-
-
-def write_text(path: str, text: str):
-    """Write a file in one go: under a temporary name, flushed, renamed."""
-    with open(path + ".writing", "w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(path + ".writing", path)
-
-
-@contextlib.contextmanager
-def replaced_folder(path: str):
-    """A folder to write into that takes the place of `path` only when the block has ended well."""
-    writing, old = f"{path}.writing", f"{path}.old"
-    for leftover in (writing, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    os.makedirs(writing)
-    yield writing
-    if os.path.exists(path):
-        os.rename(path, old)
-    os.rename(writing, path)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 @torch.no_grad()
@@ -190,17 +168,6 @@ def save_checkpoint(folder: str, step: int, policy, optimizer):
     meet()
 
 
-def checkpoints(folder: str) -> list[str]:
-    """Names of the complete checkpoints, oldest first."""
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    return sorted(name for name in names if name.startswith("step-") and name.removeprefix("step-").isdigit())
-
-
-def saved_steps(folder: str) -> int:
-    """How many steps the newest complete checkpoint covers, 0 without one."""
-    return max((int(name.removeprefix("step-")) for name in checkpoints(folder)), default=0)
-
-
 def load_checkpoint(folder: str, policy, optimizer):
     """Load the newest complete checkpoint, if there is one, on any number of ranks."""
     names = of_writer(checkpoints(folder))
@@ -217,20 +184,3 @@ def load_checkpoint(folder: str, policy, optimizer):
 
 
 # ------------------------------------------------------------------------------------------ restart
-
-ASIDE = ".before-restart"  # of a stage's folder: the run that --restart replaces, until the new one is complete
-
-
-def launched_here(folder: str) -> bool:
-    """Whether the run in a folder was begun by the command that this process belongs to."""
-    path = os.path.join(folder, "launch")
-    return os.path.exists(path) and open(path).read() == launch()
-
-
-def set_aside(folder: str):
-    """Move a run out of the way of the one that replaces it; a restart that never got to its end is just deleted."""
-    if os.path.exists(folder + ASIDE) and not os.path.exists(os.path.join(folder, "model")):
-        shutil.rmtree(folder)
-    else:
-        shutil.rmtree(folder + ASIDE, ignore_errors=True)
-        os.rename(folder, folder + ASIDE)

@@ -1,13 +1,13 @@
 """All that only a GPU can tell, in one command that ends within 8 minutes.
 
-    python bench/gpu.py --out bench/results/gpu.json
-    python bench/gpu.py --smoke                            on a CPU: that everything runs; GPU tests skip
+    python speed/gpu.py --out speed/results/gpu.json
+    python speed/gpu.py --smoke                            on a CPU: that everything runs; GPU tests skip
 
     machine   the device and the versions
     tests     pytest -m gpu: every kernel test, compiled instead of interpreted
-    table     bench/logprob.py
+    table     speed/logprob.py
     chunks    time and memory of the loss and both gradients for chunks of 1,024 to 4,608 tokens
-    step      bench/step.py: a whole step and its rollout, as far as they get
+    step      speed/step.py: a whole step and its rollout, as far as they get
 
 Each part has its own time limit, and one that fails or runs out of time leaves the others alone. The exit code is that
 of the tests.
@@ -61,7 +61,7 @@ def run_script(name: str, options: list[str], seconds: float) -> dict:
     """A script of this folder in its own process, so that what it leaves on the GPU is gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "figures.json")
-        done = run([f"bench/{name}.py", "--out", path, *options], seconds)
+        done = run([f"speed/{name}.py", "--out", path, *options], seconds)
         if os.path.exists(path):
             with open(path) as f:
                 done |= json.load(f)

@@ -12,9 +12,26 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-from answers import clean
-from reading import (BOLD, MAX_RAW, MAX_SENTENCE, Problem, REJECTED_AFTER, answer_number, bare_number, equal_number,
-                     in_range, letter_of, number_in, number_words, numbers, option_numbers, options_in, spelled)
+from benchmarks.reading import (
+    BOLD,
+    MAX_RAW,
+    MAX_SENTENCE,
+    REJECTED_AFTER,
+    Problem,
+    answer_number,
+    bare_number,
+    equal_number,
+    in_range,
+    letter_of,
+    number_in,
+    number_words,
+    numbers,
+    option_numbers,
+    options_in,
+    spelled,
+)
+from grading.equal import clean
+
 
 # ---------------------------------------------------------------- sentences and words
 

@@ -1,8 +1,8 @@
 """A whole GRPO step against TRL's, its parts against Hugging Face's, and how it scales: ratios of medians in one run.
 
-    python bench/step.py --micro_batches 4 8 16 --out bench/results/step_cpu.json   CPU, tiny model: 12 minutes
-    python bench/step.py --out step_gpu.json        CUDA: drawn weights in the shape of Qwen2.5-VL-3B
-    python bench/step.py --smoke                    tiny sizes, for a test
+    python speed/step.py --micro_batches 4 8 16 --out speed/results/step_cpu.json   CPU, tiny model: 12 minutes
+    python speed/step.py --out step_gpu.json        CUDA: drawn weights in the shape of Qwen2.5-VL-3B
+    python speed/step.py --smoke                    tiny sizes, for a test
 
     step      rollout, reward, old and reference log-probs, update: train.rl_step against trl.GRPOTrainer
     rollout   G responses to each prompt: the slot sampler against generate(num_return_sequences=G), two of its caches
@@ -18,7 +18,7 @@ of --micro_batches; left at its defaults are attention (sdpa) and cache (dynamic
 lengths agree on average only where responses end by chance; our dual clip, which costs nothing; and that TRL skips the
 old log-probs where there is one optimiser step per rollout. vLLM would be a different comparison and is left out.
 
-Model flops are what the mathematics needs (bench/flops.py), so utilisation counts no recomputation. On a CPU both sides
+Model flops are what the mathematics needs (speed/flops.py), so utilisation counts no recomputation. On a CPU both sides
 run in turn; on a GPU, where they do not fit side by side, one after the other.
 """
 import argparse
@@ -44,8 +44,9 @@ from transformers import AutoModelForImageTextToText
 
 import data
 from flops import forward_flops, peak_flops
-from model import Policy, pack
-from rollout import generate, seed_of
+from engine.policy import Policy, load_processor, pack
+from engine.sampler import generate
+from train import seed_of
 from shapes import make_model_folder
 from sides import SETTINGS, Case, end_tokens, make_samples
 
@@ -87,7 +88,7 @@ class SideFailed(RuntimeError):
 
 
 class Side:
-    """A process of bench/sides.py."""
+    """A process of speed/sides.py."""
 
     def __init__(self, which: str, folder: str, cases: list[Case], threads: int):
         self.which, self.cases, self.complaints = which, cases, tempfile.TemporaryFile("w+")
@@ -300,7 +301,7 @@ def part_cases(size: str) -> dict[str, Case]:
 
 
 def bench_part(name: str, case: Case, folder: str, args, device: str) -> dict:
-    processor = data.load_processor(folder, SETTINGS["min_pixels"], SETTINGS["max_pixels"])
+    processor = load_processor(folder, SETTINGS["min_pixels"], SETTINGS["max_pixels"])
     dtype = getattr(torch, case.dtype)
     ours = Policy.load(folder, device, dtype)
     theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device)

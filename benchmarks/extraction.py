@@ -22,9 +22,11 @@ Pure, deterministic, never raises on text, and takes linear time.
 import re
 from dataclasses import replace
 
-from answers import ANSWER_HEADER, SPECIAL_TOKEN, clean, parse
-from prose import choice_in_prose, list_in_prose, number_in_prose, text_in_prose
-from reading import MAX_RAW, MAX_SENTENCE, Problem, answer_number, bare_number, read_choice
+from benchmarks.prose import choice_in_prose, list_in_prose, number_in_prose, text_in_prose
+from benchmarks.reading import MAX_RAW, MAX_SENTENCE, Problem, answer_number, bare_number, read_choice
+from data import ANSWER_HEADER, SPECIAL_TOKEN, parse
+from grading.equal import clean
+
 
 VERSION = "1"                                      # of the rules: scores compare only under the same one
 LETTERS = "ABCDEFGH"                               # as many options as the known benchmarks have

@@ -12,6 +12,7 @@ Three ideas carry the file.
 Symbols: T tokens in a row, N response tokens, P prompt tokens, G responses of a group, H hidden size.
 """
 import contextlib
+import json
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,15 +21,23 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
-from transformers import AttentionInterface, GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoProcessor,
+    GenerationConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
-from checkpoint import read_weights
 from data import InputError, Prompt
+from engine.weights import read_weights
 from kernels import decode_attention, linear_logprob, linear_logprob_loss
+
 
 # ---------------------------------------------------------------------------------------- attention
 
@@ -310,3 +319,45 @@ def shard(policy, mesh, compute_dtype, offload: bool):
         if isinstance(module, FSDPModule):  # both settings hold for one module only, not for those inside it
             module.set_gradient_divide_factor(1.0)  # a sum: the loss is already divided by the global token count
             module.set_force_sum_reduction_for_comms(True)  # gloo cannot divide while it reduces
+
+
+def check_vocabulary(processor, path: str) -> None:
+    """A tokenizer without its files loads all the same, and then knows next to nothing."""
+    known = processor.tokenizer.get_vocab()
+    if len(known) < 256 or not {"<|im_end|>", "<|image_pad|>"} <= set(known):
+        raise InputError(f"model {path}: its tokenizer has {len(known)} tokens and lacks text, <|im_end|> or "
+                         "<|image_pad|>; copy the base model's tokenizer files there")
+    config = AutoConfig.from_pretrained(path) if os.path.exists(os.path.join(path, "config.json")) else None
+    if config and getattr(config, "image_token_id", None) != processor.image_token_id:
+        raise InputError(f"model {path}: config.json and tokenizer have different image tokens; take both of one")
+
+
+def note_pixels(path: str, min_pixels: int, max_pixels: int, log=print) -> None:
+    """Say so when images will not have the size that this model was trained with: scores would suffer in silence."""
+    file = os.path.join(path, "processor_config.json")     # what every model folder written here has
+    if os.path.exists(file):
+        with open(file) as opened:
+            size = json.load(opened).get("image_processor", {}).get("size", {})
+        own = size.get("shortest_edge", min_pixels), size.get("longest_edge", max_pixels)
+        if own != (min_pixels, max_pixels):
+            log(f"note: {path} was made with images of {own[0]} to {own[1]} pixels, here they have {min_pixels} to "
+                f"{max_pixels} (--min_pixels, --max_pixels)")
+
+
+def load_processor(path: str, min_pixels: int, max_pixels: int):
+    """Tokenizer, image processor and chat template of a model folder; images get an area of min_pixels..max_pixels."""
+    # size alone would lose to the min_pixels in a hub folder's own config; without size, transformers would write the
+    # limits into the dict that all its image processors share.
+    size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    try:
+        processor = AutoProcessor.from_pretrained(path, size=size, min_pixels=min_pixels, max_pixels=max_pixels)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"model {path}: no processor found ({reason}); give a Qwen2.5-VL folder, or a hub name that "
+                         "can be reached") from error
+    if not hasattr(processor, "image_processor") or not processor.chat_template:
+        raise InputError(f"model {path}: no image processor or no chat template; copy the base model's files there")
+    check_vocabulary(processor, path)
+    for name in ("size", "min_pixels", "max_pixels"):      # the tokenizer was handed them too, and would save them
+        processor.tokenizer.init_kwargs.pop(name, None)
+    return processor

@@ -1,7 +1,7 @@
-"""One side of the whole-step comparison of bench/step.py, in a process of its own: this project's step, or TRL's.
+"""One side of the whole-step comparison of speed/step.py, in a process of its own: this project's step, or TRL's.
 
-    python bench/sides.py ours FOLDER CASES THREADS        FOLDER: a model with processor; CASES: json, a list of Case
-    python bench/sides.py trl FOLDER CASES THREADS         its first case alone: a trainer has one setting
+    python speed/sides.py ours FOLDER CASES THREADS        FOLDER: a model with processor; CASES: json, a list of Case
+    python speed/sides.py trl FOLDER CASES THREADS         its first case alone: a trainer has one setting
 
 Each line on standard input is the number of a case; the side then takes one GRPO step of it and answers with a line
 of json: its seconds, those of the update alone, the lengths of the responses, the peak memory so far. Waiting between
@@ -24,10 +24,11 @@ from transformers import AutoModelForImageTextToText, TrainerCallback
 import data
 import rewards
 import train
-from config import Config
-from memory import make_optimizer
-from metrics import peak_memory
-from processes import stop_processes
+from train import Config
+from engine.memory import make_optimizer
+from engine.policy import load_processor
+from plumbing.log import peak_memory
+from plumbing.processes import stop_processes
 
 SETTINGS = dict(  # of both sides; Config's names
     temperature=1.0, top_p=1.0, kl_coef=0.01, clip_low=0.2, clip_high=0.3, lr=1e-6, weight_decay=0.01,
@@ -98,7 +99,7 @@ def write_questions(samples: list[data.Sample], config: Config):
 
 def ours(folder: str, cases: list[Case], out: str, commands, answer):
     """train.rl_step on a Run of train.start; other cases swap its questions and settings, not its models."""
-    processor = data.load_processor(folder, SETTINGS["min_pixels"], SETTINGS["max_pixels"])
+    processor = load_processor(folder, SETTINGS["min_pixels"], SETTINGS["max_pixels"])
     configs = [our_config(case, folder, out) for case in cases]
     for case, config in zip(cases, configs):
         write_questions(make_samples(processor, case), config)
@@ -196,7 +197,7 @@ def theirs(folder: str, cases: list[Case], out: str, commands, answer):
     from trl import GRPOTrainer
 
     case = cases[0]
-    processor = data.load_processor(folder, SETTINGS["min_pixels"], SETTINGS["max_pixels"])
+    processor = load_processor(folder, SETTINGS["min_pixels"], SETTINGS["max_pixels"])
     samples = make_samples(processor, case)
     for sample in samples:  # TRL makes the prompt from a conversation, we from its text
         text = data.INSTRUCTION + sample.question

@@ -13,31 +13,20 @@ Deviations from the authors' scripts:
 2. Groups come from the data set, instead of the copy of its metadata in the file of responses.
 3. Options are compared by their text, so of two equal options both are right (as the authors do; letters would not).
 """
-import math
 import re
-from dataclasses import dataclass, field
 
+from benchmarks.reading import Problem
+
+from benchmarks.common import Item, Verdict, present
+from benchmarks.extraction import LETTERS, NO_ANSWER
 from data import InputError
-from extraction import LETTERS, NO_ANSWER, Problem
+
 
 # ---------------------------------------------------------------- problems
 
 GROUPS = ("question_type", "answer_type", "language", "source", "category", "task", "context", "grade", "skills")
 DECIMALS = {1: ("one decimal place", "1.2, 1.3, 1.4"), 2: ("two decimal places", "1.23, 1.34, 1.45")}  # by precision
 KINDS = ("integer", "float", "list", "text")       # answer_type of the questions without options
-
-
-@dataclass(frozen=True)
-class Item(Problem):
-    """A Problem as the data set has it: answer is the text of the right option, not its letter."""
-    query: str = ""                                # the hub's prompt text; "" in files without that column
-    labels: dict = field(default_factory=dict)     # group -> tuple of its values: one, but several skills
-
-
-def present(row: dict, name: str):
-    """The value, or None when it is missing, null, or the NaN that pandas writes for null."""
-    value = row.get(name)
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def item_from_row(row: dict, where: str) -> Item:
@@ -176,3 +165,11 @@ def breakdown(verdicts: dict[str, bool], problems: dict[str, Item], groups: tupl
                              "total": len(members)}
         scores[name] = dict(sorted(counts.items(), key=lambda pair: -float(pair[1]["accuracy"])))
     return scores
+
+
+def mathvista_item(row: dict, number: int) -> Item:
+    return item_from_row(row, f"row {number}")
+
+
+def judge_mathvista(response: str, extraction: str, rule: str, item: Item) -> Verdict:
+    return judge(extraction, rule, item)

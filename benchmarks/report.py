@@ -18,12 +18,13 @@ import statistics
 import subprocess
 from collections import Counter
 
-from answers import parse
-from benchmarks import BENCHMARKS, read_json
-from data import InputError
-from extraction import NO_ANSWER, VERSION
-from grader import process_grader
-from mathvista import Item, breakdown
+from benchmarks.common import Item
+from benchmarks.extraction import NO_ANSWER, VERSION
+from benchmarks.mathvista import breakdown
+from benchmarks.registry import BENCHMARKS
+from data import InputError, parse, read_json
+from grading.algebra import process_grader
+
 
 SHORT = {                                          # MathVista's names for its tasks and skills
     "figure question answering": "FQA", "geometry problem solving": "GPS", "math word problem": "MWP",

@@ -1,4 +1,4 @@
-"""Untrained model folders to benchmark with: the demo's tiny Qwen2.5-VL, or any shape of bench/configs.
+"""Untrained model folders to benchmark with: the demo's tiny Qwen2.5-VL, or any shape of speed/configs.
 
 Speed does not ask what weights say, so they are drawn; tokenizer and processor are the demo's. Where the shape has a
 larger vocabulary than that tokenizer, the rest are made-up words, so that all of it can be drawn and decoded.

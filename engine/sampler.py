@@ -16,21 +16,16 @@ Symbols: S slots, Q prompts, G responses per prompt, V vocabulary, L length of t
 """
 import contextlib
 import functools
-import hashlib
-import time
 from collections import deque
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-import data
-import rewards
-from answers import parse
-from data import InputError, Prompt, Sample
+from data import InputError, Prompt
+from engine.policy import Live, pack
 from kernels import linear_logits, sample_tokens
-from model import Group, Live, pack
-from processes import here, meet
+
 
 BURST = 8  # tokens between two looks at the slots: a host synchronisation costs more than a few wasted tokens
 PREFILL = 16384  # prompt tokens read in one row, about: bounds its memory
@@ -54,11 +49,6 @@ class Response:
             if self.finished or len(self.ids) == limit:
                 return True
         return False
-
-
-def seed_of(*parts) -> int:
-    """A seed from anything printable, e.g. (seed, step, qid): equal on every rank, in every run, after every resume."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
 def uniform_numbers(seed: int, group_size: int, tokens: int) -> Tensor:
@@ -252,68 +242,3 @@ def enough_for(slots: int):
         yield
     except torch.OutOfMemoryError as error:
         raise InputError(f"out of memory in a rollout with {slots} slots: give fewer with --slots") from error
-
-
-class Timer:
-    """Seconds per phase: `with timer("rollout"): ..` adds to timer.seconds["rollout"]; other ranks see where we are."""
-
-    def __init__(self, step: int = 0):
-        self.step, self.seconds = step, {}
-
-    @contextlib.contextmanager
-    def __call__(self, phase):
-        here(f"{phase} of step {self.step}")
-        start = time.perf_counter()
-        yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-
-
-@dataclass
-class Rollout:
-    """The responses to this rank's Q questions and what they earned."""
-
-    samples: list[Sample]  # Q
-    groups: list[Group]  # Q prompts with the ids of their G responses
-    responses: list[Response]  # N
-    texts: list[str]  # N
-    parts: dict[str, Tensor]  # each reward part, (N,)
-    rewards: Tensor  # (Q, G)
-
-
-def collect(replica, processor, clip, samples: list[Sample], seeds: list[int], config, timer: Timer) -> Rollout:
-    """Sample G responses to each question and score them. The same code trains, sorts questions and evaluates."""
-    with timer("rollout"), enough_for(config.slots):
-        prompts = [data.encode_prompt(sample, processor) for sample in samples]
-        replies = generate(replica, prompts, seeds, config.group_size, config.max_response, config.temperature,
-                           config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
-    with timer("reward"):
-        responses = [response for group in replies for response in group]
-        texts = [processor.tokenizer.decode(response.ids, skip_special_tokens=True) for response in responses]
-        lengths = [len(response.ids) for response in responses]
-        weights = {part: getattr(config, f"{part}_weight", 0.0) for part in rewards.PARTS}
-        total, parts = rewards.score(samples, texts, lengths, weights, clip, config.clip_target, config.length_limit,
-                                     config.keyword_scope, config.grader)
-    with timer("wait"):  # for the ranks with longer responses
-        meet(config.patience)
-    groups = [(prompt, [response.ids for response in group]) for prompt, group in zip(prompts, replies)]
-    return Rollout(samples, groups, responses, texts, parts, total.view(len(samples), config.group_size))
-
-
-def records(rollout: Rollout, advantages: Tensor | None = None) -> list[dict]:
-    """A rollout as json rows, one per question: the rollouts file, the metrics and the evaluation are made of these."""
-    Q, G = rollout.rewards.shape
-    columns = rollout.parts | {"reward": rollout.rewards.view(-1)}
-    if advantages is not None:
-        columns["advantage"] = advantages.reshape(-1)
-    columns = {name: values.tolist() for name, values in columns.items()}
-    rows = []
-    for q, sample in enumerate(rollout.samples):
-        replies = []
-        for i in range(q * G, (q + 1) * G):
-            text, response = rollout.texts[i], rollout.responses[i]
-            replies.append(dict(text=text, extracted=parse(text).answer, tokens=len(response.ids),
-                                finished=response.finished, **{name: values[i] for name, values in columns.items()}))
-        rows.append(dict(qid=sample.qid, question=sample.question, answer=sample.answer, responses=replies))
-    return rows

@@ -17,61 +17,10 @@ Numbers are exact fractions. Algebra is beyond it: \sqrt{8} for 2\sqrt{2}, or x^
 is what grader.py is for.
 """
 import re
-from dataclasses import dataclass
 from fractions import Fraction
 
-from data import ANSWER, DESCRIPTION, RATIONALES, STEP
 
 # ---------------------------------------------------------------- the sections of a response
-
-
-@dataclass(frozen=True)
-class Sections:
-    """What stands below each header: None when the header is missing, "" when nothing stands below it."""
-    description: str | None                        # of the first such header
-    rationales: str | None                         # of the first such header
-    steps: tuple[str, ...]                         # Step 1, Step 2, ... each after the one before it
-    answer: str | None                             # "" also when there are two different ones
-
-
-def header(name: str) -> re.Pattern:
-    """Matches the name after ###, in any case and spacing, with or without a colon."""
-    words = r"\s*".join(re.escape(word) for word in name.split())
-    return re.compile(rf"\s*{words}(?!\w)\s*:?", re.IGNORECASE)
-
-
-DESCRIPTION_HEADER = header(DESCRIPTION)
-RATIONALES_HEADER = header(RATIONALES)
-STEP_HEADER = re.compile(rf"\s*{STEP}\s*(\d{{1,3}})(?!\w)\s*:?", re.IGNORECASE)
-ANSWER_HEADER = header(ANSWER)
-SPECIAL_TOKEN = re.compile(r"<\|\w+\|>|</s>")      # <|im_end|> belongs to no section
-
-
-def texts_below(chunks: list[str], pattern: re.Pattern) -> list[str]:
-    """What stands below each header of this kind; a chunk is the text from one ### to the next."""
-    matches = [(chunk, pattern.match(chunk)) for chunk in chunks]
-    return [chunk[match.end():].strip() for chunk, match in matches if match]
-
-
-def parse(response: str) -> Sections:
-    """The sections of a response. A section ends at the next ###, whatever follows it, or at the end of the text."""
-    chunks = re.split("#{3,}", SPECIAL_TOKEN.sub(" ", response))[1:]     # [0] stands before the first header
-    descriptions = texts_below(chunks, DESCRIPTION_HEADER)
-    rationales = texts_below(chunks, RATIONALES_HEADER)
-    answers = texts_below(chunks, ANSWER_HEADER)
-    stated = [answer for answer in answers if answer]
-    different = {" ".join(answer.casefold().split()) for answer in stated}
-    steps = []
-    for chunk in chunks:
-        match = STEP_HEADER.match(chunk)
-        if match and int(match[1]) == len(steps) + 1:
-            steps.append(chunk[match.end():].strip())
-    return Sections(
-        description=descriptions[0] if descriptions else None,
-        rationales=rationales[0] if rationales else None,
-        steps=tuple(steps),
-        answer=None if not answers else stated[0] if len(different) == 1 else "",
-    )
 
 
 # ---------------------------------------------------------------- one spelling

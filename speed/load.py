@@ -1,8 +1,8 @@
 r"""Loading and exporting at size: peak host memory of a rank and seconds, against from_pretrained followed by sharding.
 
-    python bench/load.py --export --out bench/results/load_cpu.json              a scaled shape, 0.9 GB in float32
-    python bench/load.py --config bench/configs/qwen2.5-vl-3b.json --processes 2 --ways ours --dtype bfloat16 \
-        --file_bytes 1073741824 --export --out bench/results/load_cpu.json       and the same in float32: 15 GB
+    python speed/load.py --export --out speed/results/load_cpu.json              a scaled shape, 0.9 GB in float32
+    python speed/load.py --config speed/configs/qwen2.5-vl-3b.json --processes 2 --ways ours --dtype bfloat16 \
+        --file_bytes 1073741824 --export --out speed/results/load_cpu.json       and the same in float32: 15 GB
 
 It makes its own checkpoint of random bf16 weights in the naming of the hub, several files, and loads it
 
@@ -33,9 +33,9 @@ from torch.distributed.tensor import DTensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import world
-from checkpoint import export, hub_name
-from model import Policy, shard
-from processes import start_processes, stop_processes
+from engine.weights import export, hub_name
+from engine.policy import Policy, shard
+from plumbing.processes import start_processes, stop_processes
 
 GB = 1e9
 SCALED = dict(  # Qwen2.5-VL-3B with its vocabulary, a third of its width and fewer layers; flat, as on the hub

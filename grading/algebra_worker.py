@@ -1,6 +1,6 @@
 """The process in which grader.py has answers compared by algebra: it may hang, grow and die without harm to anybody.
 
-    python grader_worker.py own 2        a line ["candidate", "gold"] in, a line true or false out; 2 seconds a pair
+    python algebra_worker.py own 2        a line ["candidate", "gold"] in, a line true or false out; 2 seconds a pair
 
 It says "ready" once its imports are done, ends when its input ends, and knows neither torch nor this project's files.
 Whoever asks keeps the clock and kills it. Its own limits are for the case that the asker is gone: 2 GB of memory, and

@@ -1,7 +1,7 @@
 """From hidden states to the policy loss and back, as several projects compute it, in one run on one machine.
 
-    python bench/logprob.py --out bench/results/logprob.json        one GPU, a few minutes
-    python bench/logprob.py --smoke                                 tiny sizes on a CPU: that everything runs, no speed
+    python speed/logprob.py --out speed/results/logprob.json        one GPU, a few minutes
+    python speed/logprob.py --smoke                                 tiny sizes on a CPU: that everything runs, no speed
 
 Every provider gets the same bf16 hidden states (N, H) and head (V, H), targets, old and reference log-probs. Measured:
 the log-probs alone without gradient, loss and both gradients, the peak memory above the inputs, and the error of loss

@@ -15,22 +15,22 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from adamw import AdamW
-from checkpoint import write_text
-from config import Config, Sampling
 from data import InputError, Prompt, mrope_positions
-from metrics import peak_memory
-from model import Group, forget_step
-from plan import GB, USABLE, Shape, always_bytes, largest_image, most_slots, shape_of, table, worst_row
-from processes import here, print0
-from rollout import BURST, enough_for, generate
+from engine.adamw import AdamW
+from engine.plan import GB, USABLE, Shape, always_bytes, largest_image, most_slots, shape_of, table, worst_row
+from engine.policy import Group, forget_step
+from engine.sampler import BURST, enough_for, generate
+from plumbing.log import peak_memory
+from plumbing.processes import here, print0
+from plumbing.run_folder import write_text
+
 
 REHEARSED = ("cuda",)  # devices whose memory ends in an exception; a CPU's does not
 CPU_SLOTS = 128  # where no plan is needed
 NOTE = "token_budget."  # files in a stage's folder, one per rank that ran out: the token budget to go on with
 
 
-def choose_slots(config: Sampling, shape: Shape, device: torch.device, planned: float) -> int:
+def choose_slots(config, shape: Shape, device: torch.device, planned: float) -> int:
     """The slots of this run: as asked for, or as many as fit beside `planned` bytes for all other purposes."""
     if config.slots:
         return config.slots
@@ -44,7 +44,7 @@ def choose_slots(config: Sampling, shape: Shape, device: torch.device, planned: 
     return slots
 
 
-def fit_plan(config: Config, folder: str, device) -> Config:
+def fit_plan(config, folder: str, device):
     """Choose the slots that the memory plan has room for, and on a GPU say what it expects."""
     shape, gpus = shape_of(folder), dist.get_world_size()
     if config.stage != "sft":
@@ -55,7 +55,7 @@ def fit_plan(config: Config, folder: str, device) -> Config:
     return config
 
 
-def make_optimizer(policy, config: Config):
+def make_optimizer(policy, config):
     """AdamW over what is trained, its moments in float32 or bfloat16."""
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     if config.adam_dtype == "bfloat16":
@@ -80,7 +80,7 @@ def blank_prompt(images: int, image_tokens: int, length: int, model_config) -> P
                   torch.zeros(int(grid.prod(-1).sum()), patch_dim), grid)
 
 
-def worst_groups(config: Config, model_config) -> list[Group]:
+def worst_groups(config, model_config) -> list[Group]:
     """`worst_row` as groups whose tokens mean nothing."""
     row = worst_row(config)
     G = config.group_size if config.stage != "sft" else 1
@@ -90,7 +90,7 @@ def worst_groups(config: Config, model_config) -> list[Group]:
     return [(prompt, [[0] * n for n in lengths[q * G : (q + 1) * G]]) for q in range(row.prompts)]
 
 
-def worst_prompts(config: Config, model_config) -> list[Prompt]:
+def worst_prompts(config, model_config) -> list[Prompt]:
     """Prompts that fill every slot's cache but for one burst, as full of images as can be."""
     length = config.max_prompt + config.max_response - BURST
     image = largest_image(config)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from answers import FRACTION, WORDS, clean, quantity
+from grading.equal import FRACTION, WORDS, clean, quantity
+
 
 MAX_SENTENCE = 600                                 # characters of a sentence that are read, the last ones
 MAX_RAW = 100                                      # characters handed over where nothing was found

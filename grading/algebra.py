@@ -4,13 +4,13 @@ r"""Whether an answer is right: answers.correct first; algebra, where needed, in
     grader.correct(r"\sqrt{8}", r"2\sqrt{2}")  True: x^2+2x+1 is (x+1)^2 as well
     grader.take_counts()                       Counter(asked=.., timeouts=.., restarts=..) since the last call
 
-Rule "own" asks the worker (grader_worker.py, math-verify) only when answers.correct has said no, the gold answer is
+Rule "own" asks the worker (algebra_worker.py, math-verify) only when answers.correct has said no, the gold answer is
 symbolic, and both sides read as one expression: numbers, variables, fractions, roots, powers. Prose, lists, equations
 and functions are never asked, nor what may take for ever: towers of powers, factorials, exponents of three digits.
 An expression is rewritten before: every product explicit, every decimal a fraction, every variable under a name of its
 own. Otherwise R and r were one variable to math-verify, and the area \pi(R^2-r^2) were 0.
 
-Rule "release" is the authors' accuracy reward (mathruler on the whole response, see grader_worker.py), for ablations.
+Rule "release" is the authors' accuracy reward (mathruler on the whole response, see algebra_worker.py), for ablations.
 
 Both fail closed: no reply within the limit, or a worker that dies, is wrong. So the same pair is judged alike
 everywhere, but for pairs that take about as long as the limit, which depend on the machine; they are counted.
@@ -29,11 +29,12 @@ import time
 from collections import Counter
 from fractions import Fraction
 
-from answers import LEFT_SIDE, LETTER, MAX_CHARACTERS, clean, correct, quantity, unit_of, without_left_side
 from data import InputError
+from grading.equal import LEFT_SIDE, LETTER, MAX_CHARACTERS, clean, correct, quantity, unit_of, without_left_side
+
 
 RULES = {"own": ("math-verify", "math_verify"), "release": ("mathruler pylatexenc", "mathruler pylatexenc")}
-WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "grader_worker.py")
+WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "algebra_worker.py")
 LIMIT = 2.0  # seconds for a pair
 START = 60.0  # seconds for the worker's imports
 CACHE = 4096  # pairs remembered: the responses of a group repeat each other

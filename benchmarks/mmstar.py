@@ -1,0 +1,43 @@
+import re
+
+from benchmarks.common import Item, Verdict, labels_of, listed_options, mean_of_groups, text_of
+from benchmarks.extraction import LETTERS, NO_ANSWER
+
+
+def mmstar_item(row: dict, number: int) -> Item:
+    question = text_of(row, "question")
+    return Item(pid=text_of(row, "index") or str(number), question=question, kind="choice",
+                answer=text_of(row, "answer"), choices=listed_options(question),
+                query=f"{question}\nPlease select the correct answer from the options above.",
+                labels=labels_of(row, "category", "l2_category"))
+
+
+def can_infer(response: str, choices: tuple[str, ...]) -> str:
+    """VLMEvalKit's letter without a judge (utils/matching_util.py); Z when it would ask one.
+
+        response                          choices           -> letter
+        "(B)"                             ("red", "blue")   -> "B"
+        "I say B, which is what I see"    ("red", "blue")   -> "Z"      not among the last words
+        "A or B"                          ("red", "blue")   -> "Z"
+        "the answer is B, A is wrong"     ("red", "blue")   -> "B"
+        "Blue"                            ("red", "blue")   -> "B"
+    """
+    letters = LETTERS[: len(choices)]
+    words = re.sub(r"[.()\[\],:;!*#{}]", " ", response).split()
+    found = [letter for letter in letters if letter in words]
+    if len(found) == 1 and words.index(found[0]) > len(words) - 5:
+        return found[0]
+    stated = re.search(rf"answer is:? \(?([{letters}])\b", response)
+    if stated:
+        return stated[1]
+    named = [letter for letter, choice in zip(letters, choices) if choice.lower() in response.lower()]
+    return named[0] if len(named) == 1 and len(response) <= 2 * sum(map(len, choices)) else "Z"
+
+
+def judge_mmstar(response: str, extraction: str, rule: str, item: Item) -> Verdict:
+    return (extraction, can_infer(response, item.choices) == item.answer,
+            extraction == item.answer and rule not in NO_ANSWER)
+
+
+def mmstar_means(right: dict[str, bool], items: dict[str, Item]) -> dict[str, float]:
+    return {"mean of the categories": mean_of_groups(right, items, "category")}

@@ -1,0 +1,124 @@
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+
+from data import InputError
+from plumbing.processes import is_writer, launch, meet, of_writer, restarts
+
+
+def write_text(path: str, text: str):
+    """Write a file in one go: under a temporary name, flushed, renamed."""
+    with open(path + ".writing", "w") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(path + ".writing", path)
+
+
+@contextlib.contextmanager
+def replaced_folder(path: str):
+    """A folder to write into that takes the place of `path` only when the block has ended well."""
+    writing, old = f"{path}.writing", f"{path}.old"
+    for leftover in (writing, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    os.makedirs(writing)
+    yield writing
+    if os.path.exists(path):
+        os.rename(path, old)
+    os.rename(writing, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+ASIDE = ".before-restart"  # of a stage's folder: the run that --restart replaces, until the new one is complete
+
+
+def launched_here(folder: str) -> bool:
+    """Whether the run in a folder was begun by the command that this process belongs to."""
+    path = os.path.join(folder, "launch")
+    return os.path.exists(path) and open(path).read() == launch()
+
+
+def set_aside(folder: str):
+    """Move a run out of the way of the one that replaces it; a restart that never got to its end is just deleted."""
+    if os.path.exists(folder + ASIDE) and not os.path.exists(os.path.join(folder, "model")):
+        shutil.rmtree(folder)
+    else:
+        shutil.rmtree(folder + ASIDE, ignore_errors=True)
+        os.rename(folder, folder + ASIDE)
+
+
+def checkpoints(folder: str) -> list[str]:
+    """Names of the complete checkpoints, oldest first."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return sorted(name for name in names if name.startswith("step-") and name.removeprefix("step-").isdigit())
+
+
+def saved_steps(folder: str) -> int:
+    """How many steps the newest complete checkpoint covers, 0 without one."""
+    return max((int(name.removeprefix("step-")) for name in checkpoints(folder)), default=0)
+
+
+SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "save_every", "keep_prompts",
+               "gradient_checkpointing", "ref_offload", "patience", "plan", "gpus", "gpu_gb"}
+
+
+def settings(config) -> dict:
+    """What config.json holds."""
+    return dataclasses.asdict(config)
+
+
+def inside(path: str, folder: str) -> bool:
+    return os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep)
+
+
+def check_folder(config, folder: str):
+    """Refuse to mix this run with what lies in its folder, and to write over its own input."""
+    for name in ("model", "data"):
+        if inside(getattr(config, name), folder) and (config.restart or config.stage == "sample"):
+            raise InputError(f"--{name} {getattr(config, name)} lies in {folder}, which this run replaces: "
+                             "give another --out")
+    try:
+        os.makedirs(config.out or ".", exist_ok=True)
+        writable = os.access(config.out or ".", os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise InputError(f"--out {config.out}: no folder can be made or written there")
+    path = os.path.join(folder, "config.json")
+    if config.stage == "sample" or not os.path.isdir(folder) or not os.listdir(folder):
+        return
+    try:
+        with open(path) as f:
+            found = dict(json.load(f))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{folder} has no readable config.json, so it is no run to resume or replace: move it away, "
+                         "or give another --out") from error
+    changed = [f"--{name} was {found.get(name)} and is {value}" for name, value in settings(config).items()
+               if found.get(name) != value and name not in SAME_RESULT]
+    if changed and not config.restart:
+        raise InputError(f"{folder} holds a run with other settings ({', '.join(changed)}): "
+                         "give another --out, or --restart to replace it")
+
+
+def prepare_folder(run) -> int:
+    """Make the stage's folder ready, resuming what the same command left there; returns the step to start at.
+
+    With --restart the old folder is set aside and dropped only when the new run is complete. What this very run left,
+    before torchrun started it again, is not old.
+    """
+    folder = os.path.realpath(run.folder)  # behind a link to a larger disk, say
+    if is_writer():
+        if run.config.restart and os.path.exists(folder) and not (restarts() and launched_here(folder)):
+            set_aside(folder)
+        os.makedirs(os.path.join(folder, "rollouts"), exist_ok=True)
+        write_text(os.path.join(folder, "launch"), launch())
+        write_text(os.path.join(folder, "config.json"), json.dumps(settings(run.config), indent=1))
+    meet()
+    step = of_writer(saved_steps(os.path.join(folder, "checkpoints")))
+    if is_writer():
+        metrics = os.path.join(folder, "metrics.jsonl")
+        lines = open(metrics).readlines() if os.path.exists(metrics) else []
+        write_text(metrics, "".join(lines[:step]))  # what came after the checkpoint is done again
+    return step
