@@ -30,6 +30,8 @@ from PIL import Image, ImageOps
 class InputError(ValueError):
     """Bad user input. The message is one line: what is wrong, where (file, row, qid or flag), and what to do."""
 
+    on_every_rank = False  # True where all ranks raise it, so that rank 0 speaks for all
+
 
 # ---- what the model reads and writes. The parser and the format reward use the same header names.
 IMAGE = "<image>"                                  # in a question: the next image belongs here
@@ -377,6 +379,11 @@ def encode_solution(sample: Sample, processor) -> list[int]:
 
 
 # ---- buckets and batches
+def seed_of(*parts) -> int:
+    """A seed from anything printable, e.g. (seed, step, qid): equal on every rank, in every run, after every resume."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
 def save_png(image: Image.Image, folder: str) -> str:
     """-> path. Named by its pixels: a second run reuses the file, and never changes one that older buckets point to."""
     picture = load_image(image)

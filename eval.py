@@ -23,35 +23,23 @@ from glob import glob
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 import data
-import rewards
 from benchmarks import registry, report
 from data import InputError, Sample
 from engine.clip import load_clip
 from engine.memory import choose_slots
 from engine.plan import bytes_of, shape_of
-from engine import policy
+from engine.policy import Policy
+from engine.weights import find_model, load_processor, note_pixels
 from grading.algebra import check_rule
-from engine.policy import Policy, find_model
 from plumbing.flags import Flags, check_sampling, complain, refuse, refuse_outside
-from plumbing.log import Timer
-from plumbing.processes import (
-    SharedError,
-    ending_together,
-    gather,
-    is_writer,
-    meet,
-    mine,
-    no_bar,
-    on_every_rank,
-    print0,
-    start_processes,
-    stop_processes,
-)
+from plumbing.processes import (barrier, ending_together, gather, is_main, on_every_rank, print0, start_processes,
+                                stop_processes)
 from plumbing.run_folder import write_text
-from train import Sampling, collect, records, seed_of
+from train import PARTS, Sampling, ask
+
+CHUNK = 64  # questions per process between two signs of life: what an interruption can cost
 
 
 @dataclass(frozen=True)
@@ -61,10 +49,11 @@ class EvalConfig(Sampling):
     split: str = ""  # of a hub data set; empty: train, or what is usual for the benchmark
     clip: str = ""  # as in training; empty: the clip part is not computed
     group_size: int = 1  # responses per question; pass@n needs more than one, and a temperature
-    temperature: float = 0.0
-    top_p: float = 1.0
+    temperature: float = 0.0  # 0: greedy
+    top_p: float = 1.0  # of sampling; 1: all tokens
+    # run
     out: str = "runs/eval"  # report.json and responses.jsonl go here, of a benchmark into a folder of its name
-
+    # evaluation
     benchmark: list[str] = field(default_factory=list)  # names with spaces or commas between, or all
     restart: bool = False  # ask again, instead of going on with the responses that out holds
     blind: bool = False  # a second pass: the same questions without their images
@@ -95,30 +84,7 @@ def check_evaluation(config: EvalConfig):
     ])
 
 
-CHUNK = 64  # questions per process between two signs of life: what an interruption can cost
-
 # ---------------------------------------------------------------- a file of questions
-
-
-def start(config: EvalConfig) -> tuple:
-    """Load and check everything: (config with its slots, model, processor, clip, the samples asked, the number of
-    prompts over the limit)."""
-    device, _ = start_processes()
-    folder = find_model(config.model)
-    processor = load_processor(config, folder)
-    samples = data.load_samples(config.data, config.image_root, config.split or "train")
-    data.check_images(samples)
-    data.require(samples, "answer", config.data)
-    asked = data.drop_long(samples, processor, config.max_prompt, log=print0)
-    clip = load_clip(config.clip, device) if config.clip else None
-    data.encode_prompt(max(asked, key=lambda sample: len(sample.images)), processor)  # template and processor work
-    make_folder(config.out)
-    return *load_model(config, folder, device), processor, clip, asked, len(samples) - len(asked)
-
-
-def load_processor(config: EvalConfig, folder: str):
-    policy.note_pixels(folder, config.min_pixels, config.max_pixels, log=print0)
-    return policy.load_processor(folder, config.min_pixels, config.max_pixels)
 
 
 def load_model(config: EvalConfig, folder: str, device) -> tuple[EvalConfig, Policy]:
@@ -135,21 +101,22 @@ def make_folder(path: str):
         raise InputError(f"--out {path}: no folder can be made there ({error.strerror})") from error
 
 
-def ask(config: EvalConfig, model, processor, clip, samples: list[Sample]) -> list[dict]:
-    """The model's graded responses to every question: on rank 0 the rows of all, in the order of the file."""
-    rows, chunk = [], CHUNK * dist.get_world_size()
-    for first in tqdm(range(0, len(samples), chunk), "eval", disable=no_bar()):
-        part = mine(samples[first : first + chunk])
-        seeds = [seed_of(config.seed, "eval", sample.qid) for sample in part]
-        rows += gather(records(collect(model, processor, clip, part, seeds, config, Timer(first // chunk))))
-    for response in (response for row in rows for response in row["responses"]):
-        del response["reward"]  # a weighted sum, and evaluation has no weights
-    return rows
+def start(config: EvalConfig, device, folder: str, processor) -> tuple:
+    """Load and check a file of questions and the model: (config with its slots, model, clip, samples within the limit,
+    number of prompts over it)."""
+    samples = data.load_samples(config.data, config.image_root, config.split or "train")
+    data.check_images(samples)
+    data.require(samples, "answer", config.data)
+    kept = data.drop_long(samples, processor, config.max_prompt, log=print0)
+    clip = load_clip(config.clip, device) if config.clip else None
+    data.encode_prompt(max(kept, key=lambda sample: len(sample.images)), processor)  # template and processor work
+    make_folder(config.out)
+    return *load_model(config, folder, device), clip, kept, len(samples) - len(kept)
 
 
 def write_figures(config: EvalConfig, rows: list[dict], dropped: int):
     """report.json and responses.jsonl in config.out, and a table on the screen."""
-    figures = report.figures(rows, [part for part in rewards.PARTS if part != "clip" or config.clip])
+    figures = report.figures(rows, [part for part in PARTS if part != "clip" or config.clip])
     result = dict(questions=len(rows), dropped_prompts=dropped, config=asdict(config), figures=figures)
     write_text(os.path.join(config.out, "responses.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
     write_text(os.path.join(config.out, "report.json"), json.dumps(result, indent=1))
@@ -160,10 +127,15 @@ def write_figures(config: EvalConfig, rows: list[dict], dropped: int):
         print(f"  {name:<10} {values['mean']:8.3f} {ends}")
 
 
-def evaluate_file(config: EvalConfig):
-    config, *loaded, dropped = on_every_rank(lambda: start(config))
-    rows = ask(config, *loaded)
-    if is_writer():
+def evaluate_file(config: EvalConfig, device, folder: str, processor):
+    """The model's graded responses to every question, as figures with intervals and as rows in the order of the file."""
+    config, model, clip, samples, dropped = on_every_rank(lambda: start(config, device, folder, processor))
+    rows = []
+    for part in ask(model, processor, clip, samples, config, "eval", CHUNK * dist.get_world_size()):
+        rows += gather(part)
+    if is_main():
+        for response in (response for row in rows for response in row["responses"]):
+            del response["reward"]  # a weighted sum, and evaluation has no weights
         write_figures(config, rows, dropped)
 
 
@@ -236,20 +208,18 @@ def respond(config: EvalConfig, model, processor, samples: list[Sample], folder:
 
     way: the pass and name of its files.
     """
-    done, chunk = read_shards(folder, way), CHUNK * dist.get_world_size()
+    done = read_shards(folder, way)
     todo = [sample for sample in samples if sample.qid not in done]
-    meet()  # all have read before anyone writes: the shares are dealt from the same list
+    barrier()  # all have read before anyone writes: the shares are dealt from the same list
     with open_shard(folder, way) as file:
-        for first in tqdm(range(0, len(todo), chunk), f"{os.path.basename(folder)} {way}", disable=no_bar()):
-            part = mine(todo[first : first + chunk])
-            seeds = [seed_of(config.seed, "eval", sample.qid) for sample in part]
-            for row in records(collect(model, processor, None, part, seeds, config, Timer(first // chunk))):
+        for rows in ask(model, processor, None, todo, config, "eval", CHUNK * dist.get_world_size()):
+            for row in rows:
                 [response] = row["responses"]
                 file.write(json.dumps(dict(pid=row["qid"], response=response["text"], tokens=response["tokens"],
                                            finished=response["finished"])) + "\n")
             file.flush()
             os.fsync(file.fileno())
-    meet()
+    barrier()
     rows = read_shards(folder, way)
     lost = [sample.qid for sample in samples if sample.qid not in rows]
     if lost:
@@ -288,11 +258,11 @@ def prepare(config: EvalConfig, name: str, model_folder: str, processor) -> tupl
 
 def begin(config: EvalConfig, folder: str, settings: dict):
     """Rank 0 makes the folder ready, while the others wait."""
-    if is_writer():
+    if is_main():
         for path in glob(os.path.join(folder, "*.jsonl")) if config.restart else []:
             os.remove(path)
         write_text(os.path.join(folder, "settings.json"), json.dumps(settings, indent=1))
-    meet()
+    barrier()
 
 
 def run_benchmark(config: EvalConfig, model, processor, name: str, items: dict, samples: list[Sample], settings: dict):
@@ -306,7 +276,7 @@ def run_benchmark(config: EvalConfig, model, processor, name: str, items: dict, 
         others["caption_only"] = respond(config, model, processor, asked, folder, "caption_only")
     if config.blind:
         others["blind"] = respond(config, model, processor, without_images(samples, None), folder, "blind")
-    if is_writer():
+    if is_main():
         for way, rows in {"responses": responses, **others}.items():
             write_text(os.path.join(folder, f"{way}.jsonl"), "".join(json.dumps(row) + "\n" for row in rows.values()))
         verdicts = report.judge_all(name, responses, items)
@@ -339,17 +309,11 @@ def write_report(config: EvalConfig, folder: str, name: str, items: dict, respon
     print(report.markdown(result, split) + f"\nbreakdown {folder}/report.md", flush=True)
 
 
-def start_benchmarks(config: EvalConfig) -> tuple:
-    """Load and check everything: (config with its slots, model, processor, what `prepare` makes of each benchmark)."""
-    device, _ = start_processes()
-    folder = find_model(config.model)
-    processor = load_processor(config, folder)
-    tasks = [prepare(config, name, folder, processor) for name in registry.chosen(config.benchmark)]
-    return *load_model(config, folder, device), processor, tasks
-
-
-def evaluate_benchmarks(config: EvalConfig):
-    config, model, processor, tasks = on_every_rank(lambda: start_benchmarks(config))
+def evaluate_benchmarks(config: EvalConfig, device, folder: str, processor):
+    """Every benchmark is checked before the first is asked, and before the model is loaded."""
+    tasks = on_every_rank(lambda: [prepare(config, name, folder, processor)
+                                   for name in registry.chosen(config.benchmark)])
+    config, model = on_every_rank(lambda: load_model(config, folder, device))
     for task in tasks:
         run_benchmark(config, model, processor, *task)
 
@@ -389,20 +353,27 @@ def read_flags(argv: list[str]) -> EvalConfig:
     return config
 
 
+def ready(config: EvalConfig) -> tuple:
+    """(device, the model's folder, its processor)."""
+    device, _ = start_processes()
+    folder = find_model(config.model)
+    note_pixels(folder, config.min_pixels, config.max_pixels, log=print0)
+    return device, folder, load_processor(folder, config.min_pixels, config.max_pixels)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Evaluate; returns the exit code: 0, or 2 after one line about bad input."""
     try:
         with ending_together():
-            start_processes()  # first of all: even a flag is read together, and who cannot says so for all
+            start_processes()  # join first, so that a bad flag ends all ranks with one message
             config = on_every_rank(lambda: read_flags(sys.argv[1:] if argv is None else argv))
             if config.score:
-                on_every_rank(lambda: score(config) if is_writer() else None)
-            elif registry.chosen(config.benchmark):
-                evaluate_benchmarks(config)
+                on_every_rank(lambda: score(config) if is_main() else None)
             else:
-                evaluate_file(config)
-    except InputError as complaint:  # perhaps on this rank alone: an image that has gone bad, say
-        return complain(complaint, is_writer() or not isinstance(complaint, SharedError))
+                evaluate = evaluate_benchmarks if config.benchmark else evaluate_file
+                evaluate(config, *on_every_rank(lambda: ready(config)))
+    except InputError as error:  # it may concern only this rank, e.g. a corrupt image
+        return complain(error)
     return 0
 
 

@@ -1,31 +1,41 @@
-"""PeBR-R1, perception before reasoning: warm-up, sampling, perception RL and reasoning RL, on any number of processes.
+"""PeBR-R1, perception before reasoning: a vision-language model learns to see first, and then to reason.
 
     torchrun --nproc_per_node 8 train.py --stage sft     supervised warm-up: the format      -> runs/pebr/sft/model
     torchrun --nproc_per_node 8 train.py --stage sample  8 rollouts sort easy, medium, hard  -> runs/pebr/sample/*.jsonl
     torchrun --nproc_per_node 8 train.py --stage 1       perception RL on the easy questions -> runs/pebr/stage1/model
     torchrun --nproc_per_node 8 train.py --stage 2       reasoning RL on the medium ones     -> runs/pebr/stage2/model
 
-A stage is a dict of overrides of one Config (STAGES); its default input is what the stage before wrote. An RL step:
-    collect   questions -> G sampled responses each -> reward parts -> rewards -> advantages  (a whole policy per rank)
-    score     log-probs of the responses under the policy as it is now and the reference      (FSDP2, no gradient)
-    update    several optimiser steps of the clipped GRPO loss on slices of these questions   (FSDP2)
+GRPO in seven lines, for one question; `rl_step` below is these lines for many questions and many GPUs:
+    responses  = [sample(policy, question) for _ in range(8)]
+    rewards    = [score(response) for response in responses]           stage 1: description and form; stage 2: answer
+    advantages = (rewards - mean(rewards)) / std(rewards)              better than its siblings?
+    ratio      = exp(logprob(policy) - logprob(policy that sampled))   per token, from here on
+    objective  = min(ratio * advantage, clip(ratio, 0.8, 1.3) * advantage)
+    loss       = mean over all tokens of (-objective + 0.01 * KL(policy, reference))
+    policy     = policy - learning_rate * gradient(loss)
 
-Q questions x G responses = N sequences, group after group: `rewards.view(Q, G)` is a group per row. Rank r of W holds
-questions r, r + W, ... Nothing depends on W, on the micro-batch size or on what was computed before: random numbers
-are functions of (seed, step, question); the loss is divided by the token count of the optimiser step over all ranks.
+Where all responses to a question are right, or all are wrong, accuracy gives no advantage and so no gradient. That is
+why there are two stages: easy questions are rewarded for what is seen, medium ones for the answer.
+
+How this differs from plain GRPO, as the release does: the clip is asymmetric and bounded by a dual clip, the loss is a
+mean over tokens, the KL estimate is k3. How it differs from the release: the mean is over the tokens of the whole
+optimiser step on all ranks, where the release averages micro-batch by micro-batch (docs/differences.md has the rest).
+
+Q questions x G responses = N sequences, group after group: `rewards.view(Q, G)` has a group in each row. Any number of
+ranks, any micro-batch size and a resume give the same result, because random numbers are functions of (seed, step,
+question) and the loss is divided by the token count of the optimiser step over all ranks. Rank r of W holds questions
+r, r + W, .. of a batch.
 """
-import argparse
 import dataclasses
-import hashlib
 import json
 import math
 import os
-import shutil
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -35,100 +45,98 @@ from tqdm import tqdm
 
 import data
 import rewards
-from data import InputError, Sample, parse, worth_imitating
+from data import InputError, Sample, seed_of
 from engine.clip import load_clip
-from engine.memory import REHEARSED, drop_notes, fit_plan, make_optimizer, read_notes, rehearse, within_memory
+from engine.memory import REHEARSED, fit_plan, make_optimizer, rehearse
 from engine.plan import GB, shape_of, table
-from engine.policy import Group, Policy, dummy_group, find_model, load_processor, micro_batches, note_pixels, pack
-from engine.sampler import Response, enough_for, generate
-from engine.weights import export, load_checkpoint, save_checkpoint, sync
+from engine.policy import Group, Policy, dummy_group, micro_batches, pack
+from engine.sampler import Response, generate, sync
+from engine.weights import export, find_model, load_checkpoint, load_processor, note_pixels, save_checkpoint
 from grading.algebra import check_rule, process_grader
 from kernels import backend, pick_grpo_loss
-from plumbing.flags import Flags, check_sampling, check_training, complain, refuse_outside
-from plumbing.log import Timer, console_line, finite, rollout_metrics, time_metrics, update_metrics
-from plumbing.processes import (
-    SharedError,
-    ending_together,
-    gather,
-    is_writer,
-    meet,
-    mine,
-    no_bar,
-    of_writer,
-    on_every_rank,
-    print0,
-    start_processes,
-    stop_processes,
-)
-from plumbing.run_folder import ASIDE, check_folder, prepare_folder, write_text
+from plumbing.flags import complain, read_stage
+from plumbing.log import console_line, finite, records, rollout_metrics, time_metrics, update_metrics
+from plumbing.processes import (Timer, barrier, broadcast, ending_together, gather, is_main, no_bar, on_every_rank,
+                                print0, shard_of_rank, start_processes, stop_processes, sum_over_ranks)
+from plumbing.run_folder import check_folder, drop_old_run, prepare_folder, write_text
+
+# ------------------------------------------------------------------------------- settings and stages
 
 
 @dataclass(frozen=True)
 class Sampling:
     """What asking a model questions and scoring its responses needs; training and evaluation share these defaults."""
 
+    # model
     model: str = ""  # Hugging Face folder or hub name
+    dtype: str = "bfloat16"  # of computing, sampling and export, or float32; master weights are always float32
+    min_pixels: int = 576  # images are resized to between min and max pixels, the same everywhere
+    max_pixels: int = 802816  # 1024 tokens of 28 x 28 pixels
+    # data
     data: str = ""  # json, jsonl, or hub data set
     split: str = "train"  # of a hub data set
     image_root: str = ""  # what image paths are relative to; empty: the folder of the data file
-    clip: str = "qihoo360/fg-clip-large"  # FG-CLIP folder or hub name, open_clip folder, or open_clip name:pretrained
-    dtype: str = "bfloat16"  # of computing, sampling and export (bfloat16 or float32); master weights are float32
-    seed: int = 0
-
-    group_size: int = 8  # G, responses per question (pebr_stage1.yaml: n)
     max_prompt: int = 2048  # tokens; longer prompts are dropped before the run, never cut
+    # sampling
+    group_size: int = 8  # G, responses per question (pebr_stage1.yaml: n)
     max_response: int = 2048  # tokens
-    min_pixels: int = 576  # images are resized to between min and max pixels, the same everywhere
-    max_pixels: int = 802816
     temperature: float = 1.2  # divides the logits, in sampling and in all log-probs of training
     top_p: float = 0.99  # of sampling only
-    slots: int = 0  # responses decoded together on one GPU; 0: as many as its memory has room for, at most 256
-    cuda_graphs: bool = True  # on a GPU, replay captured decoding; the same tokens up to rounding, only faster
-    patience: float = 60.0  # minutes that a rank which is done waits for the others, before the run ends
-
+    seed: int = 0  # of all random numbers
+    # rewards
+    clip: str = "qihoo360/fg-clip-large"  # FG-CLIP folder or hub name, open_clip folder, or open_clip name:pretrained
     clip_target: float = 0.4  # cosine that earns the whole clip part (pebr_1.py)
     length_limit: int = 512  # tokens up to which the length part is 1 (pebr_1.py)
     keyword_scope: str = "description"  # where key words count: description (paper) or response (release)
-    grader: str = "own"  # the rule of the accuracy part: own (answers.py, grader.py) or release (mathruler)
+    grader: str = "own"  # the rule of the accuracy part: own (grading/) or release (mathruler)
+    # memory
+    slots: int = 0  # responses decoded together on one GPU; 0: as many as its memory has room for, at most 256
+    cuda_graphs: bool = True  # on a GPU, replay captured decoding; the same tokens up to rounding, only faster
+    # run
+    patience: float = 60.0  # minutes that a rank which is done waits for the others, before the run ends
 
 
 @dataclass(frozen=True)
 class Config(Sampling):
     """Every number that affects training. The model is also the reference policy of RL."""
 
+    # run
     stage: str = ""  # sft, sample, 1 or 2
     out: str = "runs/pebr"  # everything is written below this folder
     restart: bool = False  # begin anew instead of resuming; the old run is dropped when the new one is complete
-
+    save_every: int = 0  # steps between checkpoints to resume from; 0: none
+    eval_data: str = ""  # held-out questions, asked greedily during training; the figures are eval/*
+    eval_every: int = 0  # steps between two such evaluations, and one after the last step; 0: none
+    eval_questions: int = 256  # so many of eval_data, always the same
+    # data
     questions_per_rollout: int = 560  # Q, questions per step (stage1.yaml: rollout_batch_size)
     questions_per_update: int = 112  # questions per optimiser step (stage1.yaml: global_batch_size)
-    epochs: int = 1
+    epochs: int = 1  # passes over the data
     max_steps: int = 0  # stop after this many steps; 0: after the epochs
-
-    clip_weight: float = 0.0  # the reward is the weighted sum of its five parts
-    keyword_weight: float = 0.0
-    format_weight: float = 0.0
-    length_weight: float = 0.0
-    accuracy_weight: float = 0.0
-
-    clip_low: float = 0.2  # the ratio is clipped this far below 1 (verl actor/config.py)
-    clip_high: float = 0.3  # and this far above
-    clip_dual: float = 3.0  # bounds the loss of bad tokens whose ratio explodes
-    kl_coef: float = 0.01  # weight of the KL to the reference policy (stage1.yaml)
-    lr: float = 1e-6
+    # rewards
+    clip_weight: float = 0.0  # the reward is the weighted sum of its parts: does the description match the image?
+    keyword_weight: float = 0.0  # does the description name what matters?
+    format_weight: float = 0.0  # are all sections there?
+    length_weight: float = 0.0  # is the response short enough?
+    accuracy_weight: float = 0.0  # is the answer right?
+    # GRPO
+    clip_ratio_low: float = 0.2  # the ratio is clipped this far below 1 (verl actor/config.py)
+    clip_ratio_high: float = 0.3  # and this far above
+    clip_ratio_c: float = 3.0  # dual clip: bounds the loss of bad tokens whose ratio explodes
+    kl_coef: float = 0.01  # weight of the KL to the reference policy (stage1.yaml); 0 loads no reference
+    fused_loss: str = "auto"  # on a GPU, Triton's twin of grpo_loss: auto (where both are equal), on (or stop), off
+    # optimiser
+    lr: float = 1e-6  # learning rate of AdamW
     lr_decay: str = "constant"  # constant, or cosine to 0
     warmup_ratio: float = 0.0  # share of the optimiser steps over which lr rises from 0
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
+    weight_decay: float = 0.01  # of AdamW
+    max_grad_norm: float = 1.0  # a longer gradient is shortened to this norm
     freeze_vision: bool = False  # train the language model only
-    gradient_checkpointing: bool = True
+    # memory
+    gradient_checkpointing: bool = True  # compute activations again in the backward instead of keeping them
     adam_dtype: str = "float32"  # of Adam's two moments; bfloat16 saves 4 bytes a parameter, rounded at random
     ref_offload: bool = False  # keep the reference policy in host memory; a layer at a time comes to the GPU
     token_budget: int = 16384  # tokens in one packed row; changes memory and speed, not the result
-
-    save_every: int = 0  # steps between checkpoints to resume from; 0: none
-    keep_prompts: bool = False  # keep encoded warm-up prompts in memory: for data sets that fit
-
     plan: bool = False  # print the memory plan and stop; needs no data, no weights and no GPU
     gpus: int = 8  # of the plan
     gpu_gb: float = 80  # of the plan, memory of one GPU
@@ -147,118 +155,7 @@ STAGES = {
         questions_per_rollout=512, questions_per_update=128, accuracy_weight=0.9, format_weight=0.1),
 }
 FOLDERS = {"sft": "sft", "sample": "sample", "1": "stage1", "2": "stage2"}  # below config.out
-
-
-def read_config(argv: list[str], doc: str = "") -> Config:
-    """A training command line as a checked Config."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--stage", nargs="?", default="", const="")
-    stage = first.parse_known_args(argv)[0].stage
-    if stage not in STAGES and not {"-h", "--help"} & set(argv):
-        raise InputError(f"--stage {stage or 'is missing'}: give one of {', '.join(STAGES)}")
-    config = Flags(Config, doc).read(argv, STAGES.get(stage, {}))
-    given = {name: getattr(config, name).replace("{out}", config.out) for name in ("model", "data")}
-    config = dataclasses.replace(config, **given)
-    if config.plan:
-        config = dataclasses.replace(config, model=planned_model(config))
-    else:
-        check_inputs(config)
-    check_sampling(config)
-    check_rule(config.grader)
-    refuse_outside(config, 1, 1e6, "gpus gpu_gb")
-    if stage != "sample":
-        check_training(config)
-    return config
-
-
-def check_inputs(config: Config):
-    """A stage's default input is what an earlier stage made; if it is missing, say with which command."""
-    for name in ("model", "data"):
-        default = STAGES[config.stage][name]
-        for maker, folder in FOLDERS.items():
-            made_here = default.startswith(f"{{out}}/{folder}/")
-            path = default.replace("{out}", config.out)
-            if made_here and getattr(config, name) == path and not os.path.exists(path):
-                raise InputError(f"{path} is missing: make it with `train.py --stage {maker} --out {config.out}`, "
-                                 f"or give --{name}")
-
-
-def planned_model(config: Config) -> str:
-    """The model that a plan is for: where an earlier stage has yet to make it, what that stage will make it from."""
-    default = STAGES[config.stage]["model"].replace("{out}", config.out)
-    return STAGES["sft"]["model"] if config.model == default and not os.path.exists(default) else config.model
-
-
-def sampler_gap(rollout, old_logprobs: list[list[Tensor]]) -> float:
-    """Mean |log-prob of the sampler - log-prob of the trainer| of all sampled tokens: how differently the two round."""
-    drawn = torch.tensor([x for response in rollout.responses for x in response.logprobs])
-    scored = torch.cat([piece.cpu() for group in old_logprobs for piece in group] or [drawn])
-    total = torch.tensor([(drawn - scored).abs().sum(), len(drawn)])
-    dist.all_reduce(total)
-    return (total[0] / total[1]).item()
-
-
-def grader_metrics(rule: str) -> dict[str, float]:
-    """Pairs that all ranks had compared by algebra since the last call, and those given up after grader.LIMIT."""
-    counts = process_grader(rule).take_counts()
-    total = torch.tensor([float(counts["asked"]), float(counts["timeouts"])])
-    dist.all_reduce(total)
-    return {"grader/asked": total[0].item(), "grader/timeouts": total[1].item()}
-
-
-def seed_of(*parts) -> int:
-    """A seed from anything printable, e.g. (seed, step, qid): equal on every rank, in every run, after every resume."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
-
-
-@dataclass
-class Rollout:
-    """The responses to this rank's Q questions and what they earned."""
-
-    samples: list[Sample]  # Q
-    groups: list[Group]  # Q prompts with the ids of their G responses
-    responses: list[Response]  # N
-    texts: list[str]  # N
-    parts: dict[str, Tensor]  # each reward part, (N,)
-    rewards: Tensor  # (Q, G)
-
-
-def collect(replica, processor, clip, samples: list[Sample], seeds: list[int], config, timer: Timer) -> Rollout:
-    """Sample G responses to each question and score them. The same code trains, sorts questions and evaluates."""
-    with timer("rollout"), enough_for(config.slots):
-        prompts = [data.encode_prompt(sample, processor) for sample in samples]
-        replies = generate(replica, prompts, seeds, config.group_size, config.max_response, config.temperature,
-                           config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
-    with timer("reward"):
-        responses = [response for group in replies for response in group]
-        texts = [processor.tokenizer.decode(response.ids, skip_special_tokens=True) for response in responses]
-        lengths = [len(response.ids) for response in responses]
-        weights = {part: getattr(config, f"{part}_weight", 0.0) for part in rewards.PARTS}
-        total, parts = rewards.score(samples, texts, lengths, weights, clip, config.clip_target, config.length_limit,
-                                     config.keyword_scope, config.grader)
-    with timer("wait"):  # for the ranks with longer responses
-        meet(config.patience)
-    groups = [(prompt, [response.ids for response in group]) for prompt, group in zip(prompts, replies)]
-    return Rollout(samples, groups, responses, texts, parts, total.view(len(samples), config.group_size))
-
-
-def records(rollout: Rollout, advantages: Tensor | None = None) -> list[dict]:
-    """A rollout as json rows, one per question: the rollouts file, the metrics and the evaluation are made of these."""
-    Q, G = rollout.rewards.shape
-    columns = rollout.parts | {"reward": rollout.rewards.view(-1)}
-    if advantages is not None:
-        columns["advantage"] = advantages.reshape(-1)
-    columns = {name: values.tolist() for name, values in columns.items()}
-    rows = []
-    for q, sample in enumerate(rollout.samples):
-        replies = []
-        for i in range(q * G, (q + 1) * G):
-            text, response = rollout.texts[i], rollout.responses[i]
-            replies.append(dict(text=text, extracted=parse(text).answer, tokens=len(response.ids),
-                                finished=response.finished, **{name: values[i] for name, values in columns.items()}))
-        rows.append(dict(qid=sample.qid, question=sample.question, answer=sample.answer, responses=replies))
-    return rows
-
+PARTS = tuple(name.removesuffix("_weight") for name in Config.__annotations__ if name.endswith("_weight"))
 
 # ------------------------------------------------------------------------------- GRPO, as equations
 
@@ -278,20 +175,22 @@ def group_advantages(rewards: Tensor) -> Tensor:
 
 
 def grpo_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, advantages: Tensor, weights: Tensor,
-              clip_low: float, clip_high: float, clip_dual: float, kl_coef: float) -> tuple[Tensor, dict[str, Tensor]]:
+              clip_ratio_low: float, clip_ratio_high: float, clip_ratio_c: float,
+              kl_coef: float) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped, KL-regularised policy loss of N response tokens: a scalar, and its statistics as weighted sums.
 
-    ratio = exp(logprob - old_logprob)                                     Eq. RATIO   difference clamped to +-20
-    obj   = min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A)       Eq. CLIP
-    obj   = max(obj, clip_dual A)  where A < 0                             Eq. DUAL
-    kl    = exp(ref - logprob) - (ref - logprob) - 1                       Eq. KL3     clamped to +-20, kl to at most 10
-    loss  = sum_tokens weight (-obj + kl_coef kl)                          Eq. LOSS
+    ratio = exp(logprob - old_logprob)                                         Eq. RATIO   difference clamped to +-20
+    obj   = min(ratio A, clip(ratio, 1 - clip_ratio_low, 1 + clip_ratio_high) A)     Eq. CLIP
+    obj   = max(obj, clip_ratio_c A)  where A < 0                              Eq. DUAL
+    kl    = exp(ref - logprob) - (ref - logprob) - 1                           Eq. KL3     clamped to +-20, at most 10
+    loss  = sum_tokens weight (-obj + kl_coef kl)                              Eq. LOSS
     All are (N,); weights: 1 / (response tokens of the optimiser step, all ranks), 0 for padding. (verl core_algos.py)
+    On a GPU its twin in kernels/grpo.py runs, after a comparison at the start has found both equal (--fused_loss).
     """
     ratio = (logprobs - old_logprobs).clamp(-20, 20).exp()  # Eq. RATIO
-    unclipped, clipped = ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    unclipped, clipped = ratio * advantages, ratio.clamp(1 - clip_ratio_low, 1 + clip_ratio_high) * advantages
     objective = torch.minimum(unclipped, clipped)  # Eq. CLIP
-    bounded = torch.where(advantages < 0, torch.maximum(objective, clip_dual * advantages), objective)  # Eq. DUAL
+    bounded = torch.where(advantages < 0, torch.maximum(objective, clip_ratio_c * advantages), objective)  # Eq. DUAL
     difference = (ref_logprobs - logprobs).clamp(-20, 20)
     kl = (difference.exp() - difference - 1).clamp(max=10)  # Eq. KL3
     loss = (weights * (-bounded + kl_coef * kl)).sum()  # Eq. LOSS
@@ -314,99 +213,131 @@ def sft_loss(logprobs: Tensor, weights: Tensor) -> Tensor:
 def learning_rate(config: Config, update: int, updates: int) -> float:
     """Rate of optimiser step `update` of `updates`: linear warm-up, then constant or a cosine to 0."""
     warmup = max(1, round(config.warmup_ratio * updates))
-    rate = config.lr * min(1.0, (update + 1) / warmup)
+    lr = config.lr * min(1.0, (update + 1) / warmup)
     if config.lr_decay == "cosine" and update >= warmup:
-        rate *= 0.5 * (1 + math.cos(math.pi * (update - warmup) / max(1, updates - warmup)))
-    return rate
+        lr *= 0.5 * (1 + math.cos(math.pi * (update - warmup) / max(1, updates - warmup)))
+    return lr
 
 
-# ----------------------------------------------------- score and update: packed rows in, a step out
-
-Index = list[tuple[int, int]]  # (group, response) of each response in a packed row, in its order
+# ---------------------------------------------------- collect: questions in, rewarded responses out
 
 
-def rows_of(groups: list[Group], token_budget: int) -> Iterator[tuple[list[Group], Index]]:
-    """Cut groups into micro-batches; a rank that has fewer than the others ends with dummy rows of empty index."""
-    prompt_lengths = [len(prompt.input_ids) for prompt, _ in groups]
-    response_lengths = [[len(ids) for ids in responses] for _, responses in groups]
-    for row in micro_batches(prompt_lengths, response_lengths, token_budget):
-        part = [(groups[q][0], [groups[q][1][g] for g in chosen]) for q, chosen in row]
-        yield part or [dummy_group()], [(q, g) for q, chosen in row for g in chosen]
+@dataclass
+class Rollout:
+    """The responses to this rank's Q questions and what they earned; N = Q G."""
+
+    samples: list[Sample]  # Q
+    groups: list[Group]  # Q prompts, each with the ids of its G responses
+    responses: list[Response]  # N
+    texts: list[str]  # N
+    parts: dict[str, Tensor]  # each reward part, (N,)
+    rewards: Tensor  # (Q, G)
+    advantages: Tensor | None = None  # (Q, G), once training has computed them
 
 
-@torch.no_grad()
-def response_logprobs(policy, groups: list[Group], config: Config, device) -> list[list[Tensor]]:
-    """Log-probs of every response's tokens under a policy: Q lists of G tensors (length,)."""
-    out = [[None] * len(responses) for _, responses in groups]
-    for part, index in rows_of(groups, config.token_budget):
-        logprobs, _ = policy(pack(part, device), config.temperature)
-        lengths = [len(groups[q][1][g]) for q, g in index]
-        for (q, g), piece in zip(index, logprobs[: sum(lengths)].split(lengths)):
-            out[q][g] = piece
-    return out
+def collect(replica, processor, clip, samples: list[Sample], seeds: list[int], config, timer: Timer) -> Rollout:
+    """Sample G responses to each question and score them. The same code trains, sorts questions and evaluates."""
+    with timer("rollout"):
+        prompts = [data.encode_prompt(sample, processor) for sample in samples]
+        replies = generate(replica, prompts, seeds, config.group_size, config.max_response, config.temperature,
+                           config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
+    with timer("reward"):
+        responses = [response for group in replies for response in group]
+        texts = [processor.tokenizer.decode(response.ids, skip_special_tokens=True) for response in responses]
+        lengths = [len(response.ids) for response in responses]
+        weights = {part: getattr(config, f"{part}_weight", 0.0) for part in PARTS}  # evaluation has none
+        total, parts = rewards.score(samples, texts, lengths, weights, clip, config.clip_target, config.length_limit,
+                                     config.keyword_scope, config.grader)
+    with timer("wait"):  # for the ranks with longer responses
+        barrier(config.patience)
+    groups = [(prompt, [response.ids for response in group]) for prompt, group in zip(prompts, replies)]
+    return Rollout(samples, groups, responses, texts, parts, total.view(len(samples), config.group_size))
 
 
-def policy_loss(old_logprobs, ref_logprobs, advantages: Tensor, config: Config, device) -> Callable:
-    """`grpo_loss` of some questions as `update` takes it; log-probs as `response_logprobs` gives, advantages (Q, G)."""
-    per_token = [[a.expand(len(old)) for a, old in zip(*group)] for group in zip(advantages, old_logprobs)]
-    loss = pick_grpo_loss(grpo_loss, device)
+def ask(replica, processor, clip, samples: list[Sample], config, purpose: str, chunk: int) -> Iterator[list[dict]]:
+    """Graded responses to all questions, `chunk` at a time: each rank gets the rows of its own share of a chunk.
 
-    def row_loss(index: Index, weights: Tensor):
-        old, ref, A = (torch.cat([values[q][g] for q, g in index]) if index else torch.zeros_like(weights)
-                       for values in (old_logprobs, ref_logprobs, per_token))
-        return lambda logprobs, rows: loss(logprobs, old[rows], ref[rows], A[rows], weights[rows], config.clip_low,
-                                           config.clip_high, config.clip_dual, config.kl_coef)
-
-    return row_loss
-
-
-def solution_loss(index: Index, weights: Tensor):
-    """`sft_loss` as `update` takes it."""
-    return lambda logprobs, rows: (sft_loss(logprobs, weights[rows]), {})
-
-
-def update(policy, optimizer, groups: list[Group], row_loss: Callable, rate: float, temperature: float, config: Config,
-           device) -> dict[str, float]:
-    """One optimiser step on the groups of all ranks together. Returns its statistics, equal on all ranks.
-
-    row_loss(index, weights (N,)) is told which responses are in a packed row; the function that it returns takes
-    (logprobs (n,), rows: slice of the N) and gives their loss and statistics that add up, but for ratio_max.
+    The seeds depend on the purpose and the question alone, so an interrupted run asks the rest as if nothing happened.
     """
-    count = torch.tensor(float(sum(len(ids) for _, responses in groups for ids in responses)))
-    dist.all_reduce(count)  # before the loop: all micro-batches of all ranks share one denominator
-    sums, ratio_max = defaultdict(lambda: torch.zeros((), device=device)), torch.zeros((), device=device)
-    for part, index in rows_of(groups, config.token_budget):
-        packed = pack(part, device)
-        weights = torch.full((len(packed.targets),), 1 / count.item() if index else 0.0, device=device)
-        token_loss = row_loss(index, weights)
+    for first in tqdm(range(0, len(samples), chunk), purpose, disable=no_bar()):
+        part = shard_of_rank(samples[first : first + chunk])
+        seeds = [seed_of(config.seed, purpose, sample.qid) for sample in part]
+        timer = Timer(f"questions {first} to {first + chunk}")
+        yield records(collect(replica, processor, clip, part, seeds, config, timer))
 
-        def chunk_loss(logprobs, entropies, rows):
+
+# ---------------------------------------------- micro-batches, and one optimiser step on some of them
+
+
+@dataclass
+class MicroBatch:
+    """Groups that go through the model in one packed row, and what the loss needs of each of their N response tokens."""
+
+    groups: list[Group]  # laid end to end by engine.policy.pack
+    weights: Tensor  # (N,) 1 / response tokens of the optimiser step on all ranks; 0 in a dummy
+    advantages: Tensor  # (N,) each token has that of its response
+    sampler_logprobs: Tensor  # (N,) as the sampler drew them
+    old_logprobs: Tensor | None = None  # (N,) under the policy before the first update on this rollout
+    ref_logprobs: Tensor | None = None  # (N,) under the reference policy
+
+
+def make_micro_batches(groups: list[Group], token_budget: int, device, advantages: Tensor | None = None,
+                       drawn: list[list[float]] | None = None) -> list[MicroBatch]:
+    """Cut one optimiser step's groups into rows of at most token_budget tokens. A collective: all ranks need equally
+    many forwards, and a rank that is short of work gets dummies of weight 0.
+
+    Of RL: advantages (Q, G), and drawn, the sampler's log-probs of each of the Q G responses.
+    """
+    lengths = [[len(ids) for ids in responses] for _, responses in groups]  # Q x G
+    # One denominator for all micro-batches of all ranks, so that the result depends on neither.
+    tokens = sum_over_ranks({"tokens": sum(map(sum, lengths))})["tokens"]
+    batches = []
+    for row in micro_batches([len(prompt.input_ids) for prompt, _ in groups], lengths, token_budget):
+        part = [(groups[q][0], [groups[q][1][g] for g in chosen]) for q, chosen in row] or [dummy_group()]
+        N = sum(len(ids) for _, responses in part for ids in responses)
+        weight = 1 / tokens if row else 0.0
+        batch = MicroBatch(part, *(torch.full((N,), x, device=device) for x in (weight, 0.0, 0.0)))
+        if row and advantages is not None:
+            chosen = [(q, g) for q, members in row for g in members]
+            batch.advantages = torch.cat([advantages[q, g].expand(lengths[q][g]) for q, g in chosen]).to(device)
+            G = advantages.shape[1]
+            batch.sampler_logprobs = torch.tensor([x for q, g in chosen for x in drawn[q * G + g]], device=device)
+        batches.append(batch)
+    return batches
+
+
+def update(policy, optimizer, batches: list[MicroBatch], loss_fn: Callable, lr: float, temperature: float,
+           max_grad_norm: float, device) -> dict[str, float]:
+    """One optimiser step on the micro-batches of all ranks together. Returns its statistics, equal on all ranks.
+
+    loss_fn(logprobs, batch, rows) -> the loss of the tokens `rows` (a slice) of a micro-batch, and statistics that add
+    up over tokens (ratio_max apart). The model calls it chunk by chunk, while a chunk's logits are there.
+    """
+    totals, ratio_max = defaultdict(lambda: torch.zeros((), device=device)), torch.zeros((), device=device)
+    for batch in batches:
+        def chunk_loss(logprobs, entropies, rows, batch=batch):
             nonlocal ratio_max
-            loss, stats = token_loss(logprobs, rows)
+            loss, stats = loss_fn(logprobs, batch, rows)
             ratio_max = torch.maximum(ratio_max, stats.pop("ratio_max", ratio_max))
-            for name, value in dict(stats, loss=loss, entropy=(weights[rows] * entropies).sum()).items():
-                sums[name] += value.detach()
+            stats |= dict(loss=loss, entropy=(batch.weights[rows] * entropies).sum(),
+                          tokens=(batch.weights[rows] > 0).sum())
+            for name, value in stats.items():
+                totals[name] += value.detach()
             return loss
 
-        loss, _, _ = policy(packed, temperature, chunk_loss)
+        loss, _, _ = policy(pack(batch.groups, device), temperature, chunk_loss)
         loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), max_grad_norm)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    usable = bool(norm.isfinite())  # the norm is of all ranks' gradients, so all ranks decide alike
-    if usable:
+    finite_norm = bool(norm.isfinite())  # of all ranks' gradients together, so all ranks decide alike
+    if finite_norm:
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        try:
-            optimizer.step()
-        except torch.OutOfMemoryError as error:  # some weights may have moved: this cannot be repeated
-            raise InputError("out of memory in the optimiser's step, where rows of any size are gone: "
-                             "see --plan for what to change") from error
+            group["lr"] = lr
+        optimizer.step()
     optimizer.zero_grad()
-    totals = torch.stack(list(sums.values()))
-    dist.all_reduce(totals)
     dist.all_reduce(ratio_max, dist.ReduceOp.MAX)
-    return dict(zip(sums, totals.tolist()), ratio_max=ratio_max.item(), grad_norm=norm.item(),
-                skipped=float(not usable), lr=rate, tokens=count.item())
+    return sum_over_ranks(totals) | dict(ratio_max=ratio_max.item(), grad_norm=norm.item(), lr=lr,
+                                         skipped=float(not finite_norm))
 
 
 # --------------------------------------------------------------------- a run: what the stages share
@@ -421,37 +352,43 @@ class Run:
     device: torch.device
     processor: object
     samples: list[Sample]
+    held_out: list[Sample]  # what --eval_data asks
     batches: list[list[int]]  # which samples each step of training takes
     policy: Policy | None  # sharded, trained
     ref_policy: Policy | None  # sharded, frozen
     replica: Policy | None  # whole, samples
-    clip: object  # rewards.ClipScorer or None
-    encoded: dict  # qid -> Group, with --keep_prompts
-    halved: bool = False  # whether memory has run out once and config.token_budget is half of what was asked for
+    clip: object  # engine.clip.ClipScorer or None
+    grpo_loss: Callable  # the one above, or its twin on a GPU
 
 
-def load_samples(config: Config, processor) -> list[Sample]:
-    """The stage's data, filtered; whatever is wrong with it is found here, before the run."""
+def load_samples(config: Config, processor) -> tuple[list[Sample], list[Sample]]:
+    """The stage's data and the held-out questions, filtered; what is wrong with them is found here, before the run."""
     samples = data.load_samples(config.data, config.image_root, config.split)
     if config.stage == "sft":
-        samples = worth_imitating(samples, config, processor, log=print0)
+        samples = data.worth_imitating(samples, config, processor, log=print0)
     else:
         data.check_images(samples)
     if config.accuracy_weight > 0 or config.stage == "sample":
         data.require(samples, "answer", config.data)
     if config.keyword_weight > 0:
         data.require(samples, "key_words", config.data)
-    return data.drop_long(samples, processor, config.max_prompt, log=print0)
+    held_out = data.load_samples(config.eval_data, config.image_root, config.split) if config.eval_data else []
+    held_out = sorted(held_out, key=lambda sample: seed_of("held out", sample.qid))[: config.eval_questions]
+    data.check_images(held_out)
+    data.require(held_out, "answer", config.eval_data)
+    kept = data.drop_long(samples, processor, config.max_prompt, log=print0)
+    return kept, held_out and data.drop_long(held_out, processor, config.max_prompt, log=print0)
 
 
 def start(config: Config) -> Run:
     """Load and check everything that a stage needs; nothing of an earlier run is touched yet."""
+    check_rule(config.grader)
     device, mesh = start_processes()
     print0(f"{dist.get_world_size()} process(es) on {device.type}, log-probs and loss by {backend(device)}")
     folder, dtype = find_model(config.model), getattr(torch, config.dtype)
     processor = load_processor(folder, config.min_pixels, config.max_pixels)
     note_pixels(folder, config.min_pixels, config.max_pixels, log=print0)
-    samples, batches = load_samples(config, processor), []
+    (samples, held_out), batches = load_samples(config, processor), []
     if config.stage != "sample":
         batches = data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed)
         left = config.epochs * len(samples) - len(batches) * config.questions_per_rollout
@@ -468,90 +405,117 @@ def start(config: Config) -> Run:
         if config.gradient_checkpointing:
             policy.gradient_checkpointing_enable({"use_reentrant": False})
             policy.train()
-    if config.stage != "sft":
+    if config.stage != "sft" or config.eval_every:
         replica = Policy.load(folder, device, dtype).eval()
-        if policy and config.kl_coef > 0:
-            ref_policy = Policy.load(folder, device, dtype, mesh, dtype, config.ref_offload)
-            ref_policy.requires_grad_(False).eval()
-    return Run(config, run_folder, device, processor, samples, batches, policy, ref_policy, replica, clip, {})
+    if config.stage in ("1", "2") and config.kl_coef > 0:
+        ref_policy = Policy.load(folder, device, dtype, mesh, dtype, config.ref_offload)
+        ref_policy.requires_grad_(False).eval()
+    loss = pick_grpo_loss(grpo_loss, device)
+    return Run(config, run_folder, device, processor, samples, held_out, batches, policy, ref_policy, replica, clip, loss)
 
 
 # -------------------------------------------------------------------------- the three kinds of step
 
 
-def sft_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -> tuple[dict[str, float], list[dict]]:
-    """One optimiser step of supervised warm-up: a solution is a group of one response."""
-    timer, groups = Timer(step), []
+def sft_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -> tuple[None, list[dict], Timer]:
+    """One optimiser step of supervised warm-up: a solution is a group of one response, of advantage 1."""
+    config, timer = run.config, Timer(f"step {step}")
     with timer("encode"):
-        for sample in mine(samples):
-            group = run.encoded.get(sample.qid)
-            if group is None:
-                group = data.encode_prompt(sample, run.processor), [data.encode_solution(sample, run.processor)]
-            if run.config.keep_prompts:
-                run.encoded[sample.qid] = group
-            groups.append(group)
+        groups = [(data.encode_prompt(sample, run.processor), [data.encode_solution(sample, run.processor)])
+                  for sample in shard_of_rank(samples)]
     with timer("wait"):
-        meet(run.config.patience)
+        barrier(config.patience)
+
+    def loss_fn(logprobs, batch, rows):
+        return sft_loss(logprobs, batch.weights[rows]), {}
+
     with timer("update"):
-        rate = learning_rate(run.config, step, steps)
-        stats = within_memory(run, lambda: update(run.policy, optimizer, groups, solution_loss, rate, 1.0, run.config,
-                                                  run.device))
-        metrics = update_metrics([stats])
-    return metrics | time_metrics(timer.seconds, metrics, []), []
+        batches = make_micro_batches(groups, config.token_budget, run.device)
+        stats = update(run.policy, optimizer, batches, loss_fn, learning_rate(config, step, steps), 1.0,
+                       config.max_grad_norm, run.device)
+    return None, [stats], timer
 
 
-def rl_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -> tuple[dict[str, float], list[dict]]:
-    """Collect responses to Q questions, then take Q / questions_per_update optimiser steps on them."""
-    config, timer = run.config, Timer(step)
+def rl_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -> tuple[Rollout, list[dict], Timer]:
+    """Sample and score responses to Q questions, then take Q / questions_per_update optimiser steps on them.
+
+    Returns the rollout of this rank, the statistics of each optimiser step, and the seconds of each phase.
+    """
+    config, device, timer = run.config, run.device, Timer(f"step {step}")
     with timer("sync"):
-        sync(run.policy, run.replica)
-    seeds = [seed_of(config.seed, step, i) for i in mine(range(len(samples)))]
-    rollout = collect(run.replica, run.processor, run.clip, mine(samples), seeds, config, timer)
-    advantages = group_advantages(rollout.rewards).to(run.device)  # (Q, G)
-    with timer("logprobs"):  # before the first update: the ratio is against the policy that sampled
-        old_logprobs = within_memory(
-            run, lambda: response_logprobs(run.policy, rollout.groups, run.config, run.device))
-        ref_logprobs = old_logprobs  # without a KL term there is no reference to load
-        if run.ref_policy is not None:
-            ref_logprobs = within_memory(
-                run, lambda: response_logprobs(run.ref_policy, rollout.groups, run.config, run.device))
-    updates, stats = len(samples) // config.questions_per_update, []
+        sync(run.policy, run.replica)  # the sampler's weights are now the policy's
+    seeds = [seed_of(config.seed, step, i) for i in range(len(samples))]
+    rollout = collect(run.replica, run.processor, run.clip, shard_of_rank(samples), shard_of_rank(seeds), config, timer)
+    rollout.advantages = group_advantages(rollout.rewards)  # (Q, G), of this rank's questions
+
+    # Micro-batches for each optimiser step: question i of the batch goes to step i // U on any number of ranks.
+    U, G = config.questions_per_update, config.group_size
+    minibatches, updates = [], len(samples) // U
+    for u in range(updates):
+        chosen = [q for q, i in enumerate(shard_of_rank(range(len(samples)))) if i // U == u]
+        drawn = [response.logprobs for q in chosen for response in rollout.responses[q * G : (q + 1) * G]]
+        minibatches.append(make_micro_batches([rollout.groups[q] for q in chosen], config.token_budget, device,
+                                              rollout.advantages[chosen], drawn))
+
+    with timer("logprobs"), torch.no_grad():  # before the first update, because the ratio is to the policy that sampled
+        for batch in chain(*minibatches):
+            batch.old_logprobs, _ = run.policy(pack(batch.groups, device), config.temperature)
+            batch.ref_logprobs = batch.old_logprobs  # without a KL term there is no reference to ask
+        for batch in chain(*minibatches) if run.ref_policy else ():  # in a loop of its own: one gathered root at a time
+            batch.ref_logprobs, _ = run.ref_policy(pack(batch.groups, device), config.temperature)
+
+    def loss_fn(logprobs, batch, rows):
+        weights, old_logprobs = batch.weights[rows], batch.old_logprobs[rows]
+        loss, stats = run.grpo_loss(logprobs, old_logprobs, batch.ref_logprobs[rows], batch.advantages[rows], weights,
+                                    config.clip_ratio_low, config.clip_ratio_high, config.clip_ratio_c, config.kl_coef)
+        gap = (weights * (batch.sampler_logprobs[rows] - old_logprobs).abs()).sum()  # how differently the two round
+        return loss, stats | {"sampler_gap": gap}
+
+    stats = []
     with timer("update"):
-        for u in range(updates):  # the same questions whatever the number of ranks
-            part = [q for q, i in enumerate(mine(range(len(samples)))) if i // config.questions_per_update == u]
-            groups, old, ref = ([values[q] for q in part] for values in (rollout.groups, old_logprobs, ref_logprobs))
-            loss = policy_loss(old, ref, advantages[part], config, run.device)
-            rate = learning_rate(config, step * updates + u, steps * updates)
-            stats.append(within_memory(run, lambda: update(run.policy, optimizer, groups, loss, rate,
-                                                           config.temperature, run.config, run.device)))
-    rows = gather(records(rollout, advantages))
-    metrics = rollout_metrics(rows) | update_metrics(stats) | {"policy/sampler_gap": sampler_gap(rollout, old_logprobs)}
-    metrics |= grader_metrics(config.grader)
-    return metrics | time_metrics(timer.seconds, metrics, rows), rows
+        for u, batches in enumerate(minibatches):
+            lr = learning_rate(config, step * updates + u, steps * updates)
+            stats.append(update(run.policy, optimizer, batches, loss_fn, lr, config.temperature, config.max_grad_norm,
+                                device))
+    return rollout, stats, timer
+
+
+def grader_counts(config: Config) -> dict[str, float]:
+    """Pairs that all ranks had compared by algebra since the last call, and those that took too long."""
+    counts = process_grader(config.grader).take_counts()
+    return sum_over_ranks({f"grader/{name}": counts[name] for name in ("asked", "timeouts")})
 
 
 def sample_questions(run: Run):
     """Stage sample: G graded responses to every question, then the three buckets. A second run replaces the first."""
     config, rows = run.config, []
-    Q = config.questions_per_rollout
-    for first in tqdm(range(0, len(run.samples), Q), "sample", disable=no_bar()):
-        samples, timer = mine(run.samples[first : first + Q]), Timer(first // Q)
-        seeds = [seed_of(config.seed, "sample", sample.qid) for sample in samples]
-        rows += gather(records(collect(run.replica, run.processor, run.clip, samples, seeds, config, timer)))
-    late = grader_metrics(config.grader)["grader/timeouts"]
-    if is_writer():
+    for part in ask(run.replica, run.processor, None, run.samples, config, "sample", config.questions_per_rollout):
+        rows += gather(part)
+    late = grader_counts(config)["grader/timeouts"]
+    if is_main():
         correct = {row["qid"]: sum(response["accuracy"] == 1 for response in row["responses"]) for row in rows}
         sizes = data.write_buckets(run.folder, run.samples, correct, config.group_size)
         write_text(os.path.join(run.folder, "rollouts.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
         print(f"{len(rows)} questions -> {run.folder}: " + ", ".join(f"{size} {name}" for name, size in sizes.items())
               + (f"; {late:g} answers took too long to compare" if late else ""))
-        for stage in (stage for name, stage in (("easy", "1"), ("medium", "2")) if not sizes[name]):
-            print(f"stage {stage} is left without questions: "
-                  "a longer or shorter warm-up, or another --temperature, helps")
-    meet()
+        if not (sizes["easy"] and sizes["medium"]):
+            print("a stage is left without questions: a longer or shorter warm-up, or another --temperature, helps")
+    barrier()
 
 
 # ----------------------------------------------------------------------------------------- the loop
+
+
+def evaluate(run: Run) -> dict[str, float]:
+    """Greedy answers to the held-out questions: the mean of accuracy, format and the stage's other reward parts."""
+    config = dataclasses.replace(run.config, group_size=1, temperature=0.0)
+    sync(run.policy, run.replica)
+    rows = []
+    for part in ask(run.replica, run.processor, run.clip, run.held_out, config, "evaluate", len(run.held_out)):
+        rows += gather(part)
+    shown = [part for part in PARTS if part in ("accuracy", "format") or getattr(config, f"{part}_weight") > 0]
+    answers = [response for row in rows for response in row["responses"]]
+    return {f"eval/{part}": sum(answer[part] for answer in answers) / len(answers) for part in shown if answers}
 
 
 def train(run: Run, step_function):
@@ -559,26 +523,37 @@ def train(run: Run, step_function):
     config, steps = run.config, len(run.batches)
     steps = min(steps, config.max_steps or steps)
     optimizer = make_optimizer(run.policy, config)
-    if of_writer(os.path.exists(os.path.join(run.folder, "model"))) and not config.restart:
+    if broadcast(os.path.exists(os.path.join(run.folder, "model"))) and not config.restart:
         print0(f"{run.folder} is complete; --restart runs it again")
         return
-    first, skipped = prepare_folder(run), 0
-    read_notes(run)
+    first, skipped = prepare_folder(run.folder, config), 0
     if run.device.type in REHEARSED:
-        rehearse(run, optimizer, update)
+        def idle_step(groups):
+            batches = make_micro_batches(groups, config.token_budget, run.device)
+            update(run.policy, optimizer, batches, lambda logprobs, *_: (0 * logprobs.sum(), {}), 0.0, 1.0, 1.0,
+                   run.device)
+
+        rehearse(config, run.policy, run.replica, optimizer, len(run.processor.tokenizer), idle_step)
     on_every_rank(lambda: load_checkpoint(os.path.join(run.folder, "checkpoints"), run.policy, optimizer))
     for step in tqdm(range(first, steps), f"stage {config.stage}", initial=first, total=steps, disable=no_bar()):
         began = time.perf_counter()
-        metrics, rows = step_function(run, optimizer, [run.samples[i] for i in run.batches[step]], step, steps)
+        rollout, stats, timer = step_function(run, optimizer, [run.samples[i] for i in run.batches[step]], step, steps)
+        rows, metrics = [], update_metrics(stats)
+        if rollout is not None:
+            rows = gather(records(rollout))
+            metrics = rollout_metrics(rows, PARTS) | metrics | grader_counts(config)
+        metrics |= time_metrics(timer.seconds, metrics, rows)
+        if config.eval_every and ((step + 1) % config.eval_every == 0 or step + 1 == steps):
+            metrics |= evaluate(run)
         metrics["time/step"] = time.perf_counter() - began
-        if is_writer():
+        if is_main():
             with open(os.path.join(run.folder, "metrics.jsonl"), "a") as f:
                 f.write(json.dumps(finite({"step": step, **metrics})) + "\n")
             if rows:
                 lines = "".join(json.dumps(row) + "\n" for row in rows)
                 write_text(os.path.join(run.folder, "rollouts", f"step_{step:06d}.jsonl"), lines)
             tqdm.write(console_line(step, steps, metrics))
-        meet()  # if rank 0 could not write, nobody goes on
+        barrier()  # if rank 0 could not write, nobody goes on
         skipped = skipped + 1 if metrics["opt/skipped"] else 0
         if skipped == 5:
             raise FloatingPointError("5 steps in a row without a finite gradient: "
@@ -586,18 +561,21 @@ def train(run: Run, step_function):
         if config.save_every and (step + 1) % config.save_every == 0:
             save_checkpoint(os.path.join(run.folder, "checkpoints"), step + 1, run.policy, optimizer)
     export(os.path.join(run.folder, "model"), run.policy, run.processor, getattr(torch, config.dtype))
-    if is_writer():
-        shutil.rmtree(os.path.realpath(run.folder) + ASIDE, ignore_errors=True)
-        drop_notes(run.folder)
+    drop_old_run(run.folder)
     print0(f"model -> {run.folder}/model")
+
+
+def read_config(argv: list[str]) -> Config:
+    """A training command line as a checked Config: defaults < STAGES[stage] < argv. InputError: what is wrong with it."""
+    return read_stage(argv, __doc__, Config, STAGES, FOLDERS)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one stage; returns the exit code: 0, or 2 after one line about bad input."""
     try:
         with ending_together():
-            start_processes()  # first of all: even a flag is read together, and who cannot says so for all
-            config = on_every_rank(lambda: read_config(sys.argv[1:] if argv is None else argv, __doc__))
+            start_processes()  # join first, so that a bad flag ends all ranks with one message
+            config = on_every_rank(lambda: read_config(sys.argv[1:] if argv is None else argv))
             if config.plan:
                 on_every_rank(lambda: print0(table(config, shape_of(config.model), config.gpus, config.gpu_gb * GB)))
                 return 0
@@ -606,8 +584,8 @@ def main(argv: list[str] | None = None) -> int:
                 sample_questions(run)
             else:
                 train(run, sft_step if run.config.stage == "sft" else rl_step)
-    except InputError as complaint:  # perhaps on this rank alone: an image that has gone bad, say
-        return complain(complaint, is_writer() or not isinstance(complaint, SharedError))
+    except InputError as error:  # it may concern only this rank, e.g. a corrupt image
+        return complain(error)
     return 0
 
 

@@ -1,22 +1,27 @@
+"""The CLIP model that says whether a description matches its image; it is never trained.
+
+    scorer = load_clip("qihoo360/fg-clip-large", device)     FG-CLIP v1, or any model of open_clip
+    cosines = scorer.score(images, descriptions)             (N,) of N = Q G descriptions of the images of Q questions
+
+FG-CLIP is loaded into open_clip under open_clip's names, so that none of its authors' code has to run.
+"""
 import json
 import os
 import re
 from glob import glob
 from pickle import UnpicklingError
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import CLIPConfig
 
 from data import InputError, load_image
 
 
-CHUNK = 64                                         # images or texts per forward: bounds memory
+CHUNK = 64  # images or texts in one forward, which bounds its memory
 
 
 class ClipScorer:
@@ -104,7 +109,7 @@ def fg_clip_sources(key: str) -> list[str]:
     return [f"{block}.{FG_CLIP_BLOCK_NAMES[part]}.{kind}"]
 
 
-def fg_clip_state(weights: dict[str, torch.Tensor], model: open_clip.CLIP, folder: str) -> dict[str, torch.Tensor]:
+def fg_clip_state(weights: dict[str, torch.Tensor], model, folder: str) -> dict[str, torch.Tensor]:
     """The open_clip state. Every FG-CLIP tensor must be there, have the shape that config.json says, and be known."""
     state, used = {}, set(FG_CLIP_UNUSED)
     for key, target in model.state_dict().items():
@@ -131,7 +136,10 @@ def fg_clip_state(weights: dict[str, torch.Tensor], model: open_clip.CLIP, folde
     return state
 
 
-def fg_clip_model(config: CLIPConfig, context_length: int) -> open_clip.CLIP:
+def fg_clip_model(config, context_length: int):
+    """An open_clip.CLIP with random weights in the sizes of a transformers CLIPConfig."""
+    import open_clip  # two seconds, and only stage 1 needs it
+
     text, vision = config.text_config, config.vision_config
     return open_clip.CLIP(
         embed_dim=config.projection_dim,
@@ -147,6 +155,9 @@ def fg_clip_model(config: CLIPConfig, context_length: int) -> open_clip.CLIP:
 
 def load_fg_clip(folder: str, device: str) -> ClipScorer:
     """FG-CLIP v1 (qihoo360/fg-clip-large and -base): sizes from config.json, weights from *.safetensors."""
+    import open_clip
+    from transformers import CLIPConfig
+
     weights, statistics = {}, {}
     images = os.path.join(folder, "preprocessor_config.json")
     try:
@@ -175,6 +186,8 @@ def one_line(error: Exception) -> str:
 
 def load_open_clip(name: str, pretrained: str | None, device: str) -> ClipScorer:
     """Through open_clip's own loader; images are prepared as the model's own configuration says."""
+    import open_clip
+
     # open_clip only warns when the weights were trained with another activation than the architecture's.
     quick_gelu = bool(pretrained and open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu"))
     try:
@@ -187,6 +200,8 @@ def load_open_clip(name: str, pretrained: str | None, device: str) -> ClipScorer
 
 
 def load_pretrained(architecture: str, pretrained: str, device: str) -> ClipScorer:
+    import open_clip
+
     if architecture not in open_clip.list_models():
         raise InputError(f"CLIP model {architecture}:{pretrained}: open_clip has no {architecture}; its names, such as "
                          "ViT-B-32:openai, are listed by open_clip.list_pretrained()")

@@ -1,15 +1,11 @@
-"""Living within a GPU's memory: slots by the plan, the largest step before the first, a retry when it runs out.
+"""Living within a GPU's memory: as many slots as the plan has room for, and the largest step before the first.
 
     config = fit_plan(config, folder, device)             as many slots as the plan has room for
     optimizer = make_optimizer(policy, config)            AdamW, its moments in float32 or bfloat16
-    rehearse(run, optimizer, update)                      the worst that can come, run before any data is spent
-    within_memory(run, lambda: update(..))                once more with rows of half the size
-
-`run` is train.Run: what a stage works with.
+    rehearse(config, policy, replica, ..)                 the worst that can come, run before any data is spent
 """
 import dataclasses
 import math
-import os
 from collections.abc import Callable
 
 import torch
@@ -18,16 +14,13 @@ import torch.distributed as dist
 from data import InputError, Prompt, mrope_positions
 from engine.adamw import AdamW
 from engine.plan import GB, USABLE, Shape, always_bytes, largest_image, most_slots, shape_of, table, worst_row
-from engine.policy import Group, forget_step
-from engine.sampler import BURST, enough_for, generate
+from engine.policy import Group
+from engine.sampler import BURST, generate
 from plumbing.log import peak_memory
-from plumbing.processes import here, print0
-from plumbing.run_folder import write_text
+from plumbing.processes import Timer, print0
 
-
-REHEARSED = ("cuda",)  # devices whose memory ends in an exception; a CPU's does not
+REHEARSED = ("cuda",)  # devices that raise OutOfMemoryError; a CPU does not
 CPU_SLOTS = 128  # where no plan is needed
-NOTE = "token_budget."  # files in a stage's folder, one per rank that ran out: the token budget to go on with
 
 
 def choose_slots(config, shape: Shape, device: torch.device, planned: float) -> int:
@@ -98,72 +91,21 @@ def worst_prompts(config, model_config) -> list[Prompt]:
     return [prompt] * max(1, config.slots // config.group_size)
 
 
-def rehearse(run, optimizer, update: Callable):
+def rehearse(config, policy, replica, optimizer, vocab_size: int, train_on: Callable):
     """Run the fullest rollout and the largest micro-batch that can come, before any data is spent; report the peaks.
 
-    Weights and Adam's moments stay as they are: all losses are 0, the learning rate is 0, the moments are made anew.
+    A run that is too large for its GPU so ends in its first minute. train_on(groups) takes an optimiser step whose loss
+    and learning rate are 0, so weights stay as they are; Adam's moments are made anew afterwards.
     """
-    here("rehearsal")
-    config, peaks = run.config, {}
-    if run.replica is not None:
-        prompts = worst_prompts(config, run.policy.config)
-        with enough_for(config.slots):
-            generate(run.replica, prompts, list(range(len(prompts))), config.group_size, BURST + 1, config.temperature,
-                     config.top_p, config.slots, len(run.processor.tokenizer), config.cuda_graphs)
+    timer, peaks = Timer("the rehearsal"), {}
+    if replica is not None and config.stage != "sft":
+        prompts = worst_prompts(config, policy.config)
+        with timer("rollout"):
+            generate(replica, prompts, list(range(len(prompts))), config.group_size, BURST + 1, config.temperature,
+                     config.top_p, config.slots, vocab_size, config.cuda_graphs)
         peaks["rollout"] = peak_memory(forget=True)
-    groups = worst_groups(config, run.policy.config)
-
-    def nothing(index, weights):
-        return lambda logprobs, rows: (0 * logprobs.sum(), {})
-
-    within_memory(run, lambda: update(run.policy, optimizer, groups, nothing, 0.0, 1.0, run.config, run.device))
+    with timer("update"):
+        train_on(worst_groups(config, policy.config))
     optimizer.state.clear()
     peaks["training"] = peak_memory(forget=True)
     print0("rehearsed the largest step: " + ", ".join(f"{name} peak {size:.2f} GB" for name, size in peaks.items()))
-
-
-# ------------------------------------------------------------------------------ when it is not enough
-
-
-def within_memory(run, attempt: Callable):
-    """attempt(); when memory runs out, once more with rows of half the size, on which the loss does not depend.
-
-    Of several processes the others then wait in a collective that this one has left. So it writes the smaller budget
-    down and ends; `torchrun --max_restarts 1` starts all again, from the last checkpoint and with that budget.
-    """
-    try:
-        return attempt()
-    except torch.OutOfMemoryError:
-        asked = run.config.token_budget  # the retry is outside this block, where the traceback's tensors are gone
-    if run.halved:
-        raise InputError(f"out of memory again with --token_budget {asked}: see --plan for what to change")
-    run.config, run.halved = dataclasses.replace(run.config, token_budget=asked // 2), True
-    said = f"out of memory with --token_budget {asked}: "
-    if dist.get_world_size() > 1:
-        write_text(os.path.join(run.folder, f"{NOTE}{dist.get_rank()}"), str(asked // 2))
-        raise InputError(f"rank {dist.get_rank()}: {said}run the command again without --restart (or give torchrun "
-                         f"--max_restarts 1); it goes on from the last checkpoint with {asked // 2}")
-    print0(f"{said}going on with {asked // 2}")
-    run.policy.zero_grad()
-    for policy in (run.policy, run.ref_policy):
-        if policy is not None:
-            forget_step(policy)
-    torch.cuda.empty_cache()
-    return within_memory(run, attempt)
-
-
-def notes(folder: str) -> list[str]:
-    return [os.path.join(folder, name) for name in os.listdir(folder) if name.startswith(NOTE)]
-
-
-def read_notes(run):
-    """Take the token budget that an earlier attempt has written down when memory ran out."""
-    budgets = [int(open(path).read()) for path in notes(run.folder)]
-    if budgets and min(budgets) < run.config.token_budget:
-        run.config, run.halved = dataclasses.replace(run.config, token_budget=min(budgets)), True
-        print0(f"memory ran out before: --token_budget {run.config.token_budget}")
-
-
-def drop_notes(folder: str):
-    for path in notes(folder):
-        os.remove(path)

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.policy import Policy, model_config
+from engine.policy import policy_class
+from engine.weights import model_config
 from engine.sampler import BURST, PREFILL
 from kernels.logprob import CHUNK
 
@@ -56,7 +57,7 @@ def shape_of(path: str) -> Shape:
     """The shape of a Hugging Face folder, a hub name or a bare config.json; no weight is read. InputError: no model."""
     config = model_config(path)
     with torch.device("meta"):
-        policy = Policy(config)
+        policy = policy_class()(config)
     text, vision = config.text_config, config.vision_config
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in {
         "total": policy, "vision": policy.model.visual, "layer": policy.model.language_model.layers[0],

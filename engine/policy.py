@@ -11,33 +11,19 @@ Three ideas carry the file.
 
 Symbols: T tokens in a row, N response tokens, P prompt tokens, G responses of a group, H hidden size.
 """
-import contextlib
-import json
-import os
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
-from transformers import (
-    AttentionInterface,
-    AutoConfig,
-    AutoProcessor,
-    GenerationConfig,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-)
 
 from data import InputError, Prompt
-from engine.weights import read_weights
+from engine.weights import find_model, generation_config, model_config, read_weights
 from kernels import decode_attention, linear_logprob, linear_logprob_loss
-
 
 # ---------------------------------------------------------------------------------------- attention
 
@@ -182,8 +168,11 @@ def micro_batches(prompt_lengths: list[int], response_lengths: list[list[int]],
 # --------------------------------------------------------------------------------------- the policy
 
 
-class Policy(Qwen2_5_VLForConditionalGeneration):
-    """Qwen2.5-VL whose forward returns log-probs of response tokens."""
+class Policy:
+    """What a Qwen2.5-VL of transformers gains here: a forward that returns the log-probs of response tokens.
+
+    `policy_class` joins it with transformers' own class, so an instance is also a Qwen2_5_VLForConditionalGeneration.
+    """
 
     def embed(self, input_ids, pixel_values, grid_thw):
         """Token embeddings with the image features in place of the image tokens. input_ids (1, T) -> (1, T, H).
@@ -219,21 +208,20 @@ class Policy(Qwen2_5_VLForConditionalGeneration):
             return linear_logprob(*head, temperature)
         return linear_logprob_loss(*head, loss_fn, temperature)
 
-    @classmethod
-    def load(cls, path, device, dtype=torch.float32, mesh=None, compute_dtype=torch.bfloat16, offload=False):
+    @staticmethod
+    def load(path, device, dtype=torch.float32, mesh=None, compute_dtype=torch.bfloat16, offload=False):
         """Read a Hugging Face folder or hub name; with a mesh into FSDP2 shards, each rank its own rows only.
 
         dtype: what weights are kept in; compute_dtype: what shards compute in; offload: keep the shards on the CPU and
         bring one layer at a time to the device. Raises InputError for a missing model.
         """
+        from transformers import AttentionInterface  # its model code takes a second to import: not for --help
+
         folder = find_model(path)
-        config, generation = model_config(folder), None
-        if os.path.exists(os.path.join(folder, "generation_config.json")):
-            with readable_json(folder):
-                generation = GenerationConfig.from_pretrained(folder)
+        config, generation = model_config(folder), generation_config(folder)
         AttentionInterface.register(ATTENTION, attention)
         with torch.device("meta"):
-            policy = cls._from_config(config, dtype=dtype)
+            policy = policy_class()._from_config(config, dtype=dtype)
         for part in (policy.model.visual.config, policy.model.language_model.config):
             part._attn_implementation = ATTENTION
         if mesh is not None:
@@ -250,63 +238,12 @@ class Policy(Qwen2_5_VLForConditionalGeneration):
         return policy
 
 
-@contextlib.contextmanager
-def readable_json(folder: str):
-    """Turns whatever transformers raises on a torn config file into one line that names it."""
-    try:
-        yield
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder}: config.json or generation_config.json cannot be read "
-                         f"({' '.join(str(error).split())[:100]}): download it again") from error
+@functools.cache
+def policy_class():
+    """Our methods in front of transformers' model, whose layers, weights and names stay as they are."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
 
-
-def model_config(path: str) -> Qwen2_5_VLConfig:
-    """The configuration of a folder, a hub name or a bare config.json, without any weights."""
-    if not os.path.isfile(path):
-        path = find_model(path, patterns=["config.json"])
-    with readable_json(path):
-        config = Qwen2_5_VLConfig.from_pretrained(path)
-    if config.model_type != "qwen2_5_vl":
-        raise InputError(f"{path} holds a {config.model_type} model; a Qwen2.5-VL (qwen2_5_vl) is needed")
-    return config
-
-
-def find_model(path: str, patterns=("*.json", "*.safetensors", "*.txt", "*.jinja")) -> str:
-    """The local folder of a model: `path` itself, or the hub's copy of it, such files of it, downloaded once."""
-    if os.path.isdir(path):
-        if not os.path.exists(os.path.join(path, "config.json")):
-            raise InputError(f"{path} has no config.json: give a Hugging Face model folder or a hub name")
-        return path
-    try:
-        return snapshot_download(path, allow_patterns=list(patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(f"model {path} is neither a folder nor to be had from the hub ({type(error).__name__}): "
-                         "give a folder, or download it first with `hf download`") from error
-
-
-def forget_step(policy):
-    """Bring FSDP2 back to where a step begins, after an exception has left it inside a forward or a backward.
-
-    Without this the next backward would believe that its last callback, which sums the root's gradients, is queued.
-    """
-    root = policy._get_fsdp_state()
-    shared, communication = root._state_ctx, root._comm_ctx
-    shared.iter_forward_root, shared.post_backward_final_callback_queued = None, False
-    communication.post_forward_order.clear()
-    communication.all_gather_state = communication.reduce_scatter_state = None
-    for state in shared.all_states:
-        state._training_state = TrainingState.IDLE
-        group = state._fsdp_param_group
-        group._training_state = TrainingState.IDLE
-        group._post_forward_indices.clear()
-        for weight in group.fsdp_params:  # what backward had computed of a gradient that was not summed yet
-            weight.unsharded_accumulated_grad = None
-            if hasattr(weight, "_unsharded_param"):
-                weight._unsharded_param.grad = None
-    policy.reshard()
-    for module in policy.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    return type("Policy", (Policy, Qwen2_5_VLForConditionalGeneration), {})
 
 
 def shard(policy, mesh, compute_dtype, offload: bool):
@@ -319,45 +256,3 @@ def shard(policy, mesh, compute_dtype, offload: bool):
         if isinstance(module, FSDPModule):  # both settings hold for one module only, not for those inside it
             module.set_gradient_divide_factor(1.0)  # a sum: the loss is already divided by the global token count
             module.set_force_sum_reduction_for_comms(True)  # gloo cannot divide while it reduces
-
-
-def check_vocabulary(processor, path: str) -> None:
-    """A tokenizer without its files loads all the same, and then knows next to nothing."""
-    known = processor.tokenizer.get_vocab()
-    if len(known) < 256 or not {"<|im_end|>", "<|image_pad|>"} <= set(known):
-        raise InputError(f"model {path}: its tokenizer has {len(known)} tokens and lacks text, <|im_end|> or "
-                         "<|image_pad|>; copy the base model's tokenizer files there")
-    config = AutoConfig.from_pretrained(path) if os.path.exists(os.path.join(path, "config.json")) else None
-    if config and getattr(config, "image_token_id", None) != processor.image_token_id:
-        raise InputError(f"model {path}: config.json and tokenizer have different image tokens; take both of one")
-
-
-def note_pixels(path: str, min_pixels: int, max_pixels: int, log=print) -> None:
-    """Say so when images will not have the size that this model was trained with: scores would suffer in silence."""
-    file = os.path.join(path, "processor_config.json")     # what every model folder written here has
-    if os.path.exists(file):
-        with open(file) as opened:
-            size = json.load(opened).get("image_processor", {}).get("size", {})
-        own = size.get("shortest_edge", min_pixels), size.get("longest_edge", max_pixels)
-        if own != (min_pixels, max_pixels):
-            log(f"note: {path} was made with images of {own[0]} to {own[1]} pixels, here they have {min_pixels} to "
-                f"{max_pixels} (--min_pixels, --max_pixels)")
-
-
-def load_processor(path: str, min_pixels: int, max_pixels: int):
-    """Tokenizer, image processor and chat template of a model folder; images get an area of min_pixels..max_pixels."""
-    # size alone would lose to the min_pixels in a hub folder's own config; without size, transformers would write the
-    # limits into the dict that all its image processors share.
-    size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
-    try:
-        processor = AutoProcessor.from_pretrained(path, size=size, min_pixels=min_pixels, max_pixels=max_pixels)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(f"model {path}: no processor found ({reason}); give a Qwen2.5-VL folder, or a hub name that "
-                         "can be reached") from error
-    if not hasattr(processor, "image_processor") or not processor.chat_template:
-        raise InputError(f"model {path}: no image processor or no chat template; copy the base model's files there")
-    check_vocabulary(processor, path)
-    for name in ("size", "min_pixels", "max_pixels"):      # the tokenizer was handed them too, and would save them
-        processor.tokenizer.init_kwargs.pop(name, None)
-    return processor

@@ -1,6 +1,7 @@
 """The sampler: prefill each prompt once, continue it G times, give the slot of a finished response to the next prompt.
 
     replies = generate(replica, prompts, seeds, group_size=8, max_new_tokens=2048, temperature=1.2, top_p=.99, slots=64)
+    sync(policy, replica)      after an update: the sharded policy's weights into the sampler's whole copy, in place
 
 A slot is one row of a static key-value cache. A prompt takes G slots: its keys are computed once and copied into them.
 All slots decode together, each at its own length; every `BURST` tokens the host looks which have finished and refills
@@ -14,15 +15,15 @@ uses the uniform number (g, t) that the seed gives. Slots, neighbours and ranks 
 
 Symbols: S slots, Q prompts, G responses per prompt, V vocabulary, L length of the cache, D head size.
 """
-import contextlib
 import functools
 from collections import deque
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from data import InputError, Prompt
+from data import Prompt
 from engine.policy import Live, pack
 from kernels import linear_logits, sample_tokens
 
@@ -77,7 +78,7 @@ class Slots:
         self.view = length  # how far decoding may read the cache
         self.prefill = []  # while prompts are read: (their slots, first token, end) for each prompt in the packed row
 
-    def update(self, key, value, layer, *unused):
+    def update(self, key, value, layer, **unused):
         """Store new keys and values (B, kv heads, T, D) of a layer, return what its attention reads."""
         K, V = self.keys[layer], self.values[layer]
         if self.prefill:
@@ -90,9 +91,9 @@ class Slots:
         return K[:, :, : self.view], V[:, :, : self.view]
 
     def narrow(self, live: list[int]):
-        """Let decoding read only as far as these slots will reach in a burst: a CPU masks, so it reads all it is given.
+        """On a CPU, trim the cache view to the longest live row: attention there reads all that it is given.
 
-        A GPU's kernel reads what is live in each row, and a captured graph needs one shape for all bursts.
+        A GPU's kernel reads only what is live in each row, and a captured graph needs one shape for all bursts.
         """
         if not self.rows.is_cuda:
             need = int(self.length[live].max()) + BURST
@@ -105,7 +106,7 @@ class Decoder:
     def __init__(self, model, state: Slots, temperature: float, top_p: float, vocab_size: int):
         self.model, self.state, self.temperature, self.top_p = model, state, temperature, top_p
         config = model.config
-        # a drawn image token would claim an image that is not there; rows past the tokenizer's tokens stand for nothing
+        # Never sample image tokens, nor the padding ids beyond the tokenizer.
         self.forbidden = torch.arange(config.text_config.vocab_size, device=state.rows.device) >= vocab_size  # (V,)
         for token in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
             self.forbidden[getattr(config, token)] = True
@@ -155,10 +156,9 @@ class Decoder:
 
     def run(self, embeddings, position_ids, mask):
         """The decoder layers over (B, T, H) embeddings -> (B, T, H)."""
-        return self.model.model.language_model(
-            inputs_embeds=embeddings, position_ids=position_ids, attention_mask={"full_attention": mask},
-            past_key_values=self.state, use_cache=True,
-        ).last_hidden_state
+        # By position, because the cache is called past_key_values in some versions of transformers, cache in others.
+        return self.model.model.language_model(None, {"full_attention": mask}, position_ids, self.state, embeddings,
+                                               use_cache=True).last_hidden_state
 
 
 @functools.cache
@@ -232,13 +232,13 @@ def generate(model, prompts: list[Prompt], seeds: list[int], group_size: int, ma
     return replies
 
 
-# ---------------------------------------------------- collect: questions in, rewarded responses out
+# --------------------------------------------------------------------- its weights, after each update
 
 
-@contextlib.contextmanager
-def enough_for(slots: int):
-    """Around a rollout: when memory runs out in it, say what to change."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise InputError(f"out of memory in a rollout with {slots} slots: give fewer with --slots") from error
+@torch.no_grad()
+def sync(policy, replica):
+    """Copy the sharded master weights into the whole replica of each rank, in place."""
+    policy.reshard()  # after a forward without a backward the root's weights are still gathered
+    for master, copy in zip(policy.parameters(), replica.parameters(), strict=True):
+        master = master.detach().to(copy.dtype)  # before gathering: half the traffic
+        copy.copy_(master.full_tensor() if isinstance(master, DTensor) else master)

@@ -1,30 +1,63 @@
-"""Every setting: one dataclass, one dict of overrides per stage, one strict command line.
+"""The command line of a dataclass: every field is a flag, the comment beside it is its help, every mistake is one line.
 
-Precedence: defaults of Config < STAGES[stage] < command line. A stage is nothing but such a dict: its data, its
-initial model (what the stage before it wrote), its reward weights, its sizes.
+    config = Flags(Config, __doc__).read(argv, overrides)     defaults < overrides (a stage's) < argv
+
+A comment on a line of its own in the dataclass begins a group of flags in --help.
 """
 import argparse
+import dataclasses
 import difflib
+import inspect
+import os
+import re
 import sys
 
 from transformers import HfArgumentParser
 
 from data import InputError
+from plumbing.processes import is_main
+
+FIELD = re.compile(r"    (\w+): [^#]*#\s*(.+)")
+HEADING = re.compile(r"    # (\w+)$")
+
+
+def comments_of(kind) -> dict[str, tuple[str, str]]:
+    """field -> (its group, its comment), read from the source of a dataclass and of those that it extends."""
+    found = {}
+    for ancestor in kind.__mro__[-2::-1]:  # the first is the class itself, the last is object
+        group = "options"
+        for line in inspect.getsource(ancestor).splitlines():
+            if heading := HEADING.match(line):
+                group = heading[1]
+            elif field := FIELD.match(line):
+                found[field[1]] = found.get(field[1], (group,))[0], field[2]
+    return found
 
 
 class Flags(HfArgumentParser):
-    """The command-line flags of a dataclass; every mistake is one line."""
+    """The command-line flags of a dataclass, grouped and explained; every mistake is an InputError."""
 
     def __init__(self, kind, doc: str):
-        super().__init__(kind, description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-        for action in self._actions:
-            action.help = action.help or "default: %(default)s"
+        commands = "\n\n".join(doc.split("\n\n")[:2])  # of the file's docstring: what it is, and how to call it
+        super().__init__(kind, description=commands, usage="%(prog)s [--flag VALUE ..]", allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+        comments, groups = comments_of(kind), {}
+        for action in list(self._optionals._group_actions):
+            name = action.dest.removeprefix("no_")  # --no_x is the twin of --x True
+            if name not in comments:
+                continue
+            heading, comment = comments[name]
+            if heading not in groups:
+                groups[heading] = self.add_argument_group(heading)
+            self._optionals._group_actions.remove(action)
+            groups[heading]._group_actions.append(action)
+            action.help = f"{comment} (default: %(default)s)".replace("% ", "%% ")
 
     def error(self, message: str):
         raise InputError(message)
 
     def read(self, argv: list[str], overrides: dict):
-        """argv -> the dataclass; overrides replace defaults, argv replaces both."""
+        """argv -> the dataclass; overrides replace defaults, argv replaces both. InputError names a near flag."""
         self.set_defaults(**overrides)
         config, rest = self.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
         if rest:
@@ -74,13 +107,14 @@ def check_training(config):
     """What the warm-up and the RL stages need."""
     Q, U, most = config.questions_per_rollout, config.questions_per_update, config.max_prompt + config.max_response
     weights = [getattr(config, name) for name in vars(config) if name.endswith("_weight")]
-    refuse_outside(config, 1, 1e9, "questions_per_rollout questions_per_update epochs token_budget")
-    refuse_outside(config, 0, 1e9, "max_steps save_every lr weight_decay kl_coef")
+    refuse_outside(config, 1, 1e9, "questions_per_rollout questions_per_update epochs token_budget "
+                   "eval_questions")
+    refuse_outside(config, 0, 1e9, "max_steps save_every eval_every lr weight_decay kl_coef")
     refuse_outside(config, 0, 1e9, "clip_weight keyword_weight format_weight length_weight accuracy_weight")
     refuse_outside(config, 1e-9, 1e9, "max_grad_norm")
-    refuse_outside(config, 0, 1, "clip_low warmup_ratio")
-    refuse_outside(config, 0, 100, "clip_high")
-    refuse_outside(config, 1, 1e9, "clip_dual")
+    refuse_outside(config, 0, 1, "clip_ratio_low warmup_ratio")
+    refuse_outside(config, 0, 100, "clip_ratio_high")
+    refuse_outside(config, 1, 1e9, "clip_ratio_c")
     refuse([
         (config.group_size >= 2, f"--group_size {config.group_size}: a group needs at least 2 responses to compare"),
         (config.temperature > 0, f"--temperature {config.temperature}: sampling for training needs more than 0"),
@@ -91,12 +125,52 @@ def check_training(config):
         (config.token_budget >= most,
          f"--token_budget {config.token_budget} is less than --max_prompt + --max_response = {most}"),
         (config.lr_decay in ("constant", "cosine"), f"--lr_decay {config.lr_decay}: give constant or cosine"),
+        (config.fused_loss in ("auto", "on", "off"), f"--fused_loss {config.fused_loss}: give auto, on or off"),
+        (bool(config.eval_data) == bool(config.eval_every), "--eval_data and --eval_every go together: give both"),
         (config.adam_dtype in ("float32", "bfloat16"), f"--adam_dtype {config.adam_dtype}: give float32 or bfloat16"),
     ])
 
 
-def complain(error: InputError, aloud: bool) -> int:
+def read_stage(argv: list[str], doc: str, kind, stages: dict[str, dict], folders: dict[str, str]):
+    """A training command line as a checked `kind` (train.Config): its defaults < stages[stage] < argv."""
+    words = dict(zip(argv, [*argv[1:], ""])) | dict(word.split("=", 1) for word in argv if word.startswith("--stage="))
+    stage = words.get("--stage", "")
+    if stage not in stages and not {"-h", "--help"} & set(argv):
+        raise InputError(f"--stage {stage or 'is missing'}: give one of {', '.join(stages)}")
+    config = Flags(kind, doc).read(argv, stages.get(stage, {}))
+    given = {name: getattr(config, name).replace("{out}", config.out) for name in ("model", "data")}
+    config = dataclasses.replace(config, **given)
+    if config.plan:
+        config = dataclasses.replace(config, model=planned_model(config, stages))
+    else:
+        check_inputs(config, stages, folders)
+    check_sampling(config)
+    refuse_outside(config, 1, 1e6, "gpus gpu_gb")
+    if stage != "sample":
+        check_training(config)
+    return config
+
+
+def check_inputs(config, stages: dict[str, dict], folders: dict[str, str]):
+    """A stage's default input is what an earlier stage made; if it is missing, say with which command."""
+    for name in ("model", "data"):
+        default = stages[config.stage][name]
+        for maker, folder in folders.items():
+            made_here = default.startswith(f"{{out}}/{folder}/")
+            path = default.replace("{out}", config.out)
+            if made_here and getattr(config, name) == path and not os.path.exists(path):
+                raise InputError(f"{path} is missing: make it with `train.py --stage {maker} --out {config.out}`, "
+                                 f"or give --{name}")
+
+
+def planned_model(config, stages: dict[str, dict]) -> str:
+    """The model that a plan is for: where an earlier stage has yet to make it, what that stage will make it from."""
+    default = stages[config.stage]["model"].replace("{out}", config.out)
+    return stages["sft"]["model"] if config.model == default and not os.path.exists(default) else config.model
+
+
+def complain(error: InputError) -> int:
     """Say in one line what is wrong with the input; returns the exit code for that."""
-    if aloud:
+    if is_main() or not error.on_every_rank:  # what all ranks know, rank 0 says for all
         print(f"error: {error}", file=sys.stderr, flush=True)
     return 2

@@ -2,18 +2,13 @@
 
 Names are group/name; the README's table says what each means and what to watch for. Nothing here is trained on.
 """
-import contextlib
 import math
-import resource
 import statistics
-import time
+import sys
 
 import torch
 
-from plumbing.processes import here
-
-
-PARTS = ("clip", "keyword", "format", "length", "accuracy")
+from data import parse
 
 
 def mean(values) -> float:
@@ -21,11 +16,29 @@ def mean(values) -> float:
     return sum(values) / max(1, len(values))
 
 
-def rollout_metrics(rows: list[dict]) -> dict[str, float]:
+def records(rollout) -> list[dict]:
+    """A train.Rollout as json rows, one per question: rollout files, metrics and evaluation are made of these."""
+    Q, G = rollout.rewards.shape
+    columns = rollout.parts | {"reward": rollout.rewards.view(-1)}
+    if rollout.advantages is not None:
+        columns["advantage"] = rollout.advantages.view(-1)
+    columns = {name: values.tolist() for name, values in columns.items()}
+    rows = []
+    for q, sample in enumerate(rollout.samples):
+        replies = []
+        for i in range(q * G, (q + 1) * G):
+            text, response = rollout.texts[i], rollout.responses[i]
+            replies.append(dict(text=text, extracted=parse(text).answer, tokens=len(response.ids),
+                                finished=response.finished, **{name: values[i] for name, values in columns.items()}))
+        rows.append(dict(qid=sample.qid, question=sample.question, answer=sample.answer, responses=replies))
+    return rows
+
+
+def rollout_metrics(rows: list[dict], parts: tuple[str, ...]) -> dict[str, float]:
     """What one step's responses say about reward and policy; _std is the mean standard deviation within a group."""
     responses = [response for row in rows for response in row["responses"]]
     metrics = {"adv/zero_std_groups": mean(len({r["reward"] for r in row["responses"]}) == 1 for row in rows)}
-    for part in ("reward", *PARTS):
+    for part in ("reward", *parts):
         name = "reward/" + ("total" if part == "reward" else part)
         metrics[name] = mean(r[part] for r in responses)
         metrics[name + "_std"] = mean(statistics.stdev(r[part] for r in row["responses"]) for row in rows)
@@ -52,7 +65,10 @@ def peak_memory(forget=False) -> float:
         if forget:
             torch.cuda.reset_peak_memory_stats()
         return peak
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    import resource  # not on Windows
+
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def time_metrics(seconds: dict[str, float], metrics: dict[str, float], rows: list[dict]) -> dict[str, float]:
@@ -72,25 +88,9 @@ def finite(metrics: dict) -> dict:
 
 def console_line(step: int, steps: int, metrics: dict[str, float]) -> str:
     """The metrics a person watches, vanishing advantages first."""
-    names = ["adv/zero_std_groups", "reward/total", *(f"reward/{part}" for part in PARTS), "policy/kl",
-             "policy/entropy", "response/length", "opt/grad_norm", "time/step"]
-    if "reward/total" not in metrics:
-        names[0] = "opt/loss"  # the loss of RL says nothing (it is near 0 by construction), that of the warm-up does
+    rewards = [name for name in metrics if name.startswith("reward/") and not name.endswith("_std")]
+    first = "adv/zero_std_groups" if rewards else "opt/loss"  # the loss of RL is near 0 whatever is learned
+    names = [first, *rewards, "policy/kl", "policy/entropy", "response/length", "opt/grad_norm", "time/step"]
     shown = [f"{name.split('/')[-1]} {metrics[name]:.3g}" for name in names if name in metrics]
+    shown += [f"{name} {value:.3g}" for name, value in metrics.items() if name.startswith("eval/")]
     return f"step {step + 1}/{steps}  " + "  ".join(shown)
-
-
-class Timer:
-    """Seconds per phase: `with timer("rollout"): ..` adds to timer.seconds["rollout"]; other ranks see where we are."""
-
-    def __init__(self, step: int = 0):
-        self.step, self.seconds = step, {}
-
-    @contextlib.contextmanager
-    def __call__(self, phase):
-        here(f"{phase} of step {self.step}")
-        start = time.perf_counter()
-        yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start

@@ -1,18 +1,18 @@
 """Processes: join torchrun's group, deal questions out, gather what came of them, wait for each other, end together.
 
-`python train.py` is a group of one; nothing here or elsewhere asks how many there are in order to do something else.
+`python train.py` is a group of one. One process is not a special case: the same lines run for any number of ranks.
 
-Ranks are in lock-step but where they read, sample and score: there each takes its own time. After that they `meet`, by
-the group's store and not by a collective, so that a wait is never silent and never without end. In the store are
-    doing/R   what rank R said last that it does, and since when
-    met/R     how many meetings rank R has come to; met: the sum over all ranks
-    go/N      meeting N is over: empty, or why a rank will never come; deleted in meeting N + 1
+Ranks run in lock-step except where they read, sample and score, because there each takes its own time. Afterwards they
+wait for each other at a `barrier`. It is kept in the group's store and is no collective, so that a wait names the
+missing rank every minute, ends, and ends at once with the message of a rank that has failed. In the store are
+    doing/R   what rank R does, as it last said, and since when
+    met/R     how many barriers rank R has come to; met: the sum over all ranks
+    go/N      barrier N is over: empty, or why a rank will never come; deleted at barrier N + 1
 """
 import contextlib
 import gc
 import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -25,13 +25,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from data import InputError
 
 
-COLLECTIVE = timedelta(minutes=10)  # all ranks are there when a collective begins: slower than this is broken
-PATIENCE = 60.0  # minutes until a meeting is given up, where no flag says otherwise
+COLLECTIVE = timedelta(minutes=10)  # all ranks are there when a collective begins, so a slower one is broken
+PATIENCE = 60.0  # minutes until a barrier is given up, where no flag says otherwise
 SIGN_OF_LIFE = 60.0  # seconds between two lines about who is missing
-
-
-class SharedError(InputError):
-    """Bad input that all ranks know of, so that rank 0 says it for all."""
 
 
 def restarts() -> int:
@@ -39,9 +35,11 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
-def launch() -> str:
-    """Names the command that started this process: equal in all restarts of one torchrun."""
-    return f"{socket.gethostname()} {os.getppid()}"
+def shared_error(message: str) -> InputError:
+    """Bad input that every rank raises, so that rank 0 speaks for all."""
+    error = InputError(message)
+    error.on_every_rank = True
+    return error
 
 
 def start_processes() -> tuple[torch.device, DeviceMesh]:
@@ -54,7 +52,8 @@ def start_processes() -> tuple[torch.device, DeviceMesh]:
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         if "RANK" in os.environ:
             store, rank, world_size = next(dist.rendezvous("env://"))
-            store = dist.PrefixStore(f"restart {restarts()}", store)  # it outlives a restart, and so do stale keys
+            # torchrun's store outlives a restart, and without a prefix so would the addresses of dead processes in it
+            store = dist.PrefixStore(f"restart {restarts()}", store)
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -69,9 +68,9 @@ def stop_processes(code: int) -> int:
         if code == 0:
             here("end")
             try:
-                meet()
+                barrier()
                 dist.barrier()  # the store may live in rank 0: it leaves after all others have read from it
-            except SharedError:  # a rank with more to do, such as writing, has failed and said so
+            except InputError:  # a rank with more to do, such as writing, has failed and said so
                 code = 2
         dist.destroy_process_group()
     return code
@@ -83,6 +82,14 @@ def stop_processes(code: int) -> int:
 def group_store() -> dist.Store:
     """What torchrun's processes share across nodes: keys and values, no tensors."""
     return dist.distributed_c10d._get_default_store()
+
+
+def launch_store() -> dist.Store:
+    """The store below all prefixes, which torchrun keeps over its restarts: an attempt reads what the last one wrote."""
+    store = group_store()
+    while isinstance(store, dist.PrefixStore):
+        store = store.underlying_store
+    return store
 
 
 def here(doing: str):
@@ -102,10 +109,10 @@ def whereabouts(ranks) -> str:
     return "; ".join(said)
 
 
-def meet(patience: float = PATIENCE):
+def barrier(patience: float = PATIENCE):
     """Wait until every rank has come here; meanwhile the first of those that wait says every minute who is missing.
 
-    After `patience` minutes all that wait raise a TimeoutError that names the missing; a SharedError at once if a rank
+    After `patience` minutes all that wait raise a TimeoutError that names the missing; an InputError at once if a rank
     has ended with an error (`ending_together`). What a rank has written to disk before, others can read after.
     """
     if not dist.is_initialized():
@@ -128,7 +135,7 @@ def meet(patience: float = PATIENCE):
         time.sleep(pause)
         pause = min(2 * pause, 0.1)
     if reason := store.get(f"go/{n}").decode():
-        raise SharedError(reason)
+        raise shared_error(reason)
 
 
 @contextlib.contextmanager
@@ -141,7 +148,8 @@ def ending_together():
         yield
     finally:
         error = sys.exception()
-        if isinstance(error, Exception) and not isinstance(error, SharedError) and dist.is_initialized():
+        known = isinstance(error, InputError) and error.on_every_rank
+        if isinstance(error, Exception) and not known and dist.is_initialized():
             with contextlib.suppress(dist.DistError):  # the store dies with the process that holds it
                 store, rank = group_store(), dist.get_rank()
                 kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
@@ -157,49 +165,84 @@ def on_every_rank(function: Callable):
         result = function()
     except InputError as complaint:
         error = complaint
-    meet()
+    barrier()
     errors = [None] * dist.get_world_size()
     dist.all_gather_object(errors, error)
     for error in errors:
         if error is not None:
-            raise SharedError(str(error)) from error
+            raise shared_error(str(error)) from error
     return result
 
 
 # ------------------------------------------------------------------------ who prints, who has which rows
 
 
-def is_writer() -> bool:
+def is_main() -> bool:
     """Whether this process prints, and writes the files that exist once: rank 0."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def print0(*words):
     """Print on rank 0 only."""
-    if is_writer():
+    if is_main():
         print(*words, flush=True)
 
 
 def no_bar() -> bool | None:
     """tqdm's `disable`: no bar but on rank 0, and there only on a terminal."""
-    return None if is_writer() else True
+    return None if is_main() else True
 
 
-def of_writer(value):
-    """Rank 0's value of something small, on every rank: what one rank sees on disk, others may not see yet."""
+def broadcast(value):
+    """Rank 0's value of something small, on every rank. What is on disk is asked like this: shared disks can lag."""
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
 
 
-def mine(items) -> list:
+def shard_of_rank(items) -> list:
     """This rank's share of what all ranks hold: items r, r + W, .. of rank r of W."""
     return list(items)[dist.get_rank() :: dist.get_world_size()]
 
 
 def gather(rows: list) -> list:
-    """On rank 0 the rows of all ranks in the order in which `mine` dealt them out, elsewhere nothing."""
+    """On rank 0 the rows of all ranks in the order in which `shard_of_rank` dealt them out, elsewhere nothing."""
     W = dist.get_world_size()
-    per_rank = [None] * W if is_writer() else None
+    per_rank = [None] * W if is_main() else None
     dist.gather_object(rows, per_rank)
-    return [per_rank[i % W][i // W] for i in range(sum(map(len, per_rank)))] if is_writer() else []
+    return [per_rank[i % W][i // W] for i in range(sum(map(len, per_rank)))] if is_main() else []
+
+
+def sum_over_ranks(values: dict) -> dict[str, float]:
+    """The sum over all ranks of each of these numbers or scalar tensors; every rank names the same ones."""
+    device = next((value.device for value in values.values() if isinstance(value, torch.Tensor)), "cpu")
+    total = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values.values()])
+    dist.all_reduce(total)
+    return dict(zip(values, total.tolist()))
+
+
+# ----------------------------------------------------------------------------------- phases of a step
+
+MEMORY_ADVICE = {"rollout": "lower --slots", "logprobs": "lower --token_budget",
+                 "update": "lower --token_budget, or use more GPUs if it is in the optimiser's own step"}
+
+
+class Timer:
+    """Seconds per phase: `with timer("rollout"): ..` adds to timer.seconds["rollout"]; other ranks see where we are."""
+
+    def __init__(self, where: str):
+        self.where, self.seconds = where, {}  # where: "step 12"
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str):
+        here(f"{phase} of {self.where}")
+        start = time.perf_counter()
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            advice = MEMORY_ADVICE.get(phase, "use a GPU with more memory")
+            raise InputError(f"rank {dist.get_rank()} is out of memory in the {phase} of {self.where}: {advice} (--plan "
+                             "shows what takes it); the same command goes on from the last checkpoint") from error
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start

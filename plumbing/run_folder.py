@@ -1,3 +1,4 @@
+"""The folder of a run: written whole or not at all, refused where it belongs to something else, resumed or set aside."""
 import contextlib
 import dataclasses
 import json
@@ -5,7 +6,11 @@ import os
 import shutil
 
 from data import InputError
-from plumbing.processes import is_writer, launch, meet, of_writer, restarts
+from plumbing.processes import barrier, broadcast, is_main, launch_store, restarts
+
+ASIDE = ".before-restart"  # of a stage's folder: the run that --restart replaces, until the new one is complete
+SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "fused_loss", "save_every", "eval_data", "eval_every",
+               "eval_questions", "gradient_checkpointing", "ref_offload", "patience", "plan", "gpus", "gpu_gb"}
 
 
 def write_text(path: str, text: str):
@@ -31,42 +36,10 @@ def replaced_folder(path: str):
     shutil.rmtree(old, ignore_errors=True)
 
 
-ASIDE = ".before-restart"  # of a stage's folder: the run that --restart replaces, until the new one is complete
-
-
-def launched_here(folder: str) -> bool:
-    """Whether the run in a folder was begun by the command that this process belongs to."""
-    path = os.path.join(folder, "launch")
-    return os.path.exists(path) and open(path).read() == launch()
-
-
-def set_aside(folder: str):
-    """Move a run out of the way of the one that replaces it; a restart that never got to its end is just deleted."""
-    if os.path.exists(folder + ASIDE) and not os.path.exists(os.path.join(folder, "model")):
-        shutil.rmtree(folder)
-    else:
-        shutil.rmtree(folder + ASIDE, ignore_errors=True)
-        os.rename(folder, folder + ASIDE)
-
-
 def checkpoints(folder: str) -> list[str]:
     """Names of the complete checkpoints, oldest first."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
     return sorted(name for name in names if name.startswith("step-") and name.removeprefix("step-").isdigit())
-
-
-def saved_steps(folder: str) -> int:
-    """How many steps the newest complete checkpoint covers, 0 without one."""
-    return max((int(name.removeprefix("step-")) for name in checkpoints(folder)), default=0)
-
-
-SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "save_every", "keep_prompts",
-               "gradient_checkpointing", "ref_offload", "patience", "plan", "gpus", "gpu_gb"}
-
-
-def settings(config) -> dict:
-    """What config.json holds."""
-    return dataclasses.asdict(config)
 
 
 def inside(path: str, folder: str) -> bool:
@@ -95,30 +68,48 @@ def check_folder(config, folder: str):
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{folder} has no readable config.json, so it is no run to resume or replace: move it away, "
                          "or give another --out") from error
-    changed = [f"--{name} was {found.get(name)} and is {value}" for name, value in settings(config).items()
+    changed = [f"--{name} was {found.get(name)} and is {value}" for name, value in dataclasses.asdict(config).items()
                if found.get(name) != value and name not in SAME_RESULT]
     if changed and not config.restart:
         raise InputError(f"{folder} holds a run with other settings ({', '.join(changed)}): "
                          "give another --out, or --restart to replace it")
 
 
-def prepare_folder(run) -> int:
-    """Make the stage's folder ready, resuming what the same command left there; returns the step to start at.
+def set_aside(folder: str):
+    """Move a run out of the way of the one that replaces it; a restart that never got to its end is just deleted."""
+    if os.path.exists(folder + ASIDE) and not os.path.exists(os.path.join(folder, "model")):
+        shutil.rmtree(folder)
+    else:
+        shutil.rmtree(folder + ASIDE, ignore_errors=True)
+        os.rename(folder, folder + ASIDE)
 
-    With --restart the old folder is set aside and dropped only when the new run is complete. What this very run left,
-    before torchrun started it again, is not old.
+
+def prepare_folder(folder: str, config) -> int:
+    """Make a stage's folder ready, resuming what the same command left there; returns the step to start at.
+
+    With --restart the old run is set aside, and dropped only when the new one is complete (`drop_old_run`). When
+    torchrun restarts us, the folder already holds our own checkpoints: these are resumed, not set aside.
     """
-    folder = os.path.realpath(run.folder)  # behind a link to a larger disk, say
-    if is_writer():
-        if run.config.restart and os.path.exists(folder) and not (restarts() and launched_here(folder)):
+    folder = os.path.realpath(folder)  # it may be a link to a larger disk
+    if is_main():
+        mark = f"replaced {folder}"
+        if config.restart and os.path.exists(folder) and not (restarts() and launch_store().check([mark])):
             set_aside(folder)
+        if config.restart:
+            launch_store().set(mark, "")
         os.makedirs(os.path.join(folder, "rollouts"), exist_ok=True)
-        write_text(os.path.join(folder, "launch"), launch())
-        write_text(os.path.join(folder, "config.json"), json.dumps(settings(run.config), indent=1))
-    meet()
-    step = of_writer(saved_steps(os.path.join(folder, "checkpoints")))
-    if is_writer():
+        write_text(os.path.join(folder, "config.json"), json.dumps(dataclasses.asdict(config), indent=1))
+    barrier()
+    names = broadcast(checkpoints(os.path.join(folder, "checkpoints")))
+    step = int(names[-1].removeprefix("step-")) if names else 0
+    if is_main():
         metrics = os.path.join(folder, "metrics.jsonl")
         lines = open(metrics).readlines() if os.path.exists(metrics) else []
         write_text(metrics, "".join(lines[:step]))  # what came after the checkpoint is done again
     return step
+
+
+def drop_old_run(folder: str):
+    """Delete what --restart had set aside: the run that takes its place is complete."""
+    if is_main():
+        shutil.rmtree(os.path.realpath(folder) + ASIDE, ignore_errors=True)

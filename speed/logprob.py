@@ -29,7 +29,7 @@ from kernels import backend, linear_logprob, linear_logprob_loss, logprob, pick_
 
 HEADS = {"3b": (2048, 151936), "7b": (3584, 152064), "tiny": (32, 1000)}  # H, V of Qwen2.5-VL
 TEMPERATURE = 0.9
-SETTINGS = dict(clip_low=0.2, clip_high=0.28, clip_dual=3.0, kl_coef=0.04)
+SETTINGS = dict(clip_ratio_low=0.2, clip_ratio_high=0.28, clip_ratio_c=3.0, kl_coef=0.04)
 ERROR_TOKENS = 1024  # whose float64 logits, 1.2 GB, fit beside everything else
 
 

@@ -26,12 +26,12 @@ import rewards
 import train
 from train import Config
 from engine.memory import make_optimizer
-from engine.policy import load_processor
+from engine.weights import load_processor
 from plumbing.log import peak_memory
 from plumbing.processes import stop_processes
 
 SETTINGS = dict(  # of both sides; Config's names
-    temperature=1.0, top_p=1.0, kl_coef=0.01, clip_low=0.2, clip_high=0.3, lr=1e-6, weight_decay=0.01,
+    temperature=1.0, top_p=1.0, kl_coef=0.01, clip_ratio_low=0.2, clip_ratio_high=0.3, lr=1e-6, weight_decay=0.01,
     max_grad_norm=1.0, keyword_weight=1.0, keyword_scope="response", min_pixels=28 * 28, max_pixels=448 * 448)
 KEY_WORDS = tuple(map(str, range(10)))  # an untrained model writes some digits and not others: rewards that differ
 

@@ -44,9 +44,10 @@ from transformers import AutoModelForImageTextToText
 
 import data
 from flops import forward_flops, peak_flops
-from engine.policy import Policy, load_processor, pack
+from engine.policy import Policy, pack
+from engine.weights import load_processor
 from engine.sampler import generate
-from train import seed_of
+from data import seed_of
 from shapes import make_model_folder
 from sides import SETTINGS, Case, end_tokens, make_samples
 

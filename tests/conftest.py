@@ -14,7 +14,8 @@ from PIL import Image
 
 import data
 import world
-from engine.policy import Policy, load_processor
+from engine.policy import Policy
+from engine.weights import load_processor
 from plumbing.processes import start_processes
 
 

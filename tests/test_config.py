@@ -47,7 +47,7 @@ def test_a_stage_changes_nothing_but_defaults(inputs):
     (["--stage", "1", "--dtype", "float16"], "--dtype float16"),
     (["--stage", "1", "--keyword_scope", "all"], "--keyword_scope all"),
     (["--stage", "1", "--min_pixels", "9", "--max_pixels", "8"], "--min_pixels 9 is more than --max_pixels 8"),
-    (["--stage", "1", "--clip_dual", "0.5"], "--clip_dual 0.5 is not in 1"),
+    (["--stage", "1", "--clip_ratio_c", "0.5"], "--clip_ratio_c 0.5 is not in 1"),
     (["--stage", "sft", "--questions_per_update", "64"], "the same thing in the warm-up"),
 ])
 def test_bad_flags_are_one_line_that_names_them(inputs, flags, message):

@@ -17,7 +17,7 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 
 import data
 from data import InputError, Sample
-from engine import policy
+from engine.weights import load_processor
 
 
 MIN_PIXELS, MAX_PIXELS = 576, 802816               # release: pebr_stage1.yaml
@@ -60,7 +60,7 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def processor(model_folder):
-    return policy.load_processor(model_folder, MIN_PIXELS, MAX_PIXELS)
+    return load_processor(model_folder, MIN_PIXELS, MAX_PIXELS)
 
 
 def write(path, content) -> str:
@@ -293,26 +293,26 @@ def test_unreadable_images_are_named(tmp_path):
 # ---- processor
 def test_load_processor_sets_limits_and_leaves_class_defaults(model_folder):
     before = dict(Qwen2VLImageProcessor.size), dict(Qwen2VLVideoProcessor.size)
-    processor = policy.load_processor(model_folder, 576, 100_000)
+    processor = load_processor(model_folder, 576, 100_000)
     assert dict(processor.image_processor.size) == {"shortest_edge": 576, "longest_edge": 100_000}
     assert (dict(Qwen2VLImageProcessor.size), dict(Qwen2VLVideoProcessor.size)) == before
 
 
 def test_load_processor_overrides_min_pixels_of_hub_configs(model_folder, tmp_path):
-    processor = policy.load_processor(model_folder, 576, 100_000)
+    processor = load_processor(model_folder, 576, 100_000)
     processor.save_pretrained(tmp_path)
     os.remove(tmp_path / "processor_config.json")          # Qwen's own folders have this instead:
     write(tmp_path / "preprocessor_config.json",
           {"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,
            "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"})
     before = dict(Qwen2VLImageProcessor.size), dict(Qwen2VLVideoProcessor.size)
-    processor = policy.load_processor(str(tmp_path), 576, 802816)
+    processor = load_processor(str(tmp_path), 576, 802816)
     assert dict(processor.image_processor.size) == {"shortest_edge": 576, "longest_edge": 802816}
     assert (dict(Qwen2VLImageProcessor.size), dict(Qwen2VLVideoProcessor.size)) == before
 
 
 def test_saved_processor_keeps_its_limits(model_folder, tmp_path):
-    policy.load_processor(model_folder, 576, 100_000).save_pretrained(tmp_path)
+    load_processor(model_folder, 576, 100_000).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "processor_config.json").read_text())
     assert saved["image_processor"]["size"] == {"shortest_edge": 576, "longest_edge": 100_000}
     assert "size" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
@@ -320,13 +320,13 @@ def test_saved_processor_keeps_its_limits(model_folder, tmp_path):
 
 def test_bad_model_folders(tmp_path):
     with pytest.raises(InputError, match="model .*/none: no processor found"):
-        policy.load_processor(str(tmp_path / "none"), 576, 802816)
+        load_processor(str(tmp_path / "none"), 576, 802816)
     with pytest.raises(InputError, match="no processor found") as error:
-        policy.load_processor(str(tmp_path), 576, 802816)
+        load_processor(str(tmp_path), 576, 802816)
     assert "\n" not in str(error.value)
     make_tokenizer().save_pretrained(tmp_path)             # a language model's folder
     with pytest.raises(InputError, match="no image processor or no chat template"):
-        policy.load_processor(str(tmp_path), 576, 802816)
+        load_processor(str(tmp_path), 576, 802816)
 
 
 # ---- prompts
@@ -386,7 +386,7 @@ def test_text_prompt_has_no_image(processor):
 
 
 def test_image_tokens_must_match_the_grid(model_folder, tmp_path):
-    processor = policy.load_processor(model_folder, MIN_PIXELS, MAX_PIXELS)
+    processor = load_processor(model_folder, MIN_PIXELS, MAX_PIXELS)
     processor.chat_template = "{{ messages[0]['content'][-1]['text'] }}"       # forgets the image
     sample = Sample(qid="q7", question="q", images=(picture(tmp_path / "a.png", 56, 56),))
     with pytest.raises(InputError, match="qid 'q7' has 0 image tokens but its images need 4"):

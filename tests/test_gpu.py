@@ -10,9 +10,9 @@ import torch
 from engine import sampler
 from engine.policy import Layout, Live, Policy, attention, pack
 from engine.sampler import Decoder, Slots, generate
-from engine.weights import sync
+from engine.sampler import sync
 from tape import record
-from train import seed_of
+from data import seed_of
 from triton_interpreter import CUDA
 
 

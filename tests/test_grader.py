@@ -321,10 +321,10 @@ def test_the_accuracy_part_knows_algebra():
 
 
 def test_metrics_count_each_pair_once(processes):
-    train.grader_metrics("own")
+    train.grader_counts(train.Config())
     rewards.score([Sample("q", "?", answer=r"5\sqrt{2}")], [RESPONSE.format(r"\sqrt{50}")] * 2, [1] * 2, {}, None)
-    assert train.grader_metrics("own") == {"grader/asked": 1, "grader/timeouts": 0}
-    assert train.grader_metrics("own") == {"grader/asked": 0, "grader/timeouts": 0}
+    assert train.grader_counts(train.Config()) == {"grader/asked": 1, "grader/timeouts": 0}
+    assert train.grader_counts(train.Config()) == {"grader/asked": 0, "grader/timeouts": 0}
 
 
 def test_an_unknown_rule_or_a_missing_package_is_one_line(monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from train import Config, group_advantages, grpo_loss, learning_rate, sft_loss
 
 
-CLIPS = dict(clip_low=0.2, clip_high=0.3, clip_dual=3.0, kl_coef=0.01)
+CLIPS = dict(clip_ratio_low=0.2, clip_ratio_high=0.3, clip_ratio_c=3.0, kl_coef=0.01)
 
 
 def test_eq_advantage_uses_the_sample_standard_deviation():

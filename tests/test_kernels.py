@@ -23,7 +23,7 @@ TESTS = os.path.dirname(os.path.abspath(__file__))
 LOGPROB_ERROR = 2e-5  # a log-prob is a difference of numbers around 30, whose float32 spacing is 2e-6
 GRADIENT_ERROR = {torch.float64: 1e-12, torch.float32: 1e-5,
                   torch.bfloat16: 3e-3}  # dlogits are rounded and so is the result, by about 1.6e-3 each
-CLIPS = dict(clip_low=0.2, clip_high=0.3, clip_dual=3.0, kl_coef=0.01)
+CLIPS = dict(clip_ratio_low=0.2, clip_ratio_high=0.3, clip_ratio_c=3.0, kl_coef=0.01)
 device = device_fixture(sys.modules[__name__], logprob, grpo)
 
 

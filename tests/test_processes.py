@@ -115,7 +115,7 @@ import os, torch
 from plumbing import processes
 processes.start_processes()
 with processes.ending_together():
-    processes.meet()
+    processes.barrier()
     processes.here("update of step 7")
     if processes.dist.get_rank() == 1:
         os._exit(9)
@@ -127,9 +127,9 @@ with processes.ending_together():
 
 
 def test_meetings_leave_nothing_behind_in_the_store(processes):
-    joined.meet()
+    joined.barrier()
     before = joined.group_store().num_keys()
     for step in range(20):
         joined.here(f"reward of step {step}")
-        joined.meet()
+        joined.barrier()
     assert joined.group_store().num_keys() == before

@@ -9,11 +9,11 @@ import kernels
 from engine import sampler
 from engine.policy import pack
 from engine.sampler import Decoder, Slots, capture, generate
-from engine.weights import sync
+from engine.sampler import sync
 from kernels import decode, linear_logits, logprob, sample
 from kernels.sample import draw
 from tape import record
-from train import seed_of
+from data import seed_of
 from triton_interpreter import interpreted
 
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 import train
 from conftest import picture
 from data import encode_prompt, parse
-from train import records
+from plumbing.log import records
+from plumbing.processes import Timer
 
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -250,12 +251,8 @@ def test_a_second_sampling_replaces_the_first(tiny_folder, questions, tmp_path):
 
 def test_rollout_rows_say_what_the_parser_read(replica, processor, samples):
     """`records` is group-major and its columns belong together."""
-    from train import Config
-    from plumbing.log import Timer
-    from train import collect
-
-    config = Config(group_size=2, max_response=5, slots=4, temperature=1.0)
-    rollout = collect(replica, processor, None, samples, list(range(5)), config, Timer())
+    config = train.Config(group_size=2, max_response=5, slots=4, temperature=1.0)
+    rollout = train.collect(replica, processor, None, samples, list(range(5)), config, Timer("a test"))
     rows = records(rollout)
     assert [row["qid"] for row in rows] == list("abcde")
     for q, row in enumerate(rows):

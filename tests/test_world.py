@@ -14,7 +14,7 @@ import data
 import rewards
 import world
 from data import parse
-from engine import policy
+from engine.weights import load_processor
 
 
 HEADERS = [f"### {data.DESCRIPTION}:", f"### {data.RATIONALES}:", f"### {data.THINK}", f"### {data.STEP} 1:",
@@ -138,7 +138,7 @@ def test_the_model_is_a_function_of_its_seed_and_leaves_the_global_generator_alo
 
 
 def test_the_files_load_as_samples_and_their_images_exist(made):
-    processor = policy.load_processor(f"{made}/untrained", 56 * 56, 56 * 56)
+    processor = load_processor(f"{made}/untrained", 56 * 56, 56 * 56)
     for name, count, solved in (("base", 48, 48), ("warmup", 24, 24), ("questions", 8, 0), ("evaluation", 8, 0)):
         samples = data.load_samples(f"{made}/world/{name}.jsonl")
         assert len(samples) == count
