@@ -38,20 +38,27 @@ class Flags(HfArgumentParser):
     """The command-line flags of a dataclass, grouped and explained; every mistake is an InputError."""
 
     def __init__(self, kind, doc: str):
+        self.comments = comments_of(kind)
         commands = "\n\n".join(doc.split("\n\n")[:2])  # of the file's docstring: what it is, and how to call it
         super().__init__(kind, description=commands, usage="%(prog)s [--flag VALUE ..]", allow_abbrev=False,
-                         formatter_class=argparse.RawDescriptionHelpFormatter)
-        comments, groups = comments_of(kind), {}
+                         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+                             prog, max_help_position=34, width=118))
+        groups = {}
         for action in list(self._optionals._group_actions):
-            name = action.dest.removeprefix("no_")  # --no_x is the twin of --x True
-            if name not in comments:
+            if action.dest not in self.comments:
                 continue
-            heading, comment = comments[name]
+            heading, comment = self.comments[action.dest]
             if heading not in groups:
                 groups[heading] = self.add_argument_group(heading)
             self._optionals._group_actions.remove(action)
             groups[heading]._group_actions.append(action)
-            action.help = f"{comment} (default: %(default)s)".replace("% ", "%% ")
+            action.option_strings = action.option_strings[:1]  # --max_steps is shown; --max-steps works as well
+            action.help = f"{comment} (default: %(default)s)"
+            if action.nargs == 0:
+                action.help = f"the same as --{action.dest} False"
+            elif action.metavar is None:
+                action.metavar = type(getattr(kind, action.dest, [])).__name__
+        self._action_groups.sort(key=lambda group: group.title in ("memory", "run"))  # what a student skips comes last
 
     def error(self, message: str):
         raise InputError(message)
@@ -59,6 +66,9 @@ class Flags(HfArgumentParser):
     def read(self, argv: list[str], overrides: dict):
         """argv -> the dataclass; overrides replace defaults, argv replaces both. InputError names a near flag."""
         self.set_defaults(**overrides)
+        for action in self._actions:
+            if action.default == "":
+                action.help = self.comments[action.dest][1]  # an empty default says nothing
         config, rest = self.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
         if rest:
             names = [option for action in self._actions for option in action.option_strings]

@@ -26,12 +26,13 @@ def test_a_stage_changes_nothing_but_defaults(inputs):
     assert [getattr(two, f"{part}_weight") for part in parts] == [0.0, 0.0, 0.1, 0.0, 0.9]
     assert one.questions_per_rollout // one.questions_per_update == 5
     assert two.questions_per_rollout // two.questions_per_update == 4
-    assert (one.kl_coef, one.lr, one.clip_low, one.clip_high, one.clip_dual) == (0.01, 1e-6, 0.2, 0.3, 3.0)
+    assert (one.kl_coef, one.lr, one.clip_ratio_low, one.clip_ratio_high, one.clip_ratio_c) == (0.01, 1e-6, 0.2, 0.3, 3.0)
 
 
 @pytest.mark.parametrize("flags, message", [
     (["--stage", "1", "--tempratur", "1"], "unknown flag --tempratur: did you mean --temperature"),
     (["--stage", "1", "--temp", "1"], "unknown flag --temp"),  # no abbreviations: they break when a flag is added
+    (["--stage", "1", "--clip_low", "0.1"], "unknown flag --clip_low: did you mean --clip_ratio_low?"),  # its old name
     (["--stage", "1", "--xyzzy"], "unknown flag --xyzzy: --help lists all"),
     (["--stage", "1", "--epochs", "one"], "argument --epochs: invalid int value: 'one'"),
     (["--stage", "1", "--freeze_vision", "perhaps"], "perhaps"),
