@@ -3,31 +3,357 @@
     python demo.py                 warm-up, sampling, stage 1, stage 2, and evaluations: about 4 minutes on 2 cores
     python demo.py --ablate        afterwards either stage alone with as many RL steps, over three seeds
 
-Nothing here is special to the demo but world.py, which makes the data and the models, and the small sizes below. The
-settings of RL are the method's (G 8, temperature 1.2, top-p 0.99, 4 updates a step, its clips, KL and reward weights);
-the learning rate is higher, because the model is 10,000 times smaller.
+The world is a 2x2 grid of coloured shapes with questions that are answered by seeing first and counting second. Its
+warm-up teacher errs on purpose, so that reinforcement learning has something to correct: it often takes green for blue
+and a triangle for a circle (`slip_seeing`, per attribute) and sometimes forgets the last of several objects it counts
+(`slip_counting`). Its reasoning follows what it believes to see. Answers, captions and key words are always true.
+
+The models are genuine, all made from a seed, offline: a Qwen2.5-VL folder that AutoModelForImageTextToText loads, and a
+CLIP folder that open_clip loads. The settings of RL are the method's (G 8, temperature 1.2, top-p 0.99, 4 updates a
+step, its clips, KL and reward weights); the learning rate is higher, because the model is 10,000 times smaller.
 """
-import argparse
-import json
 import os
-import resource
-import statistics
-import sys
-import time
-
-from transformers.utils.logging import disable_progress_bar
-
-import eval as evaluation
-import train
-from benchmarks.report import interval
-from data import parse
-from plumbing.processes import stop_processes
-from plumbing.run_folder import write_text
-from world import CELL, make_clip, make_world
 
 # A waiting OpenMP thread spins for long by default: beside one other busy program two threads are 40 times slower so.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when torch is loaded, so before the imports below
 
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
+
+import data
+import eval as evaluation
+import train
+from benchmarks.report import interval
+from plumbing.log import peak_memory
+from plumbing.processes import stop_processes
+from plumbing.run_folder import write_text
+
+# --- the world ------------------------------------------------------------------------------------------------------
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 220), "yellow": (230, 200, 40)}
+SHAPES = ("circle", "square", "triangle")
+MISTAKEN = {"green": "blue", "triangle": "circle"}         # what the warm-up teacher takes them for
+CELL = 28                                                  # pixels: one merged image token (patch 14, merge 2)
+DESCRIBE = "Describe the image."                           # the question whose answer is the description alone
+
+
+@dataclass(frozen=True)
+class Question:
+    kind: str                                              # "count", "subtract" or "add"
+    colour: str                                            # "" = any
+    shape: str                                             # "" = any
+    extra: int                                             # objects that "add" adds
+
+    @property
+    def label(self) -> str:
+        return " ".join(word for word in (self.colour, f"{self.shape or 'object'}s") if word)
+
+    @property
+    def text(self) -> str:
+        return {"count": f"How many {self.label} are there?",
+                "subtract": f"Subtract all {self.label}. How many objects are left?",
+                "add": f"Add {self.extra} {self.label}. How many objects are there?"}[self.kind]
+
+    @property
+    def plan(self) -> str:
+        return f"Add {self.extra}" if self.kind == "add" else f"{self.kind.capitalize()} the {self.label}"
+
+    def names(self, pair: tuple[str, str]) -> bool:
+        """Whether the label fits this (colour, shape)."""
+        return self.colour in ("", pair[0]) and self.shape in ("", pair[1])
+
+    def part(self, pair: tuple[str, str]) -> str:
+        """What of an object the label asks about: its colour, its shape or both."""
+        return " ".join(word for word, asked in zip(pair, (self.colour, self.shape)) if asked)
+
+    def answer(self, total: int, named: int) -> int:
+        return {"count": named, "subtract": total - named, "add": total + self.extra}[self.kind]
+
+
+@dataclass(frozen=True)
+class Item:
+    objects: tuple[tuple[str, str], ...]                   # (colour, shape) in reading order
+    image: Image.Image                                     # 56 x 56
+    question: Question
+    reasoning: str                                         # right steps, from the true caption
+    answer: str
+    response: str                                          # of the warm-up teacher: may be wrong
+
+    @property
+    def caption(self) -> str:
+        return describe(self.objects)
+
+    @property
+    def key_words(self) -> list[str]:
+        return sorted({f"{colour} {shape}" for colour, shape in self.objects})
+
+
+def describe(objects: tuple) -> str:
+    return ", ".join(f"{colour} {shape}" for colour, shape in objects) + "."
+
+
+def draw(objects: tuple, rng: random.Random) -> Image.Image:
+    """Objects fill the grid's cells in reading order, with jitter of place (2 px), size, colour, and pixel noise."""
+    image = Image.new("RGB", (2 * CELL, 2 * CELL), (rng.randint(190, 235),) * 3)
+    pen = ImageDraw.Draw(image)
+    for cell, (colour, shape) in enumerate(objects):
+        x, y = ((place + 0.5) * CELL + rng.uniform(-2, 2) for place in (cell % 2, cell // 2))
+        r = rng.uniform(8.5, 11.5)
+        fill = tuple(min(255, max(0, round(value + rng.uniform(-25, 25)))) for value in COLOURS[colour])
+        if shape == "circle":
+            pen.ellipse([x - r, y - r, x + r, y + r], fill=fill)
+        elif shape == "square":
+            pen.rectangle([x - 0.88 * r, y - 0.88 * r, x + 0.88 * r, y + 0.88 * r], fill=fill)
+        else:
+            pen.polygon([(x, y - r), (x - r, y + 0.9 * r), (x + r, y + 0.9 * r)], fill=fill)
+    noise = numpy.random.default_rng(rng.getrandbits(32)).normal(0, 10, (2 * CELL, 2 * CELL, 3))
+    return Image.fromarray((numpy.asarray(image) + noise).clip(0, 255).astype(numpy.uint8))
+
+
+def ask(objects: tuple, rng: random.Random) -> Question:
+    """A question whose label is a colour, a shape or both, four times in five of an object that is there."""
+    colour, shape = rng.choice(objects) if rng.random() < 0.8 else (rng.choice(list(COLOURS)), rng.choice(SHAPES))
+    colour, shape = rng.choice([(colour, ""), ("", shape), (colour, shape)])
+    return Question(rng.choice(["count", "subtract", "subtract", "add"]), colour, shape, rng.randint(1, 4))
+
+
+def reason(question: Question, pairs: tuple, counts: list[bool]) -> tuple[list[str], int]:
+    """The steps to the answer, and the answer, when `counts` says which objects count: "red 1, blue 1, red 2"."""
+    total, named = len(pairs), sum(counts)
+    answer = question.answer(total, named)
+    listed = ", ".join(f"{question.part(pair)} {sum(counts[:i])}" for i, pair in enumerate(pairs, 1))
+    steps = {"count": [listed], "subtract": [listed, f"{total} - {named} = {answer}"],
+             "add": [f"{total} + {question.extra} = {answer}"]}[question.kind]
+    return steps, answer
+
+
+def teach(question: Question, objects: tuple, slip_seeing: float, slip_counting: float, rng: random.Random) -> str:
+    """The imperfect warm-up teacher's response: it describes what it believes to see, and counts that."""
+    seen = tuple(tuple(MISTAKEN[word] if word in MISTAKEN and rng.random() < slip_seeing else word for word in pair)
+                 for pair in objects)
+    counts = [question.names(pair) for pair in seen]
+    if sum(counts) >= 2 and rng.random() < slip_counting:
+        counts[max(i for i, hit in enumerate(counts) if hit)] = False
+    steps, answer = reason(question, seen, counts)
+    numbered = [f"### {data.STEP} {i}: {step}." for i, step in enumerate(steps, 1)]
+    return "\n".join([f"### {data.DESCRIPTION}: {describe(seen)}", f"### {data.RATIONALES}: {question.plan}.",
+                      f"### {data.THINK}", *numbered, f"### {data.ANSWER}: {answer}"])
+
+
+def make_items(count: int, seed: int, split: str, slip_seeing: float = 0.55, slip_counting: float = 0.3) -> list[Item]:
+    """`count` items from the stream (seed, split); streams of different splits are independent."""
+    rng = random.Random(f"{seed} {split}")
+    items = []
+    for _ in range(count):
+        objects = tuple((rng.choice(list(COLOURS)), rng.choice(SHAPES)) for _ in range(rng.randint(2, 4)))
+        question = ask(objects, rng)
+        steps, answer = reason(question, objects, [question.names(pair) for pair in objects])
+        response = teach(question, objects, slip_seeing, slip_counting, rng)
+        items.append(Item(objects, draw(objects, rng), question, ". ".join(steps) + ".", str(answer), response))
+    return items
+
+
+# --- tokenizer, processor, model ------------------------------------------------------------------------------------
+
+END_OF_TEXT, TURN_START, TURN_END, IMAGE_PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>"
+VISION_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_PAD, "<|video_pad|>"]
+CHAT_TEMPLATE = """\
+{%- for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}
+{%- if message['content'] is string %}{{ message['content'] }}
+{%- else %}{%- for part in message['content'] %}
+{%- if part['type'] == 'image' %}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}
+{%- elif part['type'] == 'text' %}{{ part['text'] }}{%- endif %}{%- endfor %}{%- endif %}{{ '<|im_end|>\n' }}
+{%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}"""
+
+
+def fixed_phrases() -> list[str]:
+    """Texts that cost one token each: they never vary, so the tiny model need not spend capacity on spelling them."""
+    headers = [data.DESCRIPTION, data.RATIONALES, *(f"{data.STEP} {i}" for i in range(1, 4)), data.ANSWER]
+    numbers = [f" {digit}" for digit in range(10)]
+    headers = [f"### {data.THINK}", *(f"### {name}:" for name in headers)]
+    return ["user\n", "assistant\n", *numbers, data.INSTRUCTION.strip(), *headers]
+
+
+def make_processor(texts: list[str], vocab_size: int = 512):
+    """A Qwen2_5_VLProcessor whose byte-level BPE is trained on `texts`; every byte stays writable."""
+    from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, trainers
+    from tokenizers.models import BPE
+    from transformers import Qwen2_5_VLProcessor, Qwen2Tokenizer
+    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    bpe = Tokenizer(BPE())
+    bpe.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, min_frequency=2,
+                                  show_progress=False)
+    bpe.train_from_iterator(texts, trainer)
+    learned = json.loads(bpe.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=learned["vocab"], merges=[tuple(merge) for merge in learned["merges"]],
+        unk_token=END_OF_TEXT, pad_token=END_OF_TEXT, eos_token=TURN_END,
+        extra_special_tokens=[TURN_START, *VISION_TOKENS], padding_side="left", model_max_length=2048)
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False, special=False) for phrase in fixed_phrases()])
+    pixels = {"shortest_edge": 28 * 28, "longest_edge": 802816}   # explicit: the class's default is shared and mutable
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=pixels), video_processor=Qwen2VLVideoProcessor(),
+        tokenizer=tokenizer, chat_template=CHAT_TEMPLATE)
+
+
+def make_model(processor, seed: int = 0, hidden: int = 128, layers: int = 2, heads: int = 4,
+               kv_heads: int = 2, intermediate: int = 256, vision_depth: int = 1, vision_hidden: int = 96,
+               vision_heads: int = 4, vision_intermediate: int = 192, rope_theta: float = 20.0,
+               mrope_section: tuple[int, int, int] = (2, 7, 7),
+               initializer_range: float = 0.06):
+    """An untrained Qwen2.5-VL of the real architecture, its weights a function of `seed` alone.
+
+    rope_theta is small because positions are: at 1e4 one image cell would turn the rotary angles by 0.003 rad.
+    """
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    assert sum(mrope_section) == hidden // heads // 2, f"{mrope_section=} must add up to half of {hidden // heads=}"
+    ids = {token: processor.tokenizer.convert_tokens_to_ids(token) for token in [END_OF_TEXT, TURN_END, *VISION_TOKENS]}
+    ends = dict(bos_token_id=ids[END_OF_TEXT], eos_token_id=ids[TURN_END], pad_token_id=ids[END_OF_TEXT])
+    rope = dict(rope_type="default", rope_theta=rope_theta, mrope_section=list(mrope_section))
+    text_config = dict(
+        vocab_size=-(-len(processor.tokenizer) // 16) * 16, hidden_size=hidden, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, intermediate_size=intermediate,
+        max_position_embeddings=2048, rope_parameters=rope, initializer_range=initializer_range,
+        rms_norm_eps=1e-6, use_sliding_window=False, max_window_layers=layers, **ends)
+    vision_config = dict(
+        depth=vision_depth, hidden_size=vision_hidden, num_heads=vision_heads, intermediate_size=vision_intermediate,
+        out_hidden_size=hidden, fullatt_block_indexes=[vision_depth - 1], window_size=112,
+        initializer_range=initializer_range)
+    config = Qwen2_5_VLConfig(
+        text_config=text_config, vision_config=vision_config, tie_word_embeddings=True,
+        image_token_id=ids[IMAGE_PAD], video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"], **ends)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config.eos_token_id = [ids[TURN_END], ids[END_OF_TEXT]]
+    model.generation_config.pad_token_id = ids[END_OF_TEXT]
+    return model.eval()
+
+
+# --- CLIP -----------------------------------------------------------------------------------------------------------
+
+CLIP_CONFIG = dict(
+    embed_dim=64,
+    vision_cfg=dict(image_size=2 * CELL, patch_size=14, layers=1, width=96, head_width=24, mlp_ratio=2.0),
+    text_cfg=dict(context_length=20, vocab_size=49408, layers=1, width=64, heads=4, mlp_ratio=2.0))
+CLIP_PIXELS = dict(mean=[0.5] * 3, std=[0.5] * 3, interpolation="bicubic", resize_mode="squash")
+
+
+def misdescribe(objects: tuple, rng: random.Random) -> str:
+    """A caption with one wrong colour or shape."""
+    place, kind = rng.randrange(len(objects)), rng.randrange(2)
+    wrong = list(objects[place])
+    wrong[kind] = rng.choice([word for word in (list(COLOURS), SHAPES)[kind] if word != wrong[kind]])
+    return describe((*objects[:place], tuple(wrong), *objects[place + 1:]))
+
+
+def train_clip(items: list[Item], seed: int, steps: int = 300, batch: int = 64, rate: float = 2e-3):
+    """Contrastive training of images and captions; each image is also pushed away from its caption with one word wrong.
+
+    The token embeddings stay random: they are nine tenths of the parameters, and a dozen words need no learned ones.
+    """
+    import open_clip
+
+    torch.manual_seed(seed)
+    model, tokenize = open_clip.CLIP(**CLIP_CONFIG), open_clip.SimpleTokenizer(context_length=20)
+    model.token_embedding.weight.requires_grad_(False).normal_(0, 0.3)
+    rng, images = random.Random(seed), numpy.stack([numpy.asarray(item.image) for item in items])
+    images = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1                            # (items, 3, 56, 56)
+    captions = tokenize([item.caption for item in items])                                        # (items, 20)
+    optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.12)
+    for _ in range(steps):
+        chosen = rng.sample(range(len(items)), batch)
+        texts = torch.cat([captions[chosen], tokenize([misdescribe(items[i].objects, rng) for i in chosen])])
+        image_features = model.encode_image(images[chosen], normalize=True)                      # (batch, D)
+        text_features = model.encode_text(texts, normalize=True)                                 # (2 batch, D)
+        logits = model.logit_scale.exp() * image_features @ text_features.T                      # (batch, 2 batch)
+        twins = (texts[None] == captions[chosen][:, None]).all(-1)                   # equal captions are all right
+        twins[:, :batch] &= ~torch.eye(batch, dtype=torch.bool)
+        logits, own = logits.masked_fill(twins, -1e4), torch.arange(batch)
+        loss = F.cross_entropy(logits, own) + F.cross_entropy(logits[:, :batch].T, own)
+        wrong = (image_features * text_features[batch:]).sum(-1)                                 # (batch,) cosines
+        loss = loss + 4 * F.relu(wrong - 0.3).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+def save_clip(model, folder: str):
+    """The folder that open_clip loads as local-dir: and --clip takes."""
+    os.makedirs(folder, exist_ok=True)
+    with open(f"{folder}/open_clip_config.json", "w") as file:
+        json.dump(dict(model_cfg=CLIP_CONFIG, preprocess_cfg=CLIP_PIXELS), file, indent=1)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+              f"{folder}/open_clip_model.safetensors")
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def make_world(out: str, seed: int, captions: int, warmup: int, questions: int, evaluation: int):
+    """Images, the four data files, and the untrained model, under out/world and out/untrained."""
+    world, texts = f"{out}/world", []
+
+    def write(name: str, rows: list[dict]):
+        write_text(f"{world}/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def imitate(question: str, solution: str, images: list[str]) -> dict:
+        texts.extend([question, solution])
+        turns = [dict(role="user", content=question), dict(role="assistant", content=solution)]
+        return dict(messages=turns, images=images)
+
+    def drawn(count: int, split: str):
+        """Items of a split with the paths of their images, which are written."""
+        for i, item in enumerate(make_items(count, seed, split)):
+            item.image.save(f"{world}/images/{split}_{i}.png", compress_level=1)
+            yield item, [f"images/{split}_{i}.png"]
+
+    os.makedirs(f"{world}/images", exist_ok=True)
+    base = []
+    for item, images in drawn(captions, "captions"):
+        base.append(imitate(DESCRIBE, f"### {data.DESCRIPTION}: {item.caption}", images))
+        base.append(imitate(f"{item.caption} {item.question.text}", item.reasoning, []))
+    write("base", base)
+    write("warmup", [imitate(item.question.text, item.response, images) for item, images in drawn(warmup, "warmup")])
+    for split, count in (("questions", questions), ("evaluation", evaluation)):
+        write(split, [dict(qid=f"{split}_{i}", problem=item.question.text, answer=item.answer, images=images,
+                           key_words=item.key_words, caption=item.caption)
+                      for i, (item, images) in enumerate(drawn(count, split))])
+    processor = make_processor(texts)
+    make_model(processor, seed).save_pretrained(f"{out}/untrained")
+    processor.save_pretrained(f"{out}/untrained")
+
+
+def make_clip(out: str, seed: int, captions: int, steps: int):
+    save_clip(train_clip(make_items(captions, seed, "captions"), seed, steps), f"{out}/clip")
+
+
+# --- the five stages ------------------------------------------------------------------------------------------------
 
 SIZES = dict(captions=3000, warmup=3000, questions=480, evaluation=500)
 STEPS = dict(clip=300, base=320, sft=240, stage1=20, stage2=36)
@@ -38,7 +364,7 @@ SHARED = ["--dtype", "float32", "--max_prompt", "64", "--max_response", "96", "-
           "--max_pixels", PIXELS, "--slots", "256"]
 TRAINING = [*SHARED, "--restart", "--no_gradient_checkpointing", "--save_every", "0", "--token_budget", "2048"]
 SUPERVISED = [*TRAINING, "--questions_per_rollout", "64", "--questions_per_update", "64", "--epochs", "20",
-              "--lr", "3e-3", "--keep_prompts"]
+              "--lr", "3e-3"]
 REINFORCED = [*TRAINING, "--questions_per_rollout", "32", "--questions_per_update", "8", "--epochs", "100",
               "--lr", "1e-4"]
 
@@ -75,7 +401,7 @@ def evaluate(world: str, clip: str, model: str, out: str) -> dict[str, tuple[flo
         captions = {row["qid"]: row["caption"] for row in map(json.loads, file)}
     with open(f"{out}/responses.jsonl") as file:
         rows = [json.loads(line) for line in file]
-    exact = [statistics.fmean(parse(response["text"]).description == captions[row["qid"]]
+    exact = [statistics.fmean(data.parse(response["text"]).description == captions[row["qid"]]
                               for response in row["responses"]) for row in rows]
     figures["caption_exact"] = interval(exact)
     return {name: figures[name] for name in FIGURES}
@@ -109,9 +435,8 @@ def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int]) -> di
         summary["phases"][name] = {figure: mean for figure, (mean, _) in figures.items()} | {"intervals": intervals}
     write_text(f"{out}/summary.json", json.dumps(summary, indent=1))
     print_table({PHASES[name]: figures for name, figures in results.items()})
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print("\nseconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
-          + f"; together {sum(seconds.values()):.0f}; peak memory {peak:.1f} GB")
+          + f"; together {sum(seconds.values()):.0f}; peak memory {peak_memory():.1f} GB")
     print(f"figures   {out}/summary.json\nresponses {out}/eval/*/responses.jsonl, {out}/stage*/rollouts/\n"
           f"models    {out}/sft/model, {out}/stage1/model, {out}/stage2/model")
     return summary
@@ -153,6 +478,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error(f"--seed {args.seed} is negative")
+    from transformers.utils.logging import disable_progress_bar
+
     disable_progress_bar()  # of transformers, when it saves the tiny model
     run(args.out, args.seed, SIZES, STEPS)
     if args.ablate:

@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-import world
+import demo
 from engine.weights import export, hub_name
 from engine.policy import Policy, shard
 from plumbing.processes import start_processes, stop_processes
@@ -120,7 +120,7 @@ def load_naively(folder: str, mesh, dtype):
 def measure(args):
     """On each rank: load, sum up what was loaded, export if asked; rank-R.json beside the checkpoint."""
     device, mesh = start_processes()
-    processor = world.make_processor(["How many?"])
+    processor = demo.make_processor(["How many?"])
     dtype, rank, world_size = getattr(torch, args.dtype), mesh.get_rank(), mesh.size()
     with Peak() as loading:
         if args.worker == "ours":

@@ -9,7 +9,7 @@ import os
 import torch
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-import world
+import demo
 
 BYTES_PER_PARAMETER = 20  # float32 master, gradient and two Adam moments; bf16 reference and sampler
 
@@ -49,10 +49,10 @@ def fitted_config(shape: dict, tokenizer, device: str) -> Qwen2_5_VLConfig:
 
 def make_model_folder(folder: str, shape: str | None, device: str) -> Qwen2_5_VLConfig:
     """Write an untrained model with its processor; shape: a config.json, or None for the demo's tiny model."""
-    processor = world.make_processor(["How many red circles are there?"])
+    processor = demo.make_processor(["How many red circles are there?"])
     processor.save_pretrained(folder)
     if shape is None:
-        model = world.make_model(processor, initializer_range=0.02)  # near uniform: the end tokens' share sets lengths
+        model = demo.make_model(processor, initializer_range=0.02)  # near uniform: the end tokens' share sets lengths
     else:
         with open(shape) as f:
             shape = json.load(f)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import data
-import world
+import demo
 from engine.policy import Policy
 from engine.weights import load_processor
 from plumbing.processes import start_processes
@@ -24,8 +24,8 @@ def tiny_folder(tmp_path_factory):
     """A Hugging Face folder: two vision blocks (windowed, full), two decoder layers, grouped heads, tied embeddings."""
     folder = str(tmp_path_factory.mktemp("tiny"))
     texts = ["How many red circles are there?", "a blue square", *map(str, range(100))]
-    processor = world.make_processor(texts)
-    world.make_model(processor, vision_depth=2, initializer_range=0.2).save_pretrained(folder)
+    processor = demo.make_processor(texts)
+    demo.make_model(processor, vision_depth=2, initializer_range=0.2).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import data
 import rewards
-import world
+import demo
 from data import parse
 from engine.weights import load_processor
 
@@ -24,23 +24,23 @@ SIZES = dict(captions=24, warmup=24, questions=8, evaluation=8)
 
 @pytest.fixture(scope="module")
 def items():
-    return world.make_items(300, 0, "warmup")
+    return demo.make_items(300, 0, "warmup")
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("demo"))
-    world.make_world(folder, 0, **SIZES)
+    demo.make_world(folder, 0, **SIZES)
     return folder
 
 
-def recount(item: world.Item) -> int:
+def recount(item: demo.Item) -> int:
     """The answer from the question's own words, by counting the objects one by one."""
     words = item.question.text.replace(".", "").replace("?", "").split()
     named = 0
     for colour, shape in item.objects:
-        fits_colour = not set(words) & set(world.COLOURS) or colour in words
-        fits_shape = not set(words) & {f"{name}s" for name in world.SHAPES} or f"{shape}s" in words
+        fits_colour = not set(words) & set(demo.COLOURS) or colour in words
+        fits_shape = not set(words) & {f"{name}s" for name in demo.SHAPES} or f"{shape}s" in words
         named += fits_colour and fits_shape
     if words[0] == "Add":
         return len(item.objects) + int(words[1])
@@ -48,17 +48,17 @@ def recount(item: world.Item) -> int:
 
 
 def test_the_same_seed_gives_the_same_items_and_another_seed_others(items):
-    again = world.make_items(300, 0, "warmup")
+    again = demo.make_items(300, 0, "warmup")
     assert [item.response for item in again] == [item.response for item in items]
     assert all(numpy.array_equal(a.image, b.image) for a, b in zip(again, items))
-    assert [item.response for item in world.make_items(300, 1, "warmup")] != [item.response for item in items]
+    assert [item.response for item in demo.make_items(300, 1, "warmup")] != [item.response for item in items]
 
 
 def test_a_longer_split_starts_with_the_shorter_one_and_splits_share_no_image(items):
-    longer = world.make_items(310, 0, "warmup")
+    longer = demo.make_items(310, 0, "warmup")
     assert all(numpy.array_equal(a.image, b.image) for a, b in zip(longer, items))
     pixels = {item.image.tobytes() for item in items}
-    assert not pixels & {item.image.tobytes() for item in world.make_items(300, 0, "evaluation")}
+    assert not pixels & {item.image.tobytes() for item in demo.make_items(300, 0, "evaluation")}
 
 
 def test_answers_equal_a_recount_of_the_objects(items):
@@ -81,13 +81,13 @@ def test_every_warm_up_response_has_the_format(items):
 
 
 def test_a_teacher_without_slips_is_always_right():
-    for item in world.make_items(200, 0, "clean", slip_seeing=0.0, slip_counting=0.0):
+    for item in demo.make_items(200, 0, "clean", slip_seeing=0.0, slip_counting=0.0):
         sections = parse(item.response)
         assert (sections.description, sections.answer) == (item.caption, item.answer)
 
 
 def test_a_teacher_that_always_slips_never_sees_green_or_a_triangle():
-    for item in world.make_items(200, 0, "slips", slip_seeing=1.0, slip_counting=0.0):
+    for item in demo.make_items(200, 0, "slips", slip_seeing=1.0, slip_counting=0.0):
         description = parse(item.response).description
         assert "green" not in description and "triangle" not in description
 
@@ -111,8 +111,8 @@ def test_responses_survive_the_tokenizer_and_headers_cost_one_token(made, items)
 
 
 def test_saved_processor_and_model_reload_with_equal_ids_and_logits(tmp_path, items):
-    made = world.make_processor([item.response for item in items])
-    model = world.make_model(made, seed=3)
+    made = demo.make_processor([item.response for item in items])
+    model = demo.make_model(made, seed=3)
     made.save_pretrained(tmp_path)
     model.save_pretrained(tmp_path)
     read, again = AutoProcessor.from_pretrained(tmp_path), AutoModelForImageTextToText.from_pretrained(tmp_path)
@@ -127,11 +127,11 @@ def test_saved_processor_and_model_reload_with_equal_ids_and_logits(tmp_path, it
 
 
 def test_the_model_is_a_function_of_its_seed_and_leaves_the_global_generator_alone(items):
-    processor = world.make_processor([item.response for item in items])
+    processor = demo.make_processor([item.response for item in items])
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first, same, other = (world.make_model(processor, seed).state_dict() for seed in (1, 1, 2))
+    first, same, other = (demo.make_model(processor, seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.rand(3), expected)
     name = "model.language_model.layers.0.mlp.up_proj.weight"
     assert torch.equal(first[name], same[name]) and not torch.equal(first[name], other[name])
@@ -156,7 +156,7 @@ def test_reasoning_ends_in_the_answer(items):
 def test_evaluation_rows_hold_the_items_of_their_stream(made):
     with open(f"{made}/world/evaluation.jsonl") as file:
         rows = [json.loads(line) for line in file]
-    for row, item in zip(rows, world.make_items(8, 0, "evaluation")):
+    for row, item in zip(rows, demo.make_items(8, 0, "evaluation")):
         assert (row["problem"], row["answer"], row["caption"]) == (item.question.text, item.answer, item.caption)
         assert row["key_words"] == item.key_words
         with Image.open(os.path.join(made, "world", row["images"][0])) as image:
@@ -170,7 +170,7 @@ def preferred(model, items: list) -> float:
     with torch.no_grad():
         images = model.encode_image(pixels, normalize=True)                                      # (items, D)
         right, wrong = (model.encode_text(tokenize(texts), normalize=True) for texts in (
-            [item.caption for item in items], [world.misdescribe(item.objects, rng) for item in items]))
+            [item.caption for item in items], [demo.misdescribe(item.objects, rng) for item in items]))
     return ((images * right).sum(-1) > (images * wrong).sum(-1)).float().mean().item()
 
 
@@ -178,15 +178,15 @@ def test_a_misdescription_differs_from_the_caption_in_one_word(items):
     rng = random.Random(0)
     for item in items:
         pairs = list(zip(item.caption.rstrip(".").replace(",", "").split(),
-                         world.misdescribe(item.objects, rng).rstrip(".").replace(",", "").split(), strict=True))
+                         demo.misdescribe(item.objects, rng).rstrip(".").replace(",", "").split(), strict=True))
         assert sum(a != b for a, b in pairs) == 1
 
 
 def test_clip_training_prefers_right_captions_and_its_folder_reloads_with_equal_features(tmp_path, items):
-    model, held_out = world.train_clip(items, 0, steps=60, batch=48), world.make_items(200, 0, "evaluation")
-    untrained = world.train_clip(items, 0, steps=1, batch=2)
+    model, held_out = demo.train_clip(items, 0, steps=60, batch=48), demo.make_items(200, 0, "evaluation")
+    untrained = demo.train_clip(items, 0, steps=1, batch=2)
     assert preferred(model, held_out) > max(0.6, preferred(untrained, held_out))
-    world.save_clip(model, str(tmp_path))
+    demo.save_clip(model, str(tmp_path))
     again, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     image, own = preprocess(items[0].image)[None], torch.from_numpy(numpy.array(items[0].image)).permute(2, 0, 1)
     assert torch.allclose(image[0], own / 127.5 - 1, atol=1e-6)                   # what training saw
