@@ -112,37 +112,74 @@ def load_image(image) -> Image.Image:
 
 
 # ---- rows to samples
-def read_file(path: str) -> list[tuple]:
-    """[(name, row)]: name is the line in a jsonl file, the number from 1 in a list, the key in an object of rows."""
-    line, named_rows = 0, []
+def read_json(path: str):
+    """What a .json file holds, plain or .gz; of a .jsonl file its rows by the number of their line, from 1."""
+    line, rows = 0, {}
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            if path.endswith(".jsonl"):
-                for line, text in enumerate(file):
-                    if text.strip():
-                        named_rows.append((line + 1, json.loads(text.strip())))
-                return named_rows
-            rows = json.load(file)
+        with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig") as file:
+            if not path.removesuffix(".gz").endswith(".jsonl"):
+                return json.load(file)
+            for line, text in enumerate(file):
+                if text.strip():
+                    rows[line + 1] = json.loads(text.strip())
+            return rows
     except json.JSONDecodeError as error:
         raise InputError(f"{path} line {line + error.lineno}: not valid JSON ({error.msg}); fix that line") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"data file {path}: cannot be read ({error}); check the path") from error
+    except (OSError, EOFError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); check the path and that the file is whole") from error
+
+
+def read_file(path: str) -> list[tuple]:
+    """[(name, row)]: name is the key in an object of rows, the line in a .jsonl file, the number from 1 in a list."""
+    rows = read_json(path)
     if not isinstance(rows, (list, dict)):
         raise InputError(f"{path}: has type {type(rows).__name__}; expected a list or an object of rows")
-    if isinstance(rows, dict) and {"problem", "question", "messages", "conversations"} & set(rows):
+    if isinstance(rows, dict) and {"problem", "question", "messages", "conversations", "response"} & set(rows):
         raise InputError(f"{path}: holds a single row; put it in a list")
     return list(rows.items()) if isinstance(rows, dict) else list(enumerate(rows, 1))
 
 
-def read_dataset(source: str, split: str) -> list[tuple]:
+def load_split(source: str, split: str, config: str | None, only_split: bool):
+    """One split as a datasets.Dataset. ValueError when there is no such split; only_split: the only one will do."""
+    import datasets
+    if source.endswith(".parquet"):
+        return datasets.load_dataset("parquet", data_files=source, split="train")
+    if any(os.path.exists(os.path.join(source, name)) for name in ("dataset_dict.json", "state.json")):
+        loaded = datasets.load_from_disk(source)
+        splits = loaded if isinstance(loaded, dict) else {split: loaded}
+    else:
+        try:
+            return datasets.load_dataset(source, config, split=split)
+        except ValueError:                         # no such config or split
+            splits = datasets.load_dataset(source)
+    if split not in splits and not (only_split and len(splits) == 1):
+        raise ValueError(f"no split {split}; it has {', '.join(splits)}: give one with --split")
+    return splits[split] if split in splits else next(iter(splits.values()))
+
+
+def read_rows(source: str, split: str, config: str | None = None, images: bool = True,
+              only_split: bool = False) -> list[tuple]:
+    """[(name, row)] of a .json or .jsonl file, plain or .gz; or of one split of a hub data set, of a folder that
+    `hf download` or `save_to_disk` made, or of a .parquet file. Pictures stay as stored, a path or bytes, until they
+    are needed; images=False leaves them out. InputError when it cannot be read."""
+    if source.removesuffix(".gz").endswith((".json", ".jsonl")):
+        return read_file(source)
     import datasets  # a second to import, and most runs read a file
+    from huggingface_hub.utils import logging
     datasets.disable_progress_bars()
+    logging.set_verbosity_error()                  # a hub that cannot be reached is one line, not one per attempt
     try:
-        return list(enumerate(datasets.load_dataset(source, split=split), 1))
+        rows = load_split(source, split, config, only_split)
+        for name, feature in rows.features.items():
+            if isinstance(feature, datasets.Image):
+                rows = rows.cast_column(name, datasets.Image(decode=False)) if images else rows.remove_columns(name)
+        return list(enumerate(rows, 1))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).split("\n")[0]
-        raise InputError(f"data set {source!r}, split {split!r}: cannot be loaded ({reason}); download it first, "
-                         "or give a .json or .jsonl file or a data set folder") from error
+        raise InputError(
+            f"data set {source!r}, split {split!r}: cannot be loaded ({reason}); download it first, `hf download "
+            "--repo-type dataset NAME --local-dir FOLDER`, and give --data FOLDER or a .parquet, .json or .jsonl file, "
+            "or point HF_HOME to a cache that has it") from error
 
 
 def column(row: dict, where: str, *names: str, kind: tuple = (str, int, float), default=None):
@@ -223,15 +260,13 @@ def sample_from_row(row, where: str, default_qid: str, root: str) -> Sample:
 
 
 def load_samples(source: str, image_root: str = "", split: str = "train") -> list[Sample]:
-    """A .json or .jsonl file, a data set folder, or a hub name (split is for the last two). Image files are not opened:
-    check_images and filter_sft look at them. InputError: what a row lacks, or a qid it shares, with the row named."""
+    """What `read_rows` reads, as Samples. Image files are not opened: check_images and filter_sft look at them. InputError: what a row lacks, or a qid it shares, with the row named."""
     if not source:
         raise InputError("--data is empty: give a .json or .jsonl file, a data set folder or a hub name")
-    is_file = source.endswith((".json", ".jsonl"))
-    named_rows = read_file(source) if is_file else read_dataset(source, split)
+    named_rows = read_rows(source, split)
     if not named_rows:
         raise InputError(f"{source}: no rows; give a file that has some")
-    root = image_root or (os.path.dirname(source) if is_file else source)
+    root = image_root or (os.path.dirname(source) if os.path.isfile(source) else source)
     samples = [sample_from_row(row, f"{source} row {name}", str(name), root) for name, row in named_rows]
     first = {}
     for sample in samples:
@@ -485,17 +520,6 @@ def parse(response: str) -> Sections:
         steps=tuple(steps),
         answer=None if not answers else stated[0] if len(different) == 1 else "",
     )
-
-
-def read_json(path: str):
-    """A .json or .jsonl file, plain or .gz; of jsonl the list of its rows."""
-    try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
-            if path.removesuffix(".gz").endswith(".jsonl"):
-                return [json.loads(line) for line in file if line.strip()]
-            return json.load(file)
-    except (OSError, EOFError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); check the path and that it is whole") from error
 
 
 def worth_imitating(samples: list[Sample], config, processor, log=print) -> list[Sample]:

@@ -1,8 +1,8 @@
 r"""Reading the answer out of any model's response, by rules: no judge model, no key, no network.
 
-    extraction, rule = extract(response, problem)          ("B", "section: letter")
+    extraction, rule = extract(response, item)             ("B", "section: letter")
 
-    problem.kind     extraction                            when nothing is found
+    item.kind        extraction                            when nothing is found
     choice           the option's bare capital letter      the words that decline to answer, or the end of the response
     integer, float   a bare number: 1000, -0.75            the same
     list             as Python writes it: [1, 2]           the end of the response
@@ -23,12 +23,12 @@ import re
 from dataclasses import replace
 
 from benchmarks.prose import choice_in_prose, list_in_prose, number_in_prose, text_in_prose
-from benchmarks.reading import MAX_RAW, MAX_SENTENCE, Problem, answer_number, bare_number, read_choice
+from benchmarks.reading import MAX_RAW, MAX_SENTENCE, Item, answer_number, bare_number, read_choice
 from data import ANSWER_HEADER, SPECIAL_TOKEN, parse
 from grading.equal import clean
 
 
-VERSION = "1"                                      # of the rules: scores compare only under the same one
+VERSION = "2"                                      # of the rules: scores compare only under the same one
 LETTERS = "ABCDEFGH"                               # as many options as the known benchmarks have
 NO_ANSWER = ("empty", "unfinished", "out of range", "nothing")
 
@@ -41,7 +41,7 @@ PLAIN = str.maketrans({"\r": "", "−": "-", "–": "-", "：": ":", "（": "(",
 
 
 def tidy(response: str) -> str:
-    """One spelling of spaces, signs and brackets; nothing after a second problem that the model puts to itself."""
+    """One spelling of spaces, signs and brackets; nothing after a second question that the model puts to itself."""
     if len(response) > MAX_TEXT:
         response = response[: MAX_TEXT // 4] + "\n" + response[-MAX_TEXT * 3 // 4 :]
     text = SPECIAL_TOKEN.sub(" ", response).translate(PLAIN).strip()
@@ -92,36 +92,36 @@ IN_PROSE = {"choice": choice_in_prose, "integer": number_in_prose, "float": numb
             "text": text_in_prose}
 
 
-def read_short(candidate: str, problem: Problem) -> tuple[str, str] | None:
+def read_short(candidate: str, item: Item) -> tuple[str, str] | None:
     """(extraction, form) of a text that is nothing but the answer, None when it is more than that."""
-    if problem.kind == "choice":
-        return read_choice(candidate, problem)
-    if problem.kind in ("integer", "float"):
+    if item.kind == "choice":
+        return read_choice(candidate, item)
+    if item.kind in ("integer", "float"):
         value = answer_number(candidate)
         return None if value is None else (bare_number(value), "number")
-    if problem.kind == "text":
+    if item.kind == "text":
         return clean(candidate), "text"
     return None
 
 
-def extract(response: str, problem: Problem) -> tuple[str, str]:
+def extract(response: str, item: Item) -> tuple[str, str]:
     """(extraction, name of the rule that found it); see the head of this file."""
-    if problem.kind == "yesno":
-        extraction, rule = extract(response, replace(problem, kind="choice", choices=YES_NO))
+    if item.kind == "yesno":
+        extraction, rule = extract(response, replace(item, kind="choice", choices=YES_NO))
         return YES_NO["AB".index(extraction)] if extraction in ("A", "B") else extraction, rule
     text = tidy(response)
     if not text:
         return "", "empty"
     structure, candidate = structured(text)
     if structure:
-        extraction, how = read_short(candidate, problem) or IN_PROSE[problem.kind](candidate, problem)
+        extraction, how = read_short(candidate, item) or IN_PROSE[item.kind](candidate, item)
         if how != "nothing" or structure != "boxed":
             return extraction, how if how in NO_ANSWER else f"{structure}: {how}"
     sections = parse(text)
     if sections.description is not None or sections.rationales is not None:
         return "", "unfinished"
-    alone = problem.kind == "choice" and len(text) <= MAX_RAW and "\n" not in text
-    short = read_short(text, problem) if alone else None
+    alone = item.kind == "choice" and len(text) <= MAX_RAW and "\n" not in text
+    short = read_short(text, item) if alone else None
     if short:
         return short[0], short[1] if short[1] in NO_ANSWER else f"whole: {short[1]}"
-    return IN_PROSE[problem.kind](text, problem)
+    return IN_PROSE[item.kind](text, item)

@@ -1,14 +1,18 @@
+"""HallusionBench: 951 yes-or-no questions about pictures and their altered copies, hub lmms-lab/HallusionBench.
+
+A figure is asked several questions, and a question is put to several figures. Whoever guesses is right now and then,
+but seldom on all of a figure or of a question: these shares are published as fAcc and qAcc beside the plain aAcc.
+"""
 import re
 
-from benchmarks.common import Item, Verdict, grouped, labels_of, percent, text_of
-from benchmarks.extraction import NO_ANSWER
+from benchmarks.common import Benchmark, Item, Verdict, grouped, labels_of, percent, text_of
 from data import InputError, parse
 
 
-YES_NO = {"1": "Yes", "0": "No", "yes": "Yes", "no": "No"}  # that '1' is yes in HallusionBench is not verified
+YES_NO = {"1": "Yes", "0": "No", "yes": "Yes", "no": "No"}  # that 1 means yes is not verified
 
 
-def hallusionbench_item(row: dict, number: int) -> Item:
+def item_from_row(row: dict, number: int) -> Item:
     answer, question = text_of(row, "gt_answer"), text_of(row, "question")
     if answer.lower() not in YES_NO:
         raise InputError(f"row {number}: gt_answer is {answer!r}; expected 1, 0, yes or no")
@@ -18,17 +22,24 @@ def hallusionbench_item(row: dict, number: int) -> Item:
                 query=f"{question} Please answer yes or no.", labels=labels_of(row, "category", "subcategory") | groups)
 
 
-def judge_hallusionbench(response: str, extraction: str, rule: str, item: Item) -> Verdict:
-    """Nearly every reasoning holds the word "no": the published rule is put to the final section where there is one."""
+def judge(response: str, extraction: str, item: Item) -> Verdict:
+    """Officially right when just the right one of the words yes and no occurs. Nearly every reasoning holds the word
+    "no", so only the final section is searched, where there is one."""
     section = parse(response).answer
     words = set(re.findall(r"\w+", (response if section is None else section).lower()))
-    official = words & {"yes", "no"} == {item.answer.lower()}
-    return extraction, official, extraction == item.answer and rule not in NO_ANSWER
+    return Verdict(extraction, words & {"yes", "no"} == {item.answer.lower()}, extraction == item.answer)
 
 
-def hallusionbench_means(right: dict[str, bool], items: dict[str, Item]) -> dict[str, float]:
-    """aAcc over questions; fAcc and qAcc: share of figures, and of questions, with all answers right."""
-    accuracies = {"aAcc": percent(list(right.values())),
-                  "fAcc": percent([all(group) for group in grouped(right, items, "figure")]),
-                  "qAcc": percent([all(group) for group in grouped(right, items, "question")])}
+def means(right: dict[str, bool], items: dict[str, Item]) -> dict[str, float]:
+    """aAcc over questions; fAcc and qAcc: the share of figures, and of questions, with all answers right."""
+    figures, questions = grouped(right, items, "figure").values(), grouped(right, items, "question").values()
+    accuracies = {"aAcc": percent(right.values()), "fAcc": percent([all(figure) for figure in figures]),
+                  "qAcc": percent([all(question) for question in questions])}
     return accuracies | {"mean of the three": sum(accuracies.values()) / 3}
+
+
+BENCHMARK = Benchmark(
+    hub="lmms-lab/HallusionBench", split="image", groups=("category", "subcategory"),
+    item=item_from_row, judge=judge, means=means,
+    official="of the words yes and no just the right one, in the final section (in a response without one, in all)",
+    strict="yes or no as extracted")

@@ -1,9 +1,8 @@
-"""MathVista as its authors score it: problems, prompt text, the official normaliser, and the official table of scores.
+"""MathVista as its authors score it: 1000 questions on figures, hub AI4Math/MathVista, testmini 1000, test 5141 without gold.
 
-    problems[pid] = item_from_row(row, where)              Item; benchmarks.py reads the rows
-    extraction, rule = extract(response, problems[pid])    extraction.py: our rules where the authors ask GPT
-    prediction, official, strict = judge(extraction, rule, problems[pid])
-    breakdown({pid: official, ...}, problems)              {"average": {"accuracy", "correct", "total"}, "task": ...}
+    item = item_from_row(row, 1)                          the question and its prompt text
+    extraction, rule = extract(response, item)            extraction.py: our rules where the authors ask GPT
+    prediction, official, strict = judge(response, extraction, item)
 
 official is the published rule (lupantech/MathVista, evaluation/calculate_score.py), quirk included: whatever text
 stands in for an answer becomes the nearest option, so an empty response is right on 168 of the 540 multiple-choice
@@ -15,78 +14,66 @@ Deviations from the authors' scripts:
 """
 import re
 
-from benchmarks.reading import Problem
-
-from benchmarks.common import Item, Verdict, present
-from benchmarks.extraction import LETTERS, NO_ANSWER
+from benchmarks.common import Benchmark, Item, Verdict, lettered, present, texts_of
+from benchmarks.extraction import LETTERS
 from data import InputError
 
 
-# ---------------------------------------------------------------- problems
-
 GROUPS = ("question_type", "answer_type", "language", "source", "category", "task", "context", "grade", "skills")
-DECIMALS = {1: ("one decimal place", "1.2, 1.3, 1.4"), 2: ("two decimal places", "1.23, 1.34, 1.45")}  # by precision
-KINDS = ("integer", "float", "list", "text")       # answer_type of the questions without options
+SHORT = {                                          # the authors' names for tasks and skills
+    "figure question answering": "FQA", "geometry problem solving": "GPS", "math word problem": "MWP",
+    "textbook question answering": "TQA", "visual question answering": "VQA", "algebraic reasoning": "ALG",
+    "arithmetic reasoning": "ARI", "geometry reasoning": "GEO", "logical reasoning": "LOG",
+    "numeric commonsense": "NUM", "scientific reasoning": "SCI", "statistical reasoning": "STA",
+}
+
+# ---------------------------------------------------------------- the question and its prompt text
+
+HINT = "Hint: Please answer the question {}, e.g., {}, at the end."
+NUMBER = "requiring a floating-point number with {} and provide the final value"
+HINTS = {                                          # by kind, of a decimal by its precision; the kind text has none
+    "choice": HINT.format("and provide the correct option letter", "A, B, C, D"),
+    "integer": HINT.format("requiring an integer answer and provide the final value", "1, 2, 3"),
+    "float 1": HINT.format(NUMBER.format("one decimal place"), "1.2, 1.3, 1.4"),
+    "float 2": HINT.format(NUMBER.format("two decimal places"), "1.23, 1.34, 1.45"),
+    "list": HINT.format("requiring a Python list as an answer and provide the final list",
+                        "[1, 2, 3], [1.2, 1.3, 1.4]"),
+}
 
 
-def item_from_row(row: dict, where: str) -> Item:
+def query(question: str, kind: str, choices: tuple[str, ...], precision: int | None, unit: str) -> str:
+    """The prompt text as the hub has it in its column query: the hint first, then question, unit and options."""
+    hint = HINTS.get(f"float {precision}" if kind == "float" else kind)
+    lines = [hint] if hint else []
+    lines.append(f"Question: {question}" + (f" (Unit: {unit})" if unit else ""))
+    return "\n".join([*lines, "Choices:", *lettered(choices)] if choices else lines)
+
+
+def item_from_row(row: dict, number: int) -> Item:
     """Row of the hub or of testmini.json, read with json, datasets or pandas. InputError names what it lacks."""
     needed = ("pid", "question", "question_type", "answer_type", "metadata")
     missing = [name for name in needed if not present(row, name)]
     if missing or not isinstance(row["metadata"], dict):
-        raise InputError(f"{where}: no {', '.join(missing) or 'object in metadata'}; expected a row of MathVista")
-    choices = present(row, "choices")
-    choices = () if choices is None else tuple(map(str, choices))        # an array cannot be asked whether it is empty
+        raise InputError(f"row {number}: no {', '.join(missing) or 'object in metadata'}; expected a row of MathVista")
     is_choice = row["question_type"] == "multi_choice"
-    if is_choice and not choices or not is_choice and row["answer_type"] not in KINDS:
-        raise InputError(f"{where}: a {row['question_type']} question of type {row['answer_type']} with "
-                         f"{len(choices)} choices; expected choices, or a type in {', '.join(KINDS)}")
+    kind, choices = "choice" if is_choice else row["answer_type"], texts_of(row, "choices")
+    if kind not in ("choice", "integer", "float", "list", "text") or is_choice and not choices:
+        raise InputError(f"row {number}: a {row['question_type']} question of type {row['answer_type']} with "
+                         f"{len(choices)} choices; expected choices, or the type integer, float, list or text")
     precision, answer = present(row, "precision"), present(row, "answer")
-    if row["answer_type"] == "float" and precision not in DECIMALS:
-        raise InputError(f"{where}: a float question without precision; expected 1 or 2")
+    if kind == "float" and precision not in (1, 2):
+        raise InputError(f"row {number}: a float question without precision; expected 1 or 2")
+    choices, unit = choices if is_choice else (), present(row, "unit") or ""
+    precision = None if precision is None else int(float(precision))
     labels = {"question_type": row["question_type"], "answer_type": row["answer_type"]} | row["metadata"]
     groups = {name: present(labels, name) for name in GROUPS}
     return Item(
-        pid=str(row["pid"]),
-        question=row["question"],
-        kind="choice" if is_choice else row["answer_type"],
-        choices=choices if is_choice else (),
-        answer="" if answer is None else str(answer),
-        precision=None if precision is None else int(float(precision)),
-        unit=present(row, "unit") or "",
-        query=present(row, "query") or "",
+        pid=str(row["pid"]), question=row["question"], kind=kind, choices=choices,
+        answer="" if answer is None else str(answer), precision=precision, unit=unit,
+        query=present(row, "query") or query(row["question"], kind, choices, precision, unit),
         labels={name: tuple(map(str, [value] if isinstance(value, (str, int, float)) else value))
                 for name, value in groups.items() if value is not None},
     )
-
-
-# ---------------------------------------------------------------- the prompt text
-
-HINT = "Hint: Please answer the question {kind} and provide the {what}, e.g., {examples}, at the end."
-
-
-def hint(problem: Problem) -> str:
-    if problem.kind == "choice":                                         # the one without a kind of answer
-        return HINT.replace(" {kind}", "").format(what="correct option letter", examples="A, B, C, D")
-    if problem.kind == "integer":
-        return HINT.format(kind="requiring an integer answer", what="final value", examples="1, 2, 3")
-    if problem.kind == "list":
-        return HINT.format(kind="requiring a Python list as an answer", what="final list",
-                           examples="[1, 2, 3], [1.2, 1.3, 1.4]")
-    places, examples = DECIMALS[problem.precision]
-    return HINT.format(kind=f"requiring a floating-point number with {places}", what="final value", examples=examples)
-
-
-def query(problem: Item) -> str:
-    """The prompt text: the hub's column where there is one, else built in its order, the hint first."""
-    if problem.query:
-        return problem.query
-    unit = f" (Unit: {problem.unit})" if problem.unit else ""
-    hints = [] if problem.kind == "text" else [hint(problem)]           # the authors have none for it
-    lines = [*hints, f"Question: {problem.question}{unit}"]
-    if problem.choices:
-        lines += ["Choices:", *(f"({chr(ord('A') + i)}) {choice}" for i, choice in enumerate(problem.choices))]
-    return "\n".join(lines)
 
 
 # ---------------------------------------------------------------- the official normaliser
@@ -103,12 +90,7 @@ def levenshtein(a: str, b: str) -> int:
     return previous[-1]
 
 
-def nearest(text: str, choices: tuple[str, ...]) -> str:
-    """The option at the least edit distance; the first of several."""
-    return min(choices, key=lambda choice: levenshtein(text, choice))
-
-
-def normalize(extraction, problem: Problem) -> str | None:
+def normalize(extraction, item: Item) -> str | None:
     """The prediction the authors compare with the gold answer (calculate_score.py:normalize_extracted_answer).
 
         kind, options                extraction       -> prediction
@@ -121,55 +103,30 @@ def normalize(extraction, problem: Problem) -> str | None:
         float, precision 1           "0.25"           -> "0.2"
         list                         "[1,2]"          -> "[1,2]"     not "[1, 2]": it compares characters
     """
-    if problem.kind == "choice":
+    if item.kind == "choice":
         extraction = str(extraction).strip()
         inside = re.search(r"\(([a-zA-Z])\)", extraction)
         letter = inside[1].upper() if inside else extraction
         index = LETTERS.find(letter) if len(letter) == 1 else -1
-        return problem.choices[index] if 0 <= index < len(problem.choices) else nearest(letter, problem.choices)
+        if 0 <= index < len(item.choices):
+            return item.choices[index]
+        return min(item.choices, key=lambda choice: levenshtein(letter, choice))  # the first of several
     try:
-        if problem.kind == "integer":
+        if item.kind == "integer":
             return str(int(float(extraction)))
-        if problem.kind == "float":
-            return str(round(float(extraction), int(problem.precision)))
+        if item.kind == "float":
+            return str(round(float(extraction), item.precision))
     except (TypeError, ValueError, OverflowError):
         return None
     return str(extraction)
 
 
-# ---------------------------------------------------------------- verdicts and scores
+def judge(response: str, extraction: str, item: Item) -> Verdict:
+    prediction = normalize(extraction, item)
+    return Verdict(prediction, prediction == item.answer, prediction == item.answer)
 
 
-def judge(extraction: str, rule: str, problem: Problem) -> tuple[str | None, bool, bool]:
-    """(prediction, official, strict) for what extraction.extract returned. strict is official and an answer found."""
-    prediction = normalize(extraction, problem)
-    official = prediction == problem.answer
-    return prediction, official, official and rule not in NO_ANSWER
-
-
-def breakdown(verdicts: dict[str, bool], problems: dict[str, Item], groups: tuple[str, ...] = GROUPS) -> dict:
-    """The published scores_*.json: average, then per group every value's score, best first.
-
-    A problem without a verdict is wrong. With several skills a problem counts in each of them.
-    """
-    right = {pid: bool(verdicts.get(pid)) for pid in problems}
-    correct = sum(right.values())
-    average = str(round(100 * correct / len(problems), 2))
-    scores = {"average": {"accuracy": average, "correct": correct, "total": len(problems)}}
-    for name in groups:
-        values = sorted({value for item in problems.values() for value in item.labels.get(name, ())})
-        counts = {}
-        for value in values:
-            members = [right[pid] for pid, item in problems.items() if value in item.labels.get(name, ())]
-            counts[value] = {"accuracy": f"{100 * sum(members) / len(members):.2f}", "correct": sum(members),
-                             "total": len(members)}
-        scores[name] = dict(sorted(counts.items(), key=lambda pair: -float(pair[1]["accuracy"])))
-    return scores
-
-
-def mathvista_item(row: dict, number: int) -> Item:
-    return item_from_row(row, f"row {number}")
-
-
-def judge_mathvista(response: str, extraction: str, rule: str, item: Item) -> Verdict:
-    return judge(extraction, rule, item)
+BENCHMARK = Benchmark(
+    hub="AI4Math/MathVista", split="testmini", groups=GROUPS, item=item_from_row, judge=judge, short=SHORT,
+    official="the authors' normaliser on our extraction: the nearest option stands in for a missing answer",
+    strict="the same, and a response without an answer is wrong")

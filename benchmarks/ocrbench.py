@@ -1,7 +1,11 @@
+"""OCRBench: 1000 questions about text in pictures, hub echo840/OCRBench.
+
+The published score counts points, one a question: an answer is right when the response contains it. So reasoning that
+quotes half of the picture earns points; strictly, the answer has to stand in the final section.
+"""
 import re
 
-from benchmarks.common import Item, Verdict, labels_of, present, text_of
-from benchmarks.extraction import NO_ANSWER
+from benchmarks.common import Benchmark, Item, Verdict, labels_of, present, text_of, texts_of
 from data import parse
 from grading.equal import MAX_CHARACTERS
 
@@ -9,9 +13,8 @@ from grading.equal import MAX_CHARACTERS
 HANDWRITTEN = "Handwritten Mathematical Expression Recognition"
 
 
-def ocrbench_item(row: dict, number: int) -> Item:
-    golds = present(row, "answer")
-    golds = () if golds is None else (golds,) if isinstance(golds, str) else tuple(map(str, golds))
+def item_from_row(row: dict, number: int) -> Item:
+    golds = (row["answer"],) if isinstance(present(row, "answer"), str) else texts_of(row, "answer")
     question, kind = text_of(row, "question"), text_of(row, "question_type")
     group = "Text Recognition" if kind.endswith("Recognition") and kind != HANDWRITTEN else kind
     return Item(pid=str(number), question=question, kind="text", answer=" or ".join(golds), query=question,
@@ -19,8 +22,8 @@ def ocrbench_item(row: dict, number: int) -> Item:
 
 
 def final_text(response: str, item: Item) -> tuple[str, str]:
-    """OCRBench's extraction: the final section as it stands, for the text to read may be anything; else a response that
-    is short enough to be nothing but an answer."""
+    """(extraction, rule): the final section as it stands, for the text to read may be anything; in a response without
+    one the whole, if it is short enough to be nothing but an answer."""
     answer = parse(response).answer
     if answer is not None:
         return answer, "section" if answer else "nothing"
@@ -35,10 +38,16 @@ def contains(text: str, item: Item) -> bool:
     return any(gold.lower().strip().replace("\n", " ") in text for gold in item.labels["golds"])
 
 
-def judge_ocrbench(response: str, extraction: str, rule: str, item: Item) -> Verdict:
-    return extraction, contains(response, item), rule not in NO_ANSWER and contains(extraction, item)
+def judge(response: str, extraction: str, item: Item) -> Verdict:
+    return Verdict(extraction, contains(response, item), contains(extraction, item))
 
 
-def ocrbench_means(right: dict[str, bool], items: dict[str, Item]) -> dict[str, float]:
-    """OCRBench counts points: one a question, 1000 in all."""
+def means(right: dict[str, bool], items: dict[str, Item]) -> dict[str, float]:
     return {"score": float(sum(right.values()))}
+
+
+BENCHMARK = Benchmark(
+    hub="echo840/OCRBench", split="test", groups=("group", "question_type", "dataset"),
+    item=item_from_row, judge=judge, means=means, extract=final_text,
+    official="a gold answer is part of the whole response, reasoning included",
+    strict="a gold answer is part of the final section")

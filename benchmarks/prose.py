@@ -1,10 +1,10 @@
 r"""What sentences say about a question: the rules that read an answer out of free text, for extraction.py.
 
-    choice_in_prose(text, problem)       ("B", "stated letter")
-    number_in_prose(text, problem)       ("12", "restated")
+    choice_in_prose(text, item)       ("B", "stated letter")
+    number_in_prose(text, item)       ("12", "restated")
     list_in_prose, text_in_prose         the same for their kinds
 
-A rule is a function (text, problem) -> answer or None, and its docstring an example or its reason. The rules of a kind
+A rule is a function (text, item) -> answer or None, and its docstring an example or its reason. The rules of a kind
 are tried in the order of CHOICE_RULES and NUMBER_RULES, and the first that answers gives its name to the answer.
 They know English and some Chinese, the question and its options, and nothing else.
 """
@@ -17,14 +17,13 @@ from benchmarks.reading import (
     MAX_RAW,
     MAX_SENTENCE,
     REJECTED_AFTER,
-    Problem,
+    Item,
     answer_number,
     bare_number,
     equal_number,
     in_range,
     letter_of,
     number_in,
-    number_words,
     numbers,
     option_numbers,
     options_in,
@@ -82,11 +81,11 @@ def content_words(text: str) -> set[str]:
     return {stem(word) for word in words_of(text) - STOP_WORDS}
 
 
-def restating(text: str, problem: Problem) -> list[str]:
+def restating(text: str, item: Item) -> list[str]:
     """The sentences that repeat half of the words of what is asked, most first, then the later. The word for what is
     asked, the "area" of "what is the area of the disk", counts as four; bold counts as one."""
-    asked = content_words((sentences(problem.question) or ("",))[-1])
-    head = ASKED_FOR.search(problem.question)
+    asked = content_words((sentences(item.question) or ("",))[-1])
+    head = ASKED_FOR.search(item.question)
     head = stem(head[1].lower()) if head else None
     ranked = []
     for i, part in enumerate(sentences(text)):
@@ -123,21 +122,21 @@ def last_letter(pattern: re.Pattern, text: str) -> str | None:
     return None
 
 
-def stated_letter(text: str, problem: Problem) -> str | None:
+def stated_letter(text: str, item: Item) -> str | None:
     """The correct answer is (B)."""
     return last_letter(STATED, text)
 
 
-def mentioned_letter(text: str, problem: Problem) -> str | None:
+def mentioned_letter(text: str, item: Item) -> str | None:
     """Option B fits best. I would choose C. (B) is correct."""
     return last_letter(CONFIRMED, text) or last_letter(MENTIONED, text)
 
 
-def only_letter(text: str, problem: Problem) -> str | None:
+def only_letter(text: str, item: Item) -> str | None:
     """The one letter in parentheses in the whole response, or else in its last sentence that has any."""
     for part in (text, *sentences(text)[::-1]):
         letters = {letter.upper() for letter in re.findall(r"\(([A-Za-z])\)", part)}
-        letters = {letter for letter in letters if in_range(letter, problem)}
+        letters = {letter for letter in letters if in_range(letter, item)}
         if len(letters) == 1:
             return letters.pop()
         if letters and part is not text:
@@ -145,7 +144,7 @@ def only_letter(text: str, problem: Problem) -> str | None:
     return None
 
 
-def leading_letter(text: str, problem: Problem) -> str | None:
+def leading_letter(text: str, item: Item) -> str | None:
     """A line that begins with B. or B), when no other line begins with another letter."""
     letters = set(re.findall(r"^[ *]*([A-Z])(?:[.):]|\*\*| ?$)", text, re.MULTILINE))
     return letters.pop() if len(letters) == 1 else None
@@ -160,27 +159,27 @@ ANTONYMS = [pair.split("/") for pair in (
     "greatest/least longest/shortest smoothest/roughest best/worst before/after same/different").split()]
 
 
-def is_yes_no(problem: Problem) -> bool:
-    return set(spelled(problem.choices)) in ({"yes", "no"}, {"true", "false"})
+def is_yes_no(item: Item) -> bool:
+    return set(spelled(item.choices)) in ({"yes", "no"}, {"true", "false"})
 
 
-def letter_of_word(word: str, problem: Problem) -> str:
+def letter_of_word(word: str, item: Item) -> str:
     """The option that says yes, or no: true and false are other words for it."""
     same = ("yes", "true") if word.lower() in ("yes", "true") else ("no", "false")
-    return letter_of(next(i for i, option in enumerate(spelled(problem.choices)) if option in same))
+    return letter_of(next(i for i, option in enumerate(spelled(item.choices)) if option in same))
 
 
-def yes_or_no(text: str, problem: Problem) -> str | None:
+def yes_or_no(text: str, item: Item) -> str | None:
     """The first word, or else the last yes or no of a conclusion."""
-    if not is_yes_no(problem):
+    if not is_yes_no(item):
         return None
     leading = re.match(r"\W*(yes|no|true|false)\b", text, re.IGNORECASE)
     if leading:
-        return letter_of_word(leading[1], problem)
+        return letter_of_word(leading[1], item)
     for part in conclusions(text):
         words = re.findall(r"\b(?:yes|no|true|false)\b(?! \w)", part, re.IGNORECASE)
         if words:
-            return letter_of_word(words[-1], problem)
+            return letter_of_word(words[-1], item)
     return None
 
 
@@ -196,14 +195,14 @@ def turned_round(question: str, statement: str) -> bool:
     return opposite != swapped
 
 
-def affirmed(text: str, problem: Problem) -> str | None:
+def affirmed(text: str, item: Item) -> str | None:
     """Yes or no by whether the first statement on what was asked says so: an odd number of turns makes a no."""
-    statements = [part for part in sentences(text) if part in restating(text, problem)]
-    if not is_yes_no(problem) or not statements or REFUSAL.search(statements[0]):
+    statements = [part for part in sentences(text) if part in restating(text, item)]
+    if not is_yes_no(item) or not statements or REFUSAL.search(statements[0]):
         return None
     statement = statements[0]
-    negative = bool(NEGATION.search(statement)) != bool(NEGATION.search(problem.question))
-    return letter_of_word("no" if negative != turned_round(problem.question, statement) else "yes", problem)
+    negative = bool(NEGATION.search(statement)) != bool(NEGATION.search(item.question))
+    return letter_of_word("no" if negative != turned_round(item.question, statement) else "yes", item)
 
 
 # ---------------------------------------------------------------- rules: the text of an option
@@ -212,45 +211,36 @@ STATES_ANSWER = re.compile(rf"(?:\b(?i:(?<!other )answer|correct \w+)\b|答案)[
 LISTED = re.compile(r"[ *-]*\(?([A-Z])[).:] ?\S")
 
 
-def stated_option(text: str, problem: Problem) -> str | None:
-    """The answer is <text of an option>."""
-    for match in list(STATES_ANSWER.finditer(text))[: -MAX_MATCHES : -1]:
-        found = options_in(re.split(r"\n|\. ", text[match.end() : match.end() + 200])[0], problem)
-        if found:
-            return found[0]
-    return None
-
-
-def off_the_list(text: str, problem: Problem) -> str | None:
+def off_the_list(text: str, item: Item) -> str | None:
     """The number that the last conclusion states, where all options are numbers and it is none of them."""
-    if None in option_numbers(problem.choices):
+    if None in option_numbers(item.choices):
         return None
     for part in conclusions(text):
         value = number_in(part)
         if value is not None:
-            return None if options_in(part, problem) or equal_number(value, problem) else bare_number(value)
+            return None if options_in(part, item) or equal_number(value, item) else bare_number(value)
     return None
 
 
-def concluded_option(text: str, problem: Problem) -> str | None:
+def concluded_option(text: str, item: Item) -> str | None:
     """An option's text in the last conclusion that has one, in a sentence that repeats the question, in the first one,
     or in the last that has one."""
-    asked = set(options_in(problem.question, problem))
-    for part in (*conclusions(text), *restating(text, problem), *sentences(text)[:1], *sentences(text)[::-1]):
-        found = options_in(part, problem)
+    asked = set(options_in(item.question, item))
+    for part in (*conclusions(text), *restating(text, item), *sentences(text)[:1], *sentences(text)[::-1]):
+        found = options_in(part, item)
         fresh = [letter for letter in found if letter not in asked]
         if found:
             return (fresh or found)[-1]
     return None
 
 
-def reworded_option(text: str, problem: Problem) -> str | None:
+def reworded_option(text: str, item: Item) -> str | None:
     """The one option all of whose words, or else most words of its own, stand in the first sentence or the last, in any
     order and inflection."""
-    options = [set(map(stem, re.findall(r"\w+", option))) for option in spelled(problem.choices)]
+    options = [set(map(stem, re.findall(r"\w+", option))) for option in spelled(item.choices)]
     for part in (*sentences(text)[:1], *sentences(text)[:-2:-1]):
         said = set(map(stem, words_of(part)))
-        fresh = said - content_words(problem.question)
+        fresh = said - content_words(item.question)
         sizes = [len(option) if option <= said else 0 for option in options]
         own = [option - set().union(*options[:i], *options[i + 1 :]) for i, option in enumerate(options)]
         told = [[len(words & heard) for words in own] for heard in (fresh, said)] if not REFUSAL.search(part) else []
@@ -260,14 +250,14 @@ def reworded_option(text: str, problem: Problem) -> str | None:
     return None
 
 
-def concluded_number(text: str, problem: Problem) -> str | None:
+def concluded_number(text: str, item: Item) -> str | None:
     """The number of a conclusion, or else of the last sentence, that equals an option."""
-    letters = (equal_number(number_in(part), problem) for part in (*conclusions(text), *sentences(text)[::-1]))
+    letters = (equal_number(number_in(part), item) for part in (*conclusions(text), *sentences(text)[::-1]))
     return next(filter(None, letters), None)
 
 
-CHOICE_RULES = (stated_letter, yes_or_no, stated_option, mentioned_letter, only_letter, leading_letter, affirmed,
-                off_the_list, concluded_option, reworded_option, concluded_number)
+CHOICE_RULES = (stated_letter, yes_or_no, mentioned_letter, only_letter, leading_letter, affirmed, off_the_list,
+                concluded_option, reworded_option, concluded_number)
 
 
 def without_list(text: str) -> str:
@@ -278,13 +268,13 @@ def without_list(text: str) -> str:
     return "\n".join(line for line in lines if not LISTED.match(line))
 
 
-def declined(text: str, problem: Problem) -> str | None:
+def declined(text: str, item: Item) -> str | None:
     """The answer cannot be determined: the words for it in the last conclusion or sentence, if that names no answer."""
-    asked = set(numbers(problem.question))
+    asked = set(numbers(item.question))
     for part in (*conclusions(text)[:1], *sentences(text)[-1:]):
         match = DECLINES.search(part)
-        named = set(options_in(part, problem)) if problem.choices else set(numbers(part)) - asked
-        if match and (len(named) != 1 if problem.choices else not named):
+        named = set(options_in(part, item)) if item.choices else set(numbers(part)) - asked
+        if match and (len(named) != 1 if item.choices else not named):
             return match[0][0].upper() + match[0][1:]
     return None
 
@@ -298,22 +288,22 @@ def rule_name(rule) -> str:
     return rule.__name__.replace("_", " ")
 
 
-def choice_in_prose(text: str, problem: Problem) -> tuple[str, str]:
+def choice_in_prose(text: str, item: Item) -> tuple[str, str]:
     """(letter, rule); with the rule "nothing" the words that decline to answer, or the end of the text."""
     said = without_list(text)
     if not said:
         return text[:MAX_RAW], "nothing"
-    declining = declined(said, problem)
+    declining = declined(said, item)
     rules = CHOICE_RULES
     if declining:
-        same = [i for i, option in enumerate(spelled(problem.choices)) if DECLINES.search(option)]
+        same = [i for i, option in enumerate(spelled(item.choices)) if DECLINES.search(option)]
         if same:
             return letter_of(same[0]), "declined"
         said, rules = unconditional(said), (stated_letter,)
     for rule in rules:
-        answer = rule(said, problem)
+        answer = rule(said, item)
         if answer:
-            return answer, rule_name(rule) if in_range(answer, problem) else "out of range"
+            return answer, rule_name(rule) if in_range(answer, item) else "out of range"
     refusal = "N/A" if len(text) > MAX_RAW and REFUSAL.search(text) else None
     return declining or refusal or text[-MAX_RAW:], "nothing"
 
@@ -321,85 +311,63 @@ def choice_in_prose(text: str, problem: Problem) -> tuple[str, str]:
 # ---------------------------------------------------------------- rules: numbers
 
 STATES_NUMBER = re.compile(r"(?:(?<!to )\b(?i:answer)\b|答案)[^.\n]{0,80}?(?:\b(?:is|are)\b|[:=为是])")
-BLANK = re.compile(r"((?:[\w']+ ){1,3})\(?_+\)?")
 ASKS_YEAR = re.compile(r"\b(?:which|what) years?\b|\bwhen\b|哪一?年", re.IGNORECASE)
 ASKS_COUNT = re.compile(r"\b(?:how many|number of)\b|多少|几", re.IGNORECASE)
 NONE_SAID = re.compile(r"\b(?:no|none|zero|nothing)\b|没有", re.IGNORECASE)
 
 
-def stated_number(text: str, problem: Problem) -> Fraction | None:
+def stated_number(text: str, item: Item) -> Fraction | None:
     """The answer is 5."""
     for match in list(STATES_NUMBER.finditer(text))[: -MAX_MATCHES : -1]:
         rest = text[match.end() : match.end() + 200]
         if re.match(r"\n\d+[.)] ", rest):                                # the first of the steps towards the answer
             continue
-        value = answer_number(SENTENCE_END.split(rest.strip())[0], problem.question)
+        value = answer_number(SENTENCE_END.split(rest.strip())[0], item.question)
         if value is not None:
             return value
     return None
 
 
-def filled_blank(text: str, problem: Problem) -> Fraction | None:
-    """There are 3 dots, where the question has: There are (_) dots."""
-    blank = BLANK.search(problem.question)
-    if not blank:
-        return None
-    filled = re.escape(blank[1]) + r"(?:about |approximately )?[*$(_ ]*([\d.,/]+|[a-z-]+)"
-    values = [numbers(word) or number_words(word) for word in re.findall(filled, text, re.IGNORECASE)]
-    return next((value[0] for value in values[::-1] if value), None)
-
-
-def asked_year(text: str, problem: Problem) -> Fraction | None:
+def asked_year(text: str, item: Item) -> Fraction | None:
     """The year, where one is asked for, of a sentence that repeats the question, else of the last sentence with one."""
-    if not ASKS_YEAR.search(problem.question):
+    if not ASKS_YEAR.search(item.question):
         return None
-    for part in (*restating(text, problem), *sentences(text)[::-1]):
+    for part in (*restating(text, item), *sentences(text)[::-1]):
         years = re.findall(r"(?<!\d)[12]\d{3}(?!\d)", " ".join(BOLD.findall(part)) or part)
         if years:
             return Fraction(years[-1])
     return None
 
 
-def first_number(parts, problem: Problem) -> Fraction | None:
-    values = (number_in(part, problem.question) for part in parts)
+def first_number(parts, item: Item) -> Fraction | None:
+    values = (number_in(part, item.question) for part in parts)
     return next((value for value in values if value is not None), None)
 
 
-def restated(text: str, problem: Problem) -> Fraction | None:
+def restated(text: str, item: Item) -> Fraction | None:
     """The number of the sentence that repeats the question."""
-    return first_number(restating(text, problem), problem)
+    return first_number(restating(text, item), item)
 
 
-def concluded(text: str, problem: Problem) -> Fraction | None:
-    """The number of the last conclusion that has one."""
-    return first_number(conclusions(text), problem)
-
-
-def bold_number(text: str, problem: Problem) -> Fraction | None:
-    """The first number in bold."""
-    values = [value for part in BOLD.findall(text) for value in numbers(part)]
-    return values[0] if values else None
-
-
-def last_number(text: str, problem: Problem) -> Fraction | None:
+def last_number(text: str, item: Item) -> Fraction | None:
     """The number of the last sentence that has one."""
-    return first_number(sentences(text)[::-1], problem)
+    return first_number(sentences(text)[::-1], item)
 
 
-def none_counted(text: str, problem: Problem) -> Fraction | None:
+def none_counted(text: str, item: Item) -> Fraction | None:
     """0 for "there are no cubes left", where a count is asked."""
-    counted = ASKS_COUNT.search(problem.question) and NONE_SAID.search(text)
+    counted = ASKS_COUNT.search(item.question) and NONE_SAID.search(text)
     return Fraction(0) if counted and not REFUSAL.search(text) else None
 
 
-NUMBER_RULES = (stated_number, filled_blank, asked_year, restated, concluded, bold_number, last_number, none_counted)
+NUMBER_RULES = (stated_number, asked_year, restated, last_number, none_counted)
 
 
-def number_in_prose(text: str, problem: Problem) -> tuple[str, str]:
+def number_in_prose(text: str, item: Item) -> tuple[str, str]:
     """(bare number, rule); with the rule "nothing" the words that decline to answer, or the end of the text."""
-    declining = declined(text, problem)
+    declining = declined(text, item)
     for rule in (stated_number,) if declining else NUMBER_RULES:
-        value = rule(text, problem)
+        value = rule(text, item)
         if value is not None:
             return bare_number(value), rule_name(rule)
     return declining or text[-MAX_RAW:], "nothing"
@@ -408,10 +376,10 @@ def number_in_prose(text: str, problem: Problem) -> tuple[str, str]:
 # ---------------------------------------------------------------- the other kinds
 
 
-def list_in_prose(text: str, problem: Problem) -> tuple[str, str]:
+def list_in_prose(text: str, item: Item) -> tuple[str, str]:
     """The last [...] as Python writes it, else the last two numbers."""
     for items in re.findall(r"\[([^\[\]]{1,400})\]", text)[::-1]:
-        values = [numbers(item) for item in items.split(",")]
+        values = [numbers(part) for part in items.split(",")]
         if all(values):
             return "[" + ", ".join(bare_number(value[0]) for value in values) + "]", "list"
     values = numbers(text[-MAX_SENTENCE:])
@@ -420,7 +388,7 @@ def list_in_prose(text: str, problem: Problem) -> tuple[str, str]:
     return text[-MAX_RAW:], "nothing"
 
 
-def text_in_prose(text: str, problem: Problem) -> tuple[str, str]:
+def text_in_prose(text: str, item: Item) -> tuple[str, str]:
     """What follows the last "answer is", to the end of the sentence."""
     for match in list(STATES_ANSWER.finditer(text))[: -MAX_MATCHES : -1]:
         answer = clean(re.split(r"\n|\. ", text[match.end() : match.end() + MAX_SENTENCE])[0])

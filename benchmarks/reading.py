@@ -1,12 +1,12 @@
-"""What a question is to the rules of extraction, and what a short text names of it: numbers, and options.
+"""A question, and what a short text names of it: numbers, and options. The lowest step of the extraction.
 
     numbers("the 2nd of 1,000 costs $5")     [1000, 5]
     number_in("7 + 5 = 12 cubes")            12
-    options_in("likely B-cells", problem)    ["C"]      the letters of the options whose text stands there
-    read_choice("(c) B-cells", problem)      ("C", "letter")
+    options_in("likely B-cells", item)       ["C"]      the letters of the options whose text stands there
+    read_choice("(c) B-cells", item)         ("C", "letter")
 """
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 
@@ -18,15 +18,17 @@ MAX_RAW = 100                                      # characters handed over wher
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What a rule may know of a question; pid and answer are for the caller, no rule reads them."""
-    pid: str
+class Item:
+    """One question of a benchmark. The rules of extraction look at question, kind and choices, at nothing else."""
+    pid: str                                       # unique in its benchmark
     question: str
     kind: str                                      # choice, integer, float, list, yesno or text
     choices: tuple[str, ...] = ()                  # of a choice: the texts of the options, A first
-    answer: str = ""                               # gold, as the benchmark spells it
+    answer: str = ""                               # gold, as the benchmark spells it; "" where it is withheld
     precision: int | None = None                   # of a float: decimals
     unit: str = ""                                 # years, g
+    query: str = ""                                # what the model is asked: the question with its options and hints
+    labels: dict = field(default_factory=dict)     # group -> tuple of its values: one, but of skills several
 
 
 # ---------------------------------------------------------------- numbers
@@ -99,7 +101,7 @@ def bare_number(value: Fraction) -> str:
 
 
 def spell(text: str) -> str:
-    """The spelling in which options are looked up: that of answers.clean, no case, no markdown, no idle LaTeX."""
+    """The spelling in which options are looked up: that of equal.clean, no case, no markdown, no idle LaTeX."""
     text = re.sub(r"\*? ?\\degree", "°", text).replace("**", "").replace("$", "").replace("{ ", "{").replace(" }", "}")
     return clean(text).casefold()
 
@@ -118,8 +120,8 @@ def letter_of(index: int) -> str:
     return chr(ord("A") + index)
 
 
-def in_range(letter: str, problem: Problem) -> bool:
-    return len(letter) == 1 and 0 <= ord(letter) - ord("A") < len(problem.choices)
+def in_range(letter: str, item: Item) -> bool:
+    return len(letter) == 1 and 0 <= ord(letter) - ord("A") < len(item.choices)
 
 
 @lru_cache(maxsize=256)
@@ -136,20 +138,20 @@ def option_pattern(choices: tuple[str, ...]) -> tuple[re.Pattern, str]:
     return re.compile("|".join(patterns) or "(?!)"), "".join(letter for _, _, letter in options)
 
 
-def options_in(text: str, problem: Problem) -> list[str]:
+def options_in(text: str, item: Item) -> list[str]:
     """Letters of the options that stand in the text as whole words, in their order."""
-    pattern, letters = option_pattern(problem.choices)
+    pattern, letters = option_pattern(item.choices)
     return [letters[match.lastindex - 1] for match in pattern.finditer(spell(text[-MAX_SENTENCE:]))]
 
 
-def equal_option(text: str, problem: Problem) -> str | None:
+def equal_option(text: str, item: Item) -> str | None:
     text = spell(text[: MAX_SENTENCE])
-    return next((letter_of(i) for i, option in enumerate(spelled(problem.choices)) if option == text), None)
+    return next((letter_of(i) for i, option in enumerate(spelled(item.choices)) if option == text), None)
 
 
-def equal_number(value: Fraction | None, problem: Problem) -> str | None:
+def equal_number(value: Fraction | None, item: Item) -> str | None:
     """The first option with this number, units aside."""
-    values = option_numbers(problem.choices)
+    values = option_numbers(item.choices)
     return letter_of(values.index(value)) if value is not None and value in values else None
 
 
@@ -160,29 +162,29 @@ LETTER_THEN_TEXT = re.compile(
     r"(?:option |choice |选项)?(?:[(\[]([A-Za-z])[)\]][.:,]?|([A-Za-z])(?:[.:,)-]| (?=\S)))\s*(.+)", re.IGNORECASE)
 
 
-def read_choice(candidate: str, problem: Problem) -> tuple[str, str] | None:
+def read_choice(candidate: str, item: Item) -> tuple[str, str] | None:
     """(letter, form) of a text that is nothing but the answer: B, (b), B. 30°, Option B, 30°; else None.
 
     A letter with the text of another option is that letter, save "A: 30°", which says that the answer is 30°.
     """
     bare = clean(candidate[:MAX_SENTENCE].replace("**", ""))
     letter = BARE_LETTER.fullmatch(bare)
-    if letter and letter[1].isupper() and in_range(letter[1], problem):
+    if letter and letter[1].isupper() and in_range(letter[1], item):
         return letter[1], "letter"
-    text = equal_option(candidate, problem)
+    text = equal_option(candidate, item)
     if text:
         return text, "option"
-    if letter and in_range(letter[1].upper(), problem):
+    if letter and in_range(letter[1].upper(), item):
         return letter[1].upper(), "letter"
     led = LETTER_THEN_TEXT.fullmatch(bare)
-    if led and in_range((led[1] or led[2]).upper(), problem):
-        text = equal_option(led[3], problem)
+    if led and in_range((led[1] or led[2]).upper(), item):
+        text = equal_option(led[3], item)
         if text and bare.startswith("A:"):
             return text, "option"
         if text or not REJECTED_AFTER.match(led[3]) and not bare.startswith(f"{led[2]} "):
             return (led[1] or led[2]).upper(), "letter"
     value = quantity(spell(candidate))
-    text = equal_number(value[0], problem) if value else None
+    text = equal_number(value[0], item) if value else None
     if text:
         return text, "number"
     return (letter[1].upper(), "out of range") if letter else None

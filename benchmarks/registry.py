@@ -1,4 +1,4 @@
-"""Six published benchmarks: where they are, what is asked, and what counts as right, all without a judge model.
+"""The published benchmarks: which there are, and how their rows become questions. None needs a judge model.
 
     mathvista       MathVista         AI4Math/MathVista          testmini 1000, test 5141 (gold answers withheld)
     mathverse       MathVerse         AI4Math/MathVerse          testmini 3940: 788 problems in 5 versions
@@ -12,52 +12,31 @@
     samples = load_samples(items, rows, root)                    what the sampler is asked
 
 Each benchmark has two figures. "strict" is ours: read by extraction.py, and a response without an answer is wrong.
-"official" is the published rule as far as it needs no judge; what each counts is in the table BENCHMARKS. Names of hub
+"official" is the published rule as far as it needs no judge; the end of each file says what it counts. Names of hub
 configs, splits and columns are those of the data set cards; what could not be checked against the data is marked so.
 """
 import difflib
+import importlib
 import os
 
-from benchmarks import mathvista
 from benchmarks.common import Benchmark, Item, present
-from benchmarks.hallusionbench import hallusionbench_item, hallusionbench_means, judge_hallusionbench
-from benchmarks.mathverse import judge_mathverse, mathverse_item, mathverse_means
-from benchmarks.mathvision import judge_mathvision, mathvision_item
-from benchmarks.mathvista import judge_mathvista, mathvista_item
-from benchmarks.mmstar import judge_mmstar, mmstar_item, mmstar_means
-from benchmarks.ocrbench import final_text, judge_ocrbench, ocrbench_item, ocrbench_means
-from data import IMAGE, InputError, Sample, as_image, read_json
+from data import IMAGE, InputError, Sample, as_image, read_rows
 
 
+def find_benchmarks() -> dict[str, Benchmark]:
+    """name -> Benchmark: of each file of this folder in which a line begins with BENCHMARK, in the order of names."""
+    folder, found = os.path.dirname(os.path.abspath(__file__)), {}
+    for name in sorted(os.listdir(folder)):
+        if name.endswith(".py"):
+            with open(os.path.join(folder, name), encoding="utf-8") as file:
+                is_benchmark = any(line.startswith("BENCHMARK = ") for line in file)
+            if is_benchmark:
+                module = importlib.import_module(f"benchmarks.{name[:-3]}")
+                found[name[:-3]] = module.BENCHMARK
+    return found
 
-BENCHMARKS = {
-    "mathvista": Benchmark(
-        "AI4Math/MathVista", None, "testmini", mathvista.GROUPS, mathvista_item, judge_mathvista,
-        official="the authors' normaliser on our extraction: the nearest option stands in for a missing answer",
-        strict="the same, and a response without an answer is wrong"),
-    "mathverse": Benchmark(
-        "AI4Math/MathVerse", "testmini", "testmini",
-        ("problem_version", "question_type", "gold", "subject", "subfield"), mathverse_item, judge_mathverse,
-        official="extraction and gold answer are the same text: the published rule where it asks no judge",
-        strict="the same letter, or an equal value", means=mathverse_means),
-    "mathvision": Benchmark(
-        "MathLLMs/MathVision", None, "test", ("subject", "level"), mathvision_item, judge_mathvision,
-        official="the same letter, the same text, or numbers within 1e-6",
-        strict="the same letter, or an equal value"),
-    "hallusionbench": Benchmark(
-        "lmms-lab/HallusionBench", None, "image", ("category", "subcategory"), hallusionbench_item,
-        judge_hallusionbench,
-        official="of the words yes and no just the right one, in the final section (in a response without one, in all)",
-        strict="yes or no as extracted", means=hallusionbench_means),
-    "mmstar": Benchmark(
-        "Lin-Chen/MMStar", "val", "val", ("category", "l2_category"), mmstar_item, judge_mmstar,  # "val": not verified
-        official="VLMEvalKit's letter from the whole response, without its judge",
-        strict="the letter as extracted", means=mmstar_means),
-    "ocrbench": Benchmark(
-        "echo840/OCRBench", None, "test", ("group", "question_type", "dataset"), ocrbench_item, judge_ocrbench,
-        official="a gold answer is part of the whole response, reasoning included",
-        strict="a gold answer is part of the final section", means=ocrbench_means, extract=final_text),
-}
+
+BENCHMARKS = find_benchmarks()
 
 
 def chosen(words: list[str]) -> list[str]:
@@ -71,56 +50,6 @@ def chosen(words: list[str]) -> list[str]:
     return list(BENCHMARKS) if "all" in names else list(dict.fromkeys(names))
 
 
-# ---------------------------------------------------------------- rows
-
-
-def read_set(source: str, config: str | None, split: str):
-    """A hub name, a folder of `hf download` or of `save_to_disk`, or a parquet file -> datasets.Dataset."""
-    import datasets  # a second to import, and re-scoring from a JSON file needs none
-    from huggingface_hub.utils import logging
-    datasets.disable_progress_bars()
-    logging.set_verbosity_error()                  # a hub that cannot be reached is one line, not one per attempt
-    if source.endswith(".parquet"):
-        return datasets.load_dataset("parquet", data_files=source, split="train")
-    if os.path.exists(os.path.join(source, "dataset_dict.json")) or os.path.exists(os.path.join(source, "state.json")):
-        loaded = datasets.load_from_disk(source)
-    else:
-        try:
-            return datasets.load_dataset(source, config, split=split)
-        except ValueError:                         # no such config or split: there may be but one, under another name
-            loaded = datasets.load_dataset(source)
-    if isinstance(loaded, datasets.Dataset):
-        return loaded
-    if split not in loaded and len(loaded) > 1:
-        raise InputError(f"data set {source}: no split {split}; it has {', '.join(loaded)}: give one with --split")
-    return loaded[split] if split in loaded else next(iter(loaded.values()))
-
-
-def named_rows(source: str, benchmark: Benchmark, split: str, images: bool) -> list[dict]:
-    """The rows of a data set in any of its forms. Pictures stay as their files' bytes, or are left out."""
-    if source.removesuffix(".gz").endswith((".json", ".jsonl")):
-        rows = read_json(source)
-        if isinstance(rows, dict):
-            rows = [{"pid": pid} | row if isinstance(row, dict) else row for pid, row in rows.items()]
-        return rows
-    import datasets
-    try:
-        loaded = read_set(source, benchmark.config, split)
-        for column, feature in loaded.features.items():
-            if isinstance(feature, datasets.Image):
-                loaded = loaded.cast_column(column, datasets.Image(decode=False)) if images else \
-                    loaded.remove_columns(column)
-        return list(loaded)
-    except InputError:
-        raise
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(
-            f"data set {source}, split {split}: cannot be loaded ({reason}); where there is a network, run `hf "
-            f"download --repo-type dataset {benchmark.hub} --local-dir FOLDER` and give --data FOLDER (or a .parquet "
-            "or .json file of it), or point HF_HOME to a cache that has it") from error
-
-
 def place(name: str, source: str) -> str:
     """A folder may hold one folder per benchmark: then that one is meant."""
     inside = os.path.join(source, name)
@@ -128,17 +57,17 @@ def place(name: str, source: str) -> str:
 
 
 def load_rows(name: str, source: str, split: str, images: bool = True) -> list[tuple[str, dict]]:
-    """[(where, row)] of a benchmark from a hub, a folder, or a .parquet, .json[.gz] or .jsonl[.gz] file.
+    """[(where, row)] of a benchmark, from whatever data.read_rows reads.
 
-    source: as --data; "" is the hub's data set, or its cached copy.
-    images: False leaves pictures out, for scoring needs none. InputError when it cannot be had, or has no rows.
+    source: as --data; "" is the hub's data set, or its cached copy. images: False leaves pictures out, for scoring
+    needs none. A key in an object of rows is the pid. InputError when it cannot be had, or has no rows.
     """
     benchmark = BENCHMARKS[name]
     source = place(name, source) or benchmark.hub
-    rows = named_rows(source, benchmark, split or benchmark.split, images)
-    if not rows or not all(isinstance(row, dict) for row in rows):
+    rows = read_rows(source, split or benchmark.split, benchmark.config, images, only_split=True)
+    if not rows or not all(isinstance(row, dict) for _, row in rows):
         raise InputError(f"{source}: no rows of {name}; expected a list or an object of rows")
-    return [(f"{source} row {number}", row) for number, row in enumerate(rows, 1)]
+    return [(f"{source} row {key}", {"pid": key} | row if isinstance(key, str) else row) for key, row in rows]
 
 
 def load_items(name: str, rows: list[tuple[str, dict]]) -> dict[str, Item]:
@@ -162,5 +91,5 @@ def load_samples(items: dict[str, Item], rows: list[tuple[str, dict]], root: str
     for item, (where, row) in zip(items.values(), rows):
         image = next((row[name] for name in ("decoded_image", "image") if present(row, name) is not None), None)
         images = () if image is None else (as_image(image, where, root),)
-        samples.append(Sample(item.pid, mathvista.query(item).replace(IMAGE, ""), images, item.answer, where=where))
+        samples.append(Sample(item.pid, item.query.replace(IMAGE, ""), images, item.answer, where=where))
     return samples

@@ -3,7 +3,7 @@
     responses = read_responses("responses.jsonl")                pid -> {"response", ..}
     verdicts = judge_all("mathvista", responses, items)          pid -> {"extraction", "rule", "prediction", ..}
     report = summarize("mathvista", items, responses, verdicts)  what report.json holds
-    print(markdown(report, []))
+    print(markdown(report))
 
 No model, no process group, no images: stored responses can be scored again anywhere, and give the identical numbers.
 Accuracies are in percent of all questions of the split; a question without a response is wrong and is listed.
@@ -18,20 +18,13 @@ import statistics
 import subprocess
 from collections import Counter
 
-from benchmarks.common import Item
+from benchmarks.common import Item, Verdict, grouped, lettered, percent
 from benchmarks.extraction import NO_ANSWER, VERSION
-from benchmarks.mathvista import breakdown
 from benchmarks.registry import BENCHMARKS
-from data import InputError, parse, read_json
+from data import InputError, parse, read_file
 from grading.algebra import process_grader
 
 
-SHORT = {                                          # MathVista's names for its tasks and skills
-    "figure question answering": "FQA", "geometry problem solving": "GPS", "math word problem": "MWP",
-    "textbook question answering": "TQA", "visual question answering": "VQA", "algebraic reasoning": "ALG",
-    "arithmetic reasoning": "ARI", "geometry reasoning": "GEO", "logical reasoning": "LOG",
-    "numeric commonsense": "NUM", "scientific reasoning": "SCI", "statistical reasoning": "STA",
-}
 MISSING = "missing"                                # the rule of a question without a response
 STORED = "stored"                                  # of an extraction that was made elsewhere
 FIGURES = ("official", "strict")
@@ -87,13 +80,12 @@ def figures(rows: list[dict], parts: list[str]) -> dict[str, dict]:
 
 def read_responses(path: str) -> dict[str, dict]:
     """pid -> row with its "response": our responses.jsonl, or MathVista's object of rows by pid, plain or .gz."""
-    rows = read_json(path)
-    if isinstance(rows, dict) and "response" not in rows:
-        rows = [row | {"pid": pid} if isinstance(row, dict) else row for pid, row in rows.items()]
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "pid" in row for row in rows):
-        raise InputError(f"{path}: expected one row with pid and response per question, or an object of rows by pid")
     responses = {}
-    for row in rows:
+    for key, row in read_file(path):
+        if isinstance(row, dict) and isinstance(key, str):
+            row = row | {"pid": key}
+        if not isinstance(row, dict) or "pid" not in row:
+            raise InputError(f"{path}: expected one row with pid and response per question, or an object of rows by pid")
         pid = str(row["pid"])
         if pid in responses or not isinstance(row.get("response") or "", str):
             wrong = "is there twice" if pid in responses else "has no text as response"
@@ -108,18 +100,15 @@ def judge_all(name: str, responses: dict[str, dict], items: dict[str, Item], sto
     """The verdict on every item, in their order; stored: judge the rows' own "extraction", reading no response."""
     benchmark, verdicts = BENCHMARKS[name], {}
     for pid, item in items.items():
-        extraction, rule, verdict = "", MISSING, (None, False, False)
+        extraction, rule, verdict = "", MISSING, Verdict(None, False, False)
         if pid in responses:
             response, extraction = responses[pid].get("response") or "", responses[pid].get("extraction")
             if not stored:
                 extraction, rule = benchmark.extract(response, item)
             else:
                 extraction, rule = ("", "nothing") if extraction in (None, "") else (str(extraction), STORED)
-            verdict = benchmark.judge(response, extraction, rule, item)
-        prediction, official, strict = verdict
-        has_gold = item.answer != ""
-        verdicts[pid] = dict(extraction=extraction, rule=rule, prediction=prediction, official=official and has_gold,
-                             strict=strict and has_gold)
+            verdict = benchmark.verdict(response, extraction, rule, item)
+        verdicts[pid] = dict(extraction=extraction, rule=rule) | verdict._asdict()
     return verdicts
 
 
@@ -128,7 +117,22 @@ def judge_all(name: str, responses: dict[str, dict], items: dict[str, Item], sto
 
 def accuracy(right: list[bool]) -> dict:
     low, high = wilson(sum(right), len(right))
-    return dict(accuracy=100 * sum(right) / max(len(right), 1), low=100 * low, high=100 * high, correct=sum(right))
+    return dict(accuracy=percent(right), low=100 * low, high=100 * high, correct=sum(right))
+
+
+def breakdown(right: dict[str, bool], items: dict[str, Item], groups: tuple[str, ...]) -> dict:
+    """MathVista's scores_*.json, for any benchmark: average, then per group every value's score, best first.
+
+    A question without a verdict is wrong. With several skills a question counts in each of them.
+    """
+    right = {pid: bool(right.get(pid)) for pid in items}
+    correct = sum(right.values())
+    scores = {"average": {"accuracy": str(round(percent(right.values()), 2)), "correct": correct, "total": len(items)}}
+    for name in groups:
+        counts = {value: {"accuracy": f"{percent(members):.2f}", "correct": sum(members), "total": len(members)}
+                  for value, members in sorted(grouped(right, items, name).items())}
+        scores[name] = dict(sorted(counts.items(), key=lambda pair: -float(pair[1]["accuracy"])))
+    return scores
 
 
 def summarize(name: str, items: dict[str, Item], responses: dict[str, dict], verdicts: dict[str, dict]) -> dict:
@@ -263,8 +267,8 @@ def markdown(report: dict, split: dict | None = None, whole: bool = False) -> st
 
 
 def breakdown_rows(report: dict) -> list[list]:
-    strict = report["breakdown"]["strict"]
-    return [[group, f"{value} ({SHORT[value]})" if value in SHORT else value, official["total"], official["accuracy"],
+    strict, short = report["breakdown"]["strict"], BENCHMARKS[report["benchmark"]].short
+    return [[group, f"{value} ({short[value]})" if value in short else value, official["total"], official["accuracy"],
              strict[group][value]["accuracy"]]
             for group, values in report["breakdown"]["official"].items() if group != "average"
             for value, official in values.items()]
@@ -292,7 +296,7 @@ def audit_sheet(count: int, items: dict[str, Item], responses: dict[str, dict], 
     for pid in (pid for pid in pids if pid in sample):
         item, verdict = items[pid], verdicts[pid]
         end = (responses[pid].get("response") or "")[-AUDIT_CHARACTERS:]
-        choices = "; ".join(f"({chr(ord('A') + i)}) {choice}" for i, choice in enumerate(item.choices))
+        choices = "; ".join(lettered(item.choices))
         lines += ["", f"## [ ] {pid}", "", item.question, *([choices] if choices else []), "",
                   *(f"> {line}" for line in end.splitlines()), "",
                   f"extraction `{verdict['extraction']}` ({verdict['rule']}), prediction `{verdict['prediction']}`, "

@@ -1,19 +1,22 @@
-r"""Whether an answer is right: answers.correct first; algebra, where needed, in a process that can be killed.
+r"""Whether two answers are equal by algebra, found out in a process that can be killed.
 
     grader = process_grader("own")             one per process and rule; its worker starts when it is first needed
     grader.correct(r"\sqrt{8}", r"2\sqrt{2}")  True: x^2+2x+1 is (x+1)^2 as well
     grader.take_counts()                       Counter(asked=.., timeouts=.., restarts=..) since the last call
 
-Rule "own" asks the worker (algebra_worker.py, math-verify) only when answers.correct has said no, the gold answer is
-symbolic, and both sides read as one expression: numbers, variables, fractions, roots, powers. Prose, lists, equations
-and functions are never asked, nor what may take for ever: towers of powers, factorials, exponents of three digits.
-An expression is rewritten before: every product explicit, every decimal a fraction, every variable under a name of its
-own. Otherwise R and r were one variable to math-verify, and the area \pi(R^2-r^2) were 0.
+Algebra needs sympy, and sympy may work on a hostile answer for ever or fill the memory. So a worker does it
+(algebra_worker.py, with math-verify), and is killed when it takes longer than the limit.
 
-Rule "release" is the authors' accuracy reward (mathruler on the whole response, see algebra_worker.py), for ablations.
+Rule "own" asks the worker only when equal.correct has said no, the gold answer is symbolic, and both sides read as one
+expression: numbers, variables, fractions, roots, powers. Prose, lists, equations and functions are never asked, nor
+what may take for ever: towers of powers, factorials, exponents of three digits. Before it is asked, an expression is
+rewritten: every product is made explicit, every decimal a fraction, and every variable gets a name of its own. To
+math-verify R and r would otherwise be one variable, and the area \pi(R^2-r^2) would be 0.
 
-Both fail closed: no reply within the limit, or a worker that dies, is wrong. So the same pair is judged alike
-everywhere, but for pairs that take about as long as the limit, which depend on the machine; they are counted.
+Rule "release" is the authors' accuracy reward, mathruler on the whole response, for ablations.
+
+Both fail closed: no reply within the limit, or a worker that dies, counts as wrong. So a pair is judged alike on every
+machine, except one that takes about as long as the limit; pairs that are given up are counted.
 """
 import atexit
 import functools
@@ -30,7 +33,7 @@ from collections import Counter
 from fractions import Fraction
 
 from data import InputError
-from grading.equal import LEFT_SIDE, LETTER, MAX_CHARACTERS, clean, correct, quantity, unit_of, without_left_side
+from grading.equal import LEFT_SIDE, MAX_CHARACTERS, bare, correct, symbolic, unit_of, without_left_side
 
 
 RULES = {"own": ("math-verify", "math_verify"), "release": ("mathruler pylatexenc", "mathruler pylatexenc")}
@@ -85,10 +88,10 @@ def tokens_of(text: str) -> list[re.Match] | None:
 
 
 def expression(text: str, names: dict[str, str]) -> str | None:
-    r"""The text as LaTeX with one reading; None when it is not one expression, or may take for ever to compare.
+    r"""The text as LaTeX with one reading; None when it is not one expression, has several readings (1/2x,
+    1\frac{1}{2}, x2, f(x)), or may take for ever to compare.
 
-    names: what each variable is called there, shared by the two sides and extended here. None as well where readers
-    differ: 1/2x, 1\frac{1}{2}, x2, f(x).
+    names: what each variable is called in the LaTeX. The two sides share it, and it is extended here.
     """
     latex, before = [], ""  # before: kind of the token before
     groups = [["", False]]  # of each open group: its last sign, and whether it holds a power
@@ -133,17 +136,6 @@ def without_unit(text: str) -> tuple[str, tuple | None]:
     return (text[:match.start()], unit) if unit else (text, None)
 
 
-def bare(text: str) -> str:
-    r"""`answers.clean`, which writes \frac{1}{2} as 1/2 and so must not see it: 1/2x has two readings."""
-    return clean(text.replace("frac{", "frac {"))
-
-
-def symbolic(gold: str) -> bool:
-    """Whether a gold answer may need algebra: no letter, name or number, but something combined with something."""
-    combined = re.search(r"[A-Za-z^]", gold) and re.search(r"[-+*/^(\d]|\\sqrt|\\frac", gold)
-    return bool(combined) and not LETTER.fullmatch(gold) and quantity(clean(gold)) is None
-
-
 def expressions(candidate: str, gold: str) -> tuple[str, str] | None:
     """Both sides for the worker to compare, or None when there is nothing to ask."""
     given, wanted = bare(candidate), bare(gold)
@@ -182,11 +174,11 @@ class Grader:
         """Whether the candidate says what gold says. Rule "release" wants the whole response, "own" its answer."""
         if self.rule == "release":
             return self.remembered(candidate or "", gold)
-        if correct(candidate, gold, choices):
-            return True
-        if not candidate or len(candidate) > MAX_CHARACTERS:
-            return False
-        pair = expressions(candidate, gold)
+        return correct(candidate, gold, choices) or bool(candidate) and self.by_algebra(candidate, gold)
+
+    def by_algebra(self, candidate: str, gold: str) -> bool:
+        """Whether the worker finds them equal; False where there is nothing to ask."""
+        pair = expressions(candidate, gold) if len(candidate) <= MAX_CHARACTERS else None
         return pair is not None and self.remembered(*pair)
 
     def take_counts(self) -> Counter:

@@ -1,10 +1,11 @@
-"""The process in which grader.py has answers compared by algebra: it may hang, grow and die without harm to anybody.
+"""The process in which algebra.py has answers compared: it may hang, grow and die without harm to anybody.
 
     python algebra_worker.py own 2        a line ["candidate", "gold"] in, a line true or false out; 2 seconds a pair
 
 It says "ready" once its imports are done, ends when its input ends, and knows neither torch nor this project's files.
 Whoever asks keeps the clock and kills it. Its own limits are for the case that the asker is gone: 2 GB of memory, and
 of processor time what a pair may take, so that the kernel ends it even in the middle of a product that never ends.
+A system that does not know a limit, as macOS does not know that of memory, runs without it.
 """
 import json
 import math
@@ -22,7 +23,7 @@ def own():
     from math_verify import LatexExtractionConfig, parse, verify
     from sympy import Expr
 
-    # No repairs: grader.py writes the LaTeX, and what math-verify takes for a unit would be lost.
+    # No repairs: algebra.py writes the LaTeX, and what math-verify takes for a unit would be lost.
     plain = NormalizationConfig(basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="none")
     latex = [LatexExtractionConfig(normalization_config=plain, boxed_match_priority=-1)]
 
@@ -52,16 +53,26 @@ def release():
     return equal
 
 
+def set_limit(name: str, value: int):
+    """Set a limit of this process, such as RLIMIT_AS, where the system has it and lets us lower it."""
+    try:
+        kind = getattr(resource, name)
+        hard = resource.getrlimit(kind)[1] if name == "RLIMIT_CPU" else value  # that one is raised with each pair
+        resource.setrlimit(kind, (value, hard))
+    except (AttributeError, OSError, ValueError):
+        pass
+
+
 def main(rule: str, limit: float):
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    set_limit("RLIMIT_AS", MEMORY)
+    set_limit("RLIMIT_CORE", 0)
     replies, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no reply
     equal = {"own": own, "release": release}[rule]()
     equal(r"\frac{(x+1)^{2}}{\sqrt{2}}", r"\sqrt{2}(x^{2}+2x+1)/2")  # loads what the first pair would wait for
     print("ready", file=replies, flush=True)
     for line in sys.stdin:
         end = math.ceil(time.process_time() + limit) + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (end, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+        set_limit("RLIMIT_CPU", end)
         print(json.dumps(bool(equal(*json.loads(line)))), file=replies, flush=True)
 
 

@@ -58,7 +58,7 @@ def items_of(name: str, rows: list[dict]) -> dict:
 def judge(name: str, response: str, item):
     """(official, strict)"""
     extraction, rule = BENCHMARKS[name].extract(response, item)
-    return BENCHMARKS[name].judge(response, extraction, rule, item)[1:]
+    return BENCHMARKS[name].verdict(response, extraction, rule, item)[1:]
 
 
 # ---------------------------------------------------------------- loading
@@ -220,7 +220,8 @@ def test_mathvision_answers_are_never_run_as_code(tmp_path):
 
 
 def table(function) -> list[tuple]:
-    return re.findall(r"^ +(\".+\") +(\(.+\)) +-> (\"\w\")", function.__doc__, re.MULTILINE)
+    """The rows of the docstring's table; Python 3.13 strips a docstring's indentation, those before it do not."""
+    return re.findall(r"^ *(\".+\") +(\(.+\)) +-> (\"\w\")", function.__doc__, re.MULTILINE)
 
 
 @pytest.mark.parametrize("row", table(can_infer))

@@ -397,7 +397,7 @@ def test_the_audit_sheet_is_always_the_same_sample(tiny_mathvista):
 
 
 @pytest.mark.parametrize("content, message", [
-    ("[1]", "expected one row with pid"), ('{"1": {"response": 7}}', "no text"), ("{", "cannot be read"),
+    ("[1]", "expected one row with pid"), ('{"1": {"response": 7}}', "no text"), ("{", "line 1: not valid JSON"),
     ('[{"pid": 1, "response": "a"}, {"pid": "1", "response": "b"}]', "twice"),
 ])
 def test_a_broken_file_of_responses_is_one_line(tmp_path, capsys, tiny_mathvista, content, message):

@@ -3,32 +3,32 @@ import random
 import time
 
 import pytest
-from benchmarks.reading import Problem
 
 from benchmarks.extraction import NO_ANSWER, extract
+from benchmarks.reading import Item
 
 
-ANGLE = Problem("1", "What is the measure of angle BOC?", "choice", ("30°", "45°", "60°", "75°"))
-YES_NO = Problem("2", "Is Medium Blue the roughest?", "choice", ("yes", "no"))
-ANIMAL = Problem("3", "Which animal would starve first if the mice died out?", "choice",
+ANGLE = Item("1", "What is the measure of angle BOC?", "choice", ("30°", "45°", "60°", "75°"))
+YES_NO = Item("2", "Is Medium Blue the roughest?", "choice", ("yes", "no"))
+ANIMAL = Item("3", "Which animal would starve first if the mice died out?", "choice",
                  ("Owl", "Grass", "Barn owl", "Rabbit"))
-CHANGE = Problem("4", "What would happen to the hawks if the snakes decreased?", "choice",
+CHANGE = Item("4", "What would happen to the hawks if the snakes decreased?", "choice",
                  ("increase", "decrease", "stay the same", "can't tell"))
-BLANK = Problem("5", "The value at x=1 is ____ that at x=3.", "choice", ("larger than", "equal to", "smaller than"))
-ODDS = Problem("6", "What is the probability of drawing a red marble?", "choice", ("1/2", "3/8", "5/8", "1"))
-CHINESE = Problem("7", "如图，则∠BOC的度数是（）", "choice", ("30°", "40°", "50°", "60°"))
-COUNT = Problem("8", "How many red cubes are left on the table?", "integer")
-AGE = Problem("9", "What is the age gap between these two people in image?", "integer", unit="years")
-LENGTH = Problem("10", "By what distance d is the spring compressed?", "float", precision=2)
-YEAR = Problem("11", "In which year was the sales figure the highest?", "integer")
-CORNER = Problem("12", "Give the coordinates of the corner as a list.", "list")
-ILLUSION = Problem("13", "Are the two lines in the picture parallel?", "yesno")
-FORMULA = Problem("14", "What is the equation of the line?", "text")
-EIGHT = Problem("15", "Which figure comes next?", "choice", tuple("ABCDEFGH"))
-GAP = Problem("16", "What is the difference between the highest and the lowest value of the blue bar?", "integer")
-GRAPH = Problem("17", "What is the value of y at x=-2?", "integer")
+BLANK = Item("5", "The value at x=1 is ____ that at x=3.", "choice", ("larger than", "equal to", "smaller than"))
+ODDS = Item("6", "What is the probability of drawing a red marble?", "choice", ("1/2", "3/8", "5/8", "1"))
+CHINESE = Item("7", "如图，则∠BOC的度数是（）", "choice", ("30°", "40°", "50°", "60°"))
+COUNT = Item("8", "How many red cubes are left on the table?", "integer")
+AGE = Item("9", "What is the age gap between these two people in image?", "integer", unit="years")
+LENGTH = Item("10", "By what distance d is the spring compressed?", "float", precision=2)
+YEAR = Item("11", "In which year was the sales figure the highest?", "integer")
+CORNER = Item("12", "Give the coordinates of the corner as a list.", "list")
+ILLUSION = Item("13", "Are the two lines in the picture parallel?", "yesno")
+FORMULA = Item("14", "What is the equation of the line?", "text")
+EIGHT = Item("15", "Which figure comes next?", "choice", tuple("ABCDEFGH"))
+GAP = Item("16", "What is the difference between the highest and the lowest value of the blue bar?", "integer")
+GRAPH = Item("17", "What is the value of y at x=-2?", "integer")
 
-# problem, response, extraction
+# item, response, extraction
 STYLES = [
     # bare answers
     (ANGLE, "B", "B"), (ANGLE, "b.", "B"), (ANGLE, "(D) 75°", "D"), (ANGLE, "B. 45°", "B"), (ANGLE, "45°", "B"),
@@ -120,13 +120,13 @@ STYLES = [
 ]
 
 
-@pytest.mark.parametrize("problem, response, expected", STYLES)
-def test_extract_reads_every_style(problem, response, expected):
-    extraction, rule = extract(response, problem)
+@pytest.mark.parametrize("item, response, expected", STYLES)
+def test_extract_reads_every_style(item, response, expected):
+    extraction, rule = extract(response, item)
     assert extraction == expected and rule not in NO_ANSWER
 
 
-@pytest.mark.parametrize("problem, response, expected, rule", [
+@pytest.mark.parametrize("item, response, expected, rule", [
     (ANGLE, "", "", "empty"),
     (ANGLE, " <|im_end|>\n", "", "empty"),
     (YES_NO, "D", "D", "out of range"),                                  # handed over: the official rule decides
@@ -141,8 +141,8 @@ def test_extract_reads_every_style(problem, response, expected):
     (ANGLE, "(A) 30°\n(B) 45°\n(C) 60°\n(D) 75°", "(A) 30°\n(B) 45°\n(C) 60°\n(D) 75°", "nothing"),
     (YES_NO, "The image is of a bus and a truck.", "The image is of a bus and a truck.", "nothing"),
 ])
-def test_extract_says_when_there_is_no_answer(problem, response, expected, rule):
-    assert extract(response, problem) == (expected, rule)
+def test_extract_says_when_there_is_no_answer(item, response, expected, rule):
+    assert extract(response, item) == (expected, rule)
 
 
 def test_extract_an_option_may_say_that_there_is_no_answer():
@@ -163,38 +163,38 @@ ENDINGS = [
 ]
 
 
-def spellings(problem, value):
+def spellings(item, value):
     """How a model may write the value, an option's text or a number, in the answer section."""
-    if problem.kind == "choice":
-        letter = chr(ord("A") + problem.choices.index(value))
+    if item.kind == "choice":
+        letter = chr(ord("A") + item.choices.index(value))
         return [letter, f"({letter})", f"{letter}. {value}", f"({letter}) {value}", value, f"Option {letter}"]
-    if problem.kind == "list":
+    if item.kind == "list":
         return [value]
     numbers = [value, f"${value}$", f"{value} cm", f"{value}%", f"x = {value}", f"{value}°"]
-    return numbers + ([f"{value}.0", f"{int(value):,}"] if problem.kind == "integer" else [])
+    return numbers + ([f"{value}.0", f"{int(value):,}"] if item.kind == "integer" else [])
 
 
-def wrapped(problem, values):
+def wrapped(item, values):
     """[(value, response)]: every spelling of every value in every ending, after reasoning full of decoys."""
     return [(value, SKELETON + ending.format(spelling)) for value in values
-            for spelling in spellings(problem, value) for ending in ENDINGS]
+            for spelling in spellings(item, value) for ending in ENDINGS]
 
 
-@pytest.mark.parametrize("problem", [ANGLE, YES_NO, ANIMAL, CHANGE, BLANK, ODDS, CHINESE, EIGHT])
-def test_extract_reads_the_trained_format_past_every_decoy(problem):
-    for value, response in wrapped(problem, problem.choices):
-        assert extract(response, problem)[0] == chr(ord("A") + problem.choices.index(value)), response
+@pytest.mark.parametrize("item", [ANGLE, YES_NO, ANIMAL, CHANGE, BLANK, ODDS, CHINESE, EIGHT])
+def test_extract_reads_the_trained_format_past_every_decoy(item):
+    for value, response in wrapped(item, item.choices):
+        assert extract(response, item)[0] == chr(ord("A") + item.choices.index(value)), response
 
 
-@pytest.mark.parametrize("problem, values", [
+@pytest.mark.parametrize("item, values", [
     (COUNT, ("0", "5", "-3", "1234567")), (LENGTH, ("0.12", "-7.5", "1234.5")), (CORNER, ("[1, 2]", "[0.5, -3]"))])
-def test_extract_reads_numbers_in_the_trained_format(problem, values):
-    for value, response in wrapped(problem, values):
-        assert extract(response, problem)[0] == value, response
+def test_extract_reads_numbers_in_the_trained_format(item, values):
+    for value, response in wrapped(item, values):
+        assert extract(response, item)[0] == value, response
 
 
 def test_extract_options_in_parentheses_are_read_as_letters_only_in_capitals():
-    shuffled = Problem("1", "Which picture?", "choice", ("(c)", "(a)", "(b)"))
+    shuffled = Item("1", "Which picture?", "choice", ("(c)", "(a)", "(b)"))
     assert extract("### The final answer is: (b)", shuffled)[0] == "C"                 # the third option's text
     assert extract("### The final answer is: (B)", shuffled)[0] == "B"                 # the second option
 
@@ -206,27 +206,27 @@ def test_extract_a_response_cut_before_its_answer_section_has_no_answer(cut):
     assert extract(response + "### The final answer is:", COUNT) == ("", "unfinished")
 
 
-@pytest.mark.parametrize("problem, response, expected", STYLES)
-def test_extract_ignores_spaces_and_end_tokens(problem, response, expected):
+@pytest.mark.parametrize("item, response, expected", STYLES)
+def test_extract_ignores_spaces_and_end_tokens(item, response, expected):
     windows = response.replace("\n", "\r\n")
     for same in (response + "<|im_end|>", response + " \n\n", "\n " + response + "</s>", windows):
-        assert extract(same, problem) == extract(response, problem)
+        assert extract(same, item) == extract(response, item)
 
 
-@pytest.mark.parametrize("problem, response, expected", STYLES)
-def test_extract_does_not_look_at_pid_or_gold(problem, response, expected):
-    other = Problem("999", problem.question, problem.kind, problem.choices, "gold", problem.precision, problem.unit)
-    assert extract(response, other) == extract(response, problem)
+@pytest.mark.parametrize("item, response, expected", STYLES)
+def test_extract_does_not_look_at_pid_or_gold(item, response, expected):
+    other = Item("999", item.question, item.kind, item.choices, "gold", item.precision, item.unit)
+    assert extract(response, other) == extract(response, item)
 
 
 def test_extract_reads_only_the_section_whatever_stands_before_it():
-    for problem, response, expected in STYLES:
-        assert extract(SKELETON + f"### The final answer is: {expected}", problem)[0] == expected
+    for item, response, expected in STYLES:
+        assert extract(SKELETON + f"### The final answer is: {expected}", item)[0] == expected
 
 
 def test_extract_follows_the_options_when_their_order_changes():
     for order in [(1, 0, 3, 2), (3, 2, 1, 0), (2, 3, 0, 1)]:
-        turned = Problem("1", ANGLE.question, "choice", tuple(ANGLE.choices[i] for i in order))
+        turned = Item("1", ANGLE.question, "choice", tuple(ANGLE.choices[i] for i in order))
         for value in ANGLE.choices:
             response = f"So the angle is {value}."
             assert turned.choices["ABCD".index(extract(response, turned)[0])] == value
@@ -240,17 +240,17 @@ PIECES = [
     "1/0", "cannot be determined. ",
 ]
 KINDS = [ANGLE, YES_NO, EIGHT, ODDS, COUNT, AGE, LENGTH, YEAR, CORNER, ILLUSION, FORMULA,
-         Problem("1", "", "choice", ("", "(a)", "a"))]
+         Item("1", "", "choice", ("", "(a)", "a"))]
 
 
 def test_extract_survives_any_text_and_is_deterministic():
     draw = random.Random(0)
     for _ in range(200):
         text = "".join(draw.choice(PIECES) for _ in range(draw.randint(1, 40)))
-        for problem in KINDS:
-            extraction, rule = extract(text, problem)
+        for item in KINDS:
+            extraction, rule = extract(text, item)
             assert isinstance(extraction, str) and rule
-            assert (extraction, rule) == extract(text, problem)
+            assert (extraction, rule) == extract(text, item)
 
 
 @pytest.mark.parametrize("piece", PIECES)
@@ -258,6 +258,6 @@ def test_extract_takes_linear_time(piece):
     """100 kB of one piece: a quadratic pattern would take minutes."""
     text = piece * (100_000 // len(piece))
     start = time.perf_counter()
-    for problem in KINDS:
-        extract(text, problem)
+    for item in KINDS:
+        extract(text, item)
     assert time.perf_counter() - start < 10
