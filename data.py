@@ -23,8 +23,13 @@ from dataclasses import dataclass, field
 
 import numpy
 import torch
+import transformers.utils
 from PIL import Image, ImageOps
 
+# Hugging Face has a package named kernels as well, and where it is installed, transformers would import our folder of
+# that name in its place. Here it is told that there is no such package: import this file before its model code.
+for module in (transformers.utils, transformers.utils.import_utils):
+    module.is_kernels_available = lambda *version_range: False
 
 
 class InputError(ValueError):

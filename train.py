@@ -53,7 +53,7 @@ from engine.policy import Group, Policy, dummy_group, micro_batches, pack
 from engine.sampler import Response, generate, sync
 from engine.weights import export, find_model, load_checkpoint, load_processor, note_pixels, save_checkpoint
 from grading.algebra import check_rule, process_grader
-from kernels import backend, pick_grpo_loss
+from kernels.ops import backend, check_linear_logprob, choose_grpo_loss
 from plumbing.flags import complain, read_stage
 from plumbing.log import console_line, finite, records, rollout_metrics, time_metrics, update_metrics
 from plumbing.processes import (Timer, barrier, broadcast, ending_together, gather, is_main, no_bar, on_every_rank,

@@ -22,7 +22,7 @@ import torch
 from engine.policy import policy_class
 from engine.weights import model_config
 from engine.sampler import BURST, PREFILL
-from kernels.logprob import CHUNK
+from kernels.ops import CHUNK
 
 
 GB = 2**30

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 
 from data import InputError, Prompt
 from engine.weights import find_model, generation_config, model_config, read_weights
-from kernels import decode_attention, linear_logprob, linear_logprob_loss
+from kernels.ops import decode_attention, linear_logprob, linear_logprob_loss
 
 # ---------------------------------------------------------------------------------------- attention
 

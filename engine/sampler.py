@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 
 from data import Prompt
 from engine.policy import Live, pack
-from kernels import linear_logits, sample_tokens
+from kernels.ops import linear_logits, sample_tokens
 
 
 BURST = 8  # tokens between two looks at the slots: a host synchronisation costs more than a few wasted tokens

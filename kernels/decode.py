@@ -18,8 +18,6 @@ program.
 """
 import math
 
-import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 
@@ -30,19 +28,6 @@ TILE_BYTES = 16384  # of keys that are loaded at once, and of values: two stages
 MULTIPROCESSORS = 132  # of an H100 or H200; 108 of an A100
 WARPS = 8  # of a program; with 4 the float32 tiles would not fit into registers
 MOST_PARTS = 32  # of a row: the merge holds 32 x 128 floats in the registers of 8 warps
-
-# ------------------------------------------------------------------------------- reference, in torch
-
-
-def decode_attention_ref(query, keys, values, length, scale):
-    """`decode_attention` without Triton: a mask over all of the cache that is given."""
-    S, heads, _, D = query.shape
-    reads = torch.arange(keys.shape[2], device=query.device) < length[:, None]  # (S, L)
-    # heads that share a key become the query axis: the cache is neither repeated nor copied
-    grouped = query.reshape(S, keys.shape[1], heads // keys.shape[1], D)
-    out = F.scaled_dot_product_attention(grouped, keys, values, reads[:, None, None], scale=scale)
-    return out.reshape(S, 1, heads, D)
-
 
 # ----------------------------------------------------------------------------------- the two kernels
 

@@ -1,18 +1,20 @@
 """The clipped, KL-regularised policy loss of N response tokens, its gradient and its statistics, in one pass.
 
-    ratio = exp(logprob - old_logprob)                                     Eq. RATIO   difference clamped to +-20
-    obj   = min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A)       Eq. CLIP
-    obj   = max(obj, clip_dual A)  where A < 0                             Eq. DUAL
-    kl    = exp(ref - logprob) - (ref - logprob) - 1                       Eq. KL3     clamped to +-20, kl to at most 10
-    loss  = sum_tokens weight (-obj + kl_coef kl)                          Eq. LOSS
+    ratio = exp(logprob - old_logprob)                                  Eq. RATIO   difference clamped to +-20
+    obj   = min(ratio A, clip(ratio, 1 - clip_ratio_low, 1 + clip_ratio_high) A)    Eq. CLIP
+    obj   = max(obj, clip_ratio_c A)  where A < 0                       Eq. DUAL
+    kl    = exp(ref - logprob) - (ref - logprob) - 1                    Eq. KL3     clamped to +-20, kl to at most 10
+    loss  = sum_tokens weight (-obj + kl_coef kl)                       Eq. LOSS
 
 Gradient. d ratio / d logprob = ratio where the difference is not clamped, d kl / d logprob = 1 - exp(ref - logprob)
 where kl is not cut (which includes the clamp: at +-20 kl is beyond 10). Where a clip or the dual bound is what counts,
 the objective is constant. So with live = "neither clip, dual bound nor clamp acts":
     dloss / dlogprob = weight (-[live] ratio A + kl_coef [kl <= 10] (1 - exp(ref - logprob)))
 
-The plain-torch reference is train.py's `grpo_loss`: same arguments, same results. All choices are written as
-comparisons, which are false for nan: a nan in any input reaches the loss, where the trainer sees it and skips the step.
+The plain-torch reference is train.py's `grpo_loss`: same arguments, same results. A run on a GPU asks at its start
+whether that still holds, and takes train.py's own function where somebody has edited it: ops.py's `choose_grpo_loss`.
+All choices are written as comparisons, which are false for nan: a nan in any input reaches the loss, where the trainer
+sees it and skips the step.
 """
 import torch
 import triton
@@ -32,7 +34,7 @@ def _clamp(x, low, high):
 
 @triton.jit(do_not_specialize=["N"])  # N varies with every micro-batch: one compilation for all
 def _grpo_kernel(logprobs, old_logprobs, ref_logprobs, advantages, weights, gradient, partial, N,
-                 clip_low, clip_high, clip_dual, kl_coef, BLOCK: tl.constexpr):
+                 clip_ratio_low, clip_ratio_high, clip_ratio_c, kl_coef, BLOCK: tl.constexpr):
     """BLOCK tokens: their gradient (BLOCK,), and PARTS sums of theirs in partial[program]."""
     program = tl.program_id(0).to(tl.int64)
     tokens = program * BLOCK + tl.arange(0, BLOCK)
@@ -43,11 +45,11 @@ def _grpo_kernel(logprobs, old_logprobs, ref_logprobs, advantages, weights, grad
     change = logprob - tl.load(old_logprobs + tokens, mask=inside, other=0.0)
     ratio = tl.exp(_clamp(change, -LARGEST, LARGEST))  # Eq. RATIO
     unclipped = ratio * A
-    clipped = _clamp(ratio, 1.0 - clip_low, 1.0 + clip_high) * A
+    clipped = _clamp(ratio, 1.0 - clip_ratio_low, 1.0 + clip_ratio_high) * A
     active = clipped < unclipped  # the clip took part of the objective, and with it the gradient
     objective = tl.where(active, clipped, unclipped)  # Eq. CLIP
-    bounded = (A < 0) & (objective < clip_dual * A)
-    objective = tl.where(bounded, clip_dual * A, objective)  # Eq. DUAL
+    bounded = (A < 0) & (objective < clip_ratio_c * A)
+    objective = tl.where(bounded, clip_ratio_c * A, objective)  # Eq. DUAL
     live = (active == 0) & (bounded == 0) & (change >= -LARGEST) & (change <= LARGEST)
     gap = tl.load(ref_logprobs + tokens, mask=inside, other=0.0) - logprob
     gap = _clamp(gap, -LARGEST, LARGEST)
@@ -85,8 +87,10 @@ class GRPOLoss(torch.autograd.Function):
         return ctx.saved_tensors[0] * dloss, *[None] * 8
 
 
-def grpo_loss(logprobs, old_logprobs, ref_logprobs, advantages, weights, clip_low, clip_high, clip_dual, kl_coef):
+def grpo_loss(logprobs, old_logprobs, ref_logprobs, advantages, weights, clip_ratio_low, clip_ratio_high, clip_ratio_c,
+              kl_coef):
     """All (N,), weights 0 for padding -> the loss, differentiable in logprobs, and its statistics as weighted sums."""
     vectors = [x.float().contiguous() for x in (logprobs, old_logprobs, ref_logprobs, advantages, weights)]
-    loss, statistics = GRPOLoss.apply(*vectors, float(clip_low), float(clip_high), float(clip_dual), float(kl_coef))
+    settings = map(float, (clip_ratio_low, clip_ratio_high, clip_ratio_c, kl_coef))
+    loss, statistics = GRPOLoss.apply(*vectors, *settings)
     return loss, dict(zip(("kl", "clip_low", "clip_high", "ratio_max"), statistics.unbind()))

@@ -32,37 +32,8 @@ import torch
 import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
-
-CHUNK = 2048  # tokens whose logits are alive at once: 1.2 GB; dweight is read and written once per chunk, so not fewer
-
-# ------------------------------------------------------------------------------- reference, in torch
-
-
-def logprob_ref(hidden, weight, targets, temperature):
-    """The two equations for one chunk, at least in float32. (N, H), (V, H), (N,) -> logprobs (N,), entropies (N,)."""
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
-    logits = hidden.to(dtype) @ weight.to(dtype).T / temperature  # (N, V)
-    log_p = logits.log_softmax(-1)  # (N, V)
-    return log_p.gather(-1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)  # Eq. LOGPROB, Eq. ENTROPY
-
-
-def linear_logprob_ref(hidden, weight, targets, temperature=1.0, chunk=CHUNK):
-    """`linear_logprob` without Triton: `logprob_ref` in chunks whose logits the backward computes again."""
-    if len(targets) <= chunk:
-        return logprob_ref(hidden, weight, targets, temperature)
-    chunks = zip(hidden.split(chunk), targets.split(chunk))
-    parts = [checkpoint(logprob_ref, h, weight, t, temperature, use_reentrant=False) for h, t in chunks]
-    logprobs, entropies = zip(*parts)
-    return torch.cat(logprobs), torch.cat(entropies)
-
-
-def linear_logprob_loss_ref(hidden, weight, targets, loss_fn, temperature=1.0, chunk=CHUNK):
-    """`linear_logprob_loss` without Triton: the loss of `linear_logprob_ref`, differentiated by autograd."""
-    logprobs, entropies = linear_logprob_ref(hidden, weight, targets, temperature, chunk)
-    loss = loss_fn(logprobs, entropies, slice(0, len(targets))).sum()
-    return loss, logprobs.detach(), entropies.detach()
+from kernels.ops import CHUNK, multiply
 
 
 # -------------------------------------------------------------------- the two kernels, a row each
@@ -149,17 +120,6 @@ def dlogits_in_place(logits, targets, temperature, lse2s, entropies, dlogprobs, 
 
 
 # ---------------------------------------------------------------------- chunks and matrix products
-
-
-def multiply(a, b, out, add=False):
-    """out = a @ b, or out += a @ b; accumulated in fp32 and rounded once, to the dtype of `out`."""
-    if a.dtype != out.dtype and not a.is_cuda:  # a CPU has no product of mixed dtypes; it is the same to cast before
-        a, b = a.to(out.dtype), b.to(out.dtype)
-    if a.dtype == out.dtype:
-        return torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
-    if add:
-        return torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
-    return torch.mm(a, b, out_dtype=out.dtype, out=out)
 
 
 def chunk_logits(hidden, weight, chunk):

@@ -1,8 +1,8 @@
 """Draw a token per row from its logits: temperature, forbidden tokens and an exact top-p nucleus, without sorting.
 
-The rule is that of `draw`: the tokens stand in a line, each as long as its probability, and a uniform number u points
-to one of them. With top_p = 1 they stand in the order of the vocabulary; with less, the likeliest first (equal ones by
-index) and the line ends with the token that brings its length to top_p.
+The rule is that of ops.py's `draw`: the tokens stand in a line, each as long as its probability, and a uniform number
+u points to one of them. With top_p = 1 they stand in the order of the vocabulary; with less, the likeliest first (equal
+ones by index) and the line ends with the token that brings its length to top_p.
 
 The kernel (one program per row) knows tokens by their weight w = p / p_max, a float in [0, 1]. Positive floats are in
 the order of the integers with the same bits, so a threshold is an integer from 1 (any weight above 0) to ONE (weight
@@ -24,32 +24,6 @@ import math
 import torch
 import triton
 import triton.language as tl
-
-
-# ------------------------------------------------------------------------------- reference, in torch
-
-
-def draw(probs, uniform, top_p):
-    """One token per row by inverting the distribution function. probs (B, V), uniform (B,) in [0, 1) -> (B,).
-
-    With top_p below 1 only the nucleus counts: the likeliest tokens, up to the one with which the share reaches top_p.
-    """
-    order = None
-    if top_p < 1:
-        probs, order = probs.sort(stable=True, dim=-1, descending=True)
-    below = probs.cumsum(-1)  # (B, V) share of a token and all before it
-    last = (below < top_p * below[:, -1:]).sum(-1, keepdim=True)  # (B, 1) no token after this one counts
-    target = uniform[:, None] * below.gather(-1, last)  # (B, 1)
-    index = torch.minimum((below <= target).sum(-1, keepdim=True), last)
-    return (index if order is None else order.gather(-1, index))[:, 0]
-
-
-def sample_tokens_ref(logits, forbidden, uniform, temperature, top_p):
-    """`sample_tokens` without Triton. Temperature 0 is argmax, with the log-probs at 1."""
-    logits = logits / (temperature or 1.0)
-    allowed = logits.masked_fill(forbidden, -torch.inf)
-    token = allowed.argmax(-1) if temperature == 0 else draw(allowed.softmax(-1), uniform, top_p)
-    return token, logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
 
 
 # --------------------------------------------------------------------------------------- the kernel
@@ -181,11 +155,10 @@ def _sample_kernel(logits, forbidden, uniform, tokens, logprobs, scale, stride, 
 def sample_tokens(logits, forbidden, uniform, temperature, top_p):
     """logits (B, V) float32, forbidden (V,) bool, uniform (B,) float32 in [0, 1) -> tokens (B,), log-probs (B,).
 
-    The log-probs are those of softmax(logits / temperature) over all tokens, before anything is left out.
+    The temperature is above 0. The log-probs are those of softmax(logits / temperature) over all tokens, before
+    anything is left out.
     """
     B, V = logits.shape
-    if temperature == 0:  # torch has kernels for this
-        return sample_tokens_ref(logits, forbidden, uniform, temperature, top_p)
     tokens = torch.empty(B, dtype=torch.int64, device=logits.device)
     logprobs = torch.empty(B, dtype=torch.float32, device=logits.device)
     _sample_kernel[(B,)](logits, forbidden, uniform.contiguous(), tokens, logprobs, math.log2(math.e) / temperature,

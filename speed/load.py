@@ -26,6 +26,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+import data  # noqa: F401  has to come before transformers' model code, and says why
 import torch
 import transformers
 from safetensors.torch import save_file

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 import train
-from kernels import backend, linear_logprob, linear_logprob_loss, logprob, pick_grpo_loss
+from kernels.ops import CHUNK, backend, choose_grpo_loss, linear_logprob, linear_logprob_loss, multiply
 
 HEADS = {"3b": (2048, 151936), "7b": (3584, 152064), "tiny": (32, 1000)}  # H, V of Qwen2.5-VL
 TEMPERATURE = 0.9
@@ -65,7 +65,7 @@ def make_problem(head: str, N: int, length: int, peaked: bool, device, seed: int
         logprobs, _ = linear_logprob(hidden, weight, targets, TEMPERATURE)  # (N,)
     advantages = noise[::length, 2].repeat_interleave(length)  # (N,)
     return Problem(hidden, weight, targets, logprobs + 0.2 * noise[:, 0], logprobs + 0.1 * noise[:, 1], advantages,
-                   length, pick_grpo_loss(train.grpo_loss, device))
+                   length, choose_grpo_loss(train.grpo_loss, "auto", device))
 
 
 # ------------------------------------------- providers: a problem -> log-probs, or the loss at once
@@ -102,8 +102,8 @@ def cut_cross_entropy(p: Problem) -> Tensor:
 def liger_loss(p: Problem) -> Tensor:
     from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
-    loss = LigerFusedLinearGRPOLoss(beta=SETTINGS["kl_coef"], epsilon_low=SETTINGS["clip_low"],
-                                    epsilon_high=SETTINGS["clip_high"], delta=SETTINGS["clip_dual"],
+    loss = LigerFusedLinearGRPOLoss(beta=SETTINGS["kl_coef"], epsilon_low=SETTINGS["clip_ratio_low"],
+                                    epsilon_high=SETTINGS["clip_ratio_high"], delta=SETTINGS["clip_ratio_c"],
                                     loss_type="bnpo", temperature=TEMPERATURE, compiled=p.hidden.is_cuda)
     hidden, targets, old, ref = (x.unflatten(0, (-1, p.length)) for x in (p.hidden, p.targets, p.old, p.ref))
     mask = torch.ones_like(targets)  # (B, T)
@@ -118,7 +118,7 @@ def ours(p: Problem) -> Tensor:
 def loss_of(p: Problem, logprobs: Tensor, rows=slice(None)) -> Tensor:
     """The loss of these rows of the problem, a share of the mean over its N tokens."""
     weights = torch.full_like(logprobs, 1 / len(p.targets)).detach()
-    return p.grpo_loss(logprobs, p.old[rows], p.ref[rows], p.advantages[rows], weights, **SETTINGS)[0]
+    return p.grpo_loss(logprobs, p.old[rows], p.ref[rows], p.advantages[rows], weights, *SETTINGS.values())[0]
 
 
 def with_loss(logprobs: Callable, p: Problem) -> Tensor:
@@ -210,7 +210,8 @@ def exact_loss(p: Problem) -> tuple[Tensor, Tensor, Tensor]:
     logits = hidden @ weight.T / TEMPERATURE  # (N, V)
     logprobs = logits.log_softmax(-1).gather(-1, p.targets[:, None])[:, 0]
     weights = torch.full_like(logprobs, 1 / len(p.targets)).detach()
-    loss, _ = train.grpo_loss(logprobs, p.old.double(), p.ref.double(), p.advantages.double(), weights, **SETTINGS)
+    others = (x.double() for x in (p.old, p.ref, p.advantages))
+    loss, _ = train.grpo_loss(logprobs, *others, weights, *SETTINGS.values())
     return loss.detach(), *torch.autograd.grad(loss, (hidden, weight))
 
 
@@ -253,18 +254,22 @@ def parts(head: str, device, rates: dict[str, float], chunk: int, repeats: int) 
     dlogits = logits.view(torch.bfloat16)[:, :V]  # what a row of bf16 over its float32 logits looks like to a product
     dhidden, slope, rest = torch.empty_like(hidden), torch.ones(chunk, device=device), (p.targets, TEMPERATURE)
     flops, work = 2 * chunk * H * V, {
-        "dhidden": lambda: logprob.multiply(dlogits, weight, dhidden),
-        "dweight": lambda: logprob.multiply(dlogits.T, hidden, total, add=True),
-        "logits": lambda: logprob.multiply(hidden, weight.T, logits)}  # last: it overwrites dlogits
-    rows = {"statistics": (4, lambda: logprob.row_statistics(logits, *rest, *values)),
-            "dlogits": (6, lambda: logprob.dlogits_in_place(logits, *rest, values[2], values[1], slope, slope,
-                                                            torch.bfloat16))}  # bytes read and written per logit
+        "dhidden": lambda: multiply(dlogits, weight, dhidden),
+        "dweight": lambda: multiply(dlogits.T, hidden, total, add=True),
+        "logits": lambda: multiply(hidden, weight.T, logits)}  # last: it overwrites dlogits
+    rows = {}
+    if device != "cpu":
+        from kernels.logprob import dlogits_in_place, row_statistics
+
+        rows = {"statistics": (4, lambda: row_statistics(logits, *rest, *values)),
+                "dlogits": (6, lambda: dlogits_in_place(logits, *rest, values[2], values[1], slope, slope,
+                                                        torch.bfloat16))}  # bytes read and written per logit
     out = {}
     dlogits.normal_()  # numbers, not the bits of other numbers
     for name, function in work.items():
         ms = milliseconds(function, device, repeats)
         out[name] = {"ms": ms, "flops": flops / ms * 1e3, "of_machine": flops / ms * 1e3 / rates["flops"]}
-    for name, (size, function) in rows.items() if device != "cpu" else ():
+    for name, (size, function) in rows.items():
         logits.normal_()
         ms = milliseconds(function, device, repeats)
         rate = size * chunk * V / ms * 1e3
@@ -338,7 +343,7 @@ def main():
     providers, missing = installed(device)
     for name, reason in missing.items():
         print(f"left out: {name} ({reason})")
-    taken_apart = {head: parts(head, device, machine, 64 if args.smoke else logprob.CHUNK, args.repeats)
+    taken_apart = {head: parts(head, device, machine, 64 if args.smoke else CHUNK, args.repeats)
                    for head in args.heads}
     for head, work in taken_apart.items():
         print(f"{head}, one chunk: " + ", ".join(f"{name} {w['ms']:.2f} ms ({w['of_machine']:.0%} of the machine)"
