@@ -23,10 +23,7 @@ import torch
 
 from data import Sample, Sections, parse
 from engine.clip import ClipScorer
-from grading.algebra import Grader, process_grader
-
-
-PARTS = ("clip", "keyword", "format", "length", "accuracy")
+from grading.equal import same_answer
 
 # ---------------------------------------------------------------- the five parts
 
@@ -91,8 +88,8 @@ def length_reward(num_tokens: int, limit: int) -> float:
     return min(limit / max(num_tokens, 1), 1.0)
 
 
-def accuracy_reward(answer: str | None, sample: Sample, grader: Grader) -> float:
-    """1 when the final-answer section says what the gold answer says, else 0 (see grader.py). None: no such section.
+def accuracy_reward(answer: str | None, sample: Sample) -> float:
+    """1 when the final-answer section says what the gold answer says, else 0 (grading/equal.py). None: no such section.
 
         response, gold answer                                              -> reward
         "### The final answer is: 7", "7"                                  -> 1.0
@@ -102,10 +99,7 @@ def accuracy_reward(answer: str | None, sample: Sample, grader: Grader) -> float
         "### The final answer is: 7 ### The final answer is: 8", "7"       -> 0.0
         "### Step 1: It is 7, so the final answer is 7", "7"               -> 0.0
     """
-    return float(grader.correct(answer, sample.answer, sample.choices))
-
-
-# ---------------------------------------------------------------- CLIP
+    return float(same_answer(answer, sample.answer, sample.choices))
 
 
 # ---------------------------------------------------------------- the weighted sum
@@ -118,20 +112,17 @@ def score(samples: list[Sample], responses: list[str], lengths: list[int], weigh
 
     All parts are computed whatever their weight, clip when a scorer is given (else 0). lengths are response tokens.
     keyword_scope "response" looks for the key words in the whole response, as the release does, but as whole words.
-    grader "release" gives the whole response to the release's accuracy rule.
+    grader "release" hands the whole response to the release's own accuracy rule.
     """
     Q, N = len(samples), len(responses)
     G = N // max(Q, 1)                                                   # a process may have no question
     assert Q * G == N == len(lengths), f"{N=} not a multiple of {Q=}, or not {len(lengths)=}"
-    assert set(weights) <= set(PARTS), f"unknown parts in {weights=}"
     assert clip is not None or not weights.get("clip"), "clip has a weight but there is no scorer"
     assert keyword_scope in ("description", "response"), f"{keyword_scope=}"
     samples_of = [sample for sample in samples for _ in range(G)]         # of each response
     sections = [parse(response) for response in responses]
     descriptions = [section.description for section in sections]
     texts = responses if keyword_scope == "response" else [description or "" for description in descriptions]
-    answers = responses if grader == "release" else [section.answer for section in sections]
-    rule = process_grader(grader)
     cosines = torch.zeros(N)
     if clip is not None:
         cosines = clip.score([sample.images for sample in samples], descriptions)
@@ -140,15 +131,13 @@ def score(samples: list[Sample], responses: list[str], lengths: list[int], weigh
         "keyword": torch.tensor([keyword_reward(text, sample.key_words) for text, sample in zip(texts, samples_of)]),
         "format": torch.tensor([format_reward(section) for section in sections]),
         "length": torch.tensor([length_reward(length, length_limit) for length in lengths]),
-        "accuracy": torch.tensor([accuracy_reward(text, sample, rule) for text, sample in zip(answers, samples_of)]),
+        "accuracy": torch.tensor([accuracy_reward(section.answer, sample)
+                                  for section, sample in zip(sections, samples_of)]),
     }
+    if grader == "release":
+        from grading.algebra import process_grader  # its worker needs mathruler, which few have
+
+        judge = process_grader("release")
+        parts["accuracy"] = torch.tensor([float(judge.correct(text, sample.answer))
+                                          for text, sample in zip(responses, samples_of)])
     return sum((weight * parts[part] for part, weight in weights.items()), torch.zeros(N)), parts
-
-
-# ---------------------------------------------------------------- FG-CLIP v1 as an open_clip model
-# FG-CLIP is a CLIP with two text paths. The long one, which reads descriptions, has 248 positions (the first 20 from
-# one table, the rest from another), its own projection, and pools at the first end token as open_clip does. So it is
-# an open_clip model under other names, and none of its authors' code needs to run.
-
-
-# ---------------------------------------------------------------- loading

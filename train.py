@@ -410,7 +410,11 @@ def start(config: Config) -> Run:
     if config.stage in ("1", "2") and config.kl_coef > 0:
         ref_policy = Policy.load(folder, device, dtype, mesh, dtype, config.ref_offload)
         ref_policy.requires_grad_(False).eval()
-    loss = pick_grpo_loss(grpo_loss, device)
+    try:  # on a GPU, what runs has to be what stands here
+        check_linear_logprob(device)
+        loss = choose_grpo_loss(grpo_loss, config.fused_loss, device, log=print0)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     return Run(config, run_folder, device, processor, samples, held_out, batches, policy, ref_policy, replica, clip, loss)
 
 

@@ -5,13 +5,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForImageTextToText
 
-import kernels
 from engine import sampler
 from engine.policy import pack
 from engine.sampler import Decoder, Slots, capture, generate
 from engine.sampler import sync
-from kernels import decode, linear_logits, logprob, sample
-from kernels.sample import draw
+from kernels import decode, logprob, ops, sample
+from kernels.ops import draw, linear_logits
 from tape import record
 from data import seed_of
 from triton_interpreter import interpreted
@@ -30,7 +29,7 @@ def path(request, monkeypatch):
     if request.param != "kernels":
         yield
         return
-    monkeypatch.setattr(kernels, "on_triton", lambda x: True)
+    monkeypatch.setattr(ops, "on_triton", lambda x: True)
     with interpreted(decode, logprob, sample):
         yield
 
@@ -102,7 +101,7 @@ def test_every_path_samples_the_same(replica, prompts, vocab_size, path, top_p):
     """Recorded operations and interpreted kernels against plain eager decoding: tokens and log-probs, with refills."""
     found = generate(replica, prompts[:2], [1, 2], 1, 9, 1.2, top_p, 1, vocab_size)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "on_triton", lambda x: False)
+        patch.setattr(ops, "on_triton", lambda x: False)
         expected = generate(replica, prompts[:2], [1, 2], 1, 9, 1.2, top_p, 1, vocab_size, graphs=False)
     for response, other in zip(sum(found, []), sum(expected, []), strict=True):
         assert response.ids == other.ids
