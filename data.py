@@ -281,6 +281,15 @@ def load_samples(source: str, image_root: str = "", split: str = "train") -> lis
     return samples
 
 
+def held_out(config) -> list[Sample]:
+    """The questions of --eval_data that training asks: eval_questions of them, always the same ones."""
+    samples = load_samples(config.eval_data, config.image_root, config.split)
+    chosen = sorted(samples, key=lambda sample: seed_of("held out", sample.qid))[: config.eval_questions]
+    check_images(chosen)
+    require(chosen, "answer", config.eval_data)
+    return chosen
+
+
 def check_images(samples: list[Sample]) -> None:
     """InputError when an image file is missing: found before the run, not in its third hour."""
     missing = [(sample.where, image) for sample in samples for image in sample.images

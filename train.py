@@ -5,7 +5,7 @@
     torchrun --nproc_per_node 8 train.py --stage 1       perception RL on the easy questions -> runs/pebr/stage1/model
     torchrun --nproc_per_node 8 train.py --stage 2       reasoning RL on the medium ones     -> runs/pebr/stage2/model
 
-GRPO in seven lines, for one question; `rl_step` below is these lines for many questions and many GPUs:
+GRPO in seven lines, for one question; `rl_step` is these lines for many questions and many GPUs:
     responses  = [sample(policy, question) for _ in range(8)]
     rewards    = [score(response) for response in responses]           stage 1: description and form; stage 2: answer
     advantages = (rewards - mean(rewards)) / std(rewards)              better than its siblings?
@@ -17,14 +17,12 @@ GRPO in seven lines, for one question; `rl_step` below is these lines for many q
 Where all responses to a question are right, or all are wrong, accuracy gives no advantage and so no gradient. That is
 why there are two stages: easy questions are rewarded for what is seen, medium ones for the answer.
 
-How this differs from plain GRPO, as the release does: the clip is asymmetric and bounded by a dual clip, the loss is a
-mean over tokens, the KL estimate is k3. How it differs from the release: the mean is over the tokens of the whole
-optimiser step on all ranks, where the release averages micro-batch by micro-batch (docs/differences.md has the rest).
+As in the release, the clip is asymmetric and bounded by a dual clip, and the KL estimate is k3. Unlike there, the mean
+is over the tokens of the whole optimiser step on all ranks, not micro-batch by micro-batch (docs/differences.md).
 
-Q questions x G responses = N sequences, group after group: `rewards.view(Q, G)` has a group in each row. Any number of
-ranks, any micro-batch size and a resume give the same result, because random numbers are functions of (seed, step,
-question) and the loss is divided by the token count of the optimiser step over all ranks. Rank r of W holds questions
-r, r + W, .. of a batch.
+Q questions x G responses = N sequences, group after group: `rewards.view(Q, G)` has a group in each row. Rank r of W
+holds questions r, r + W, .. of a batch. Any number of ranks, any micro-batch size and a resume give the same result,
+because random numbers are functions of (seed, step, question) and the loss is divided by a count over all ranks.
 """
 import dataclasses
 import json
@@ -49,13 +47,13 @@ from data import InputError, Sample, seed_of
 from engine.clip import load_clip
 from engine.memory import REHEARSED, fit_plan, make_optimizer, rehearse
 from engine.plan import GB, shape_of, table
-from engine.policy import Group, Policy, dummy_group, micro_batches, pack
+from engine.policy import Group, Policy, choose_loss, dummy_group, micro_batches, pack
 from engine.sampler import Response, generate, sync
 from engine.weights import export, find_model, load_checkpoint, load_processor, note_pixels, save_checkpoint
-from grading.algebra import check_rule, process_grader
-from kernels.ops import backend, check_linear_logprob, choose_grpo_loss
+from grading.algebra import check_rule, grader_counts
+from kernels.ops import backend
 from plumbing.flags import complain, read_stage
-from plumbing.log import console_line, finite, records, rollout_metrics, time_metrics, update_metrics
+from plumbing.log import console_line, mean, records, step_metrics, write_step
 from plumbing.processes import (Timer, barrier, broadcast, ending_together, gather, is_main, no_bar, on_every_rank,
                                 print0, shard_of_rank, start_processes, stop_processes, sum_over_ranks)
 from plumbing.run_folder import check_folder, drop_old_run, prepare_folder, write_text
@@ -362,7 +360,7 @@ class Run:
 
 
 def load_samples(config: Config, processor) -> tuple[list[Sample], list[Sample]]:
-    """The stage's data and the held-out questions, filtered; what is wrong with them is found here, before the run."""
+    """The stage's data and the held-out questions. What is wrong with them is found here, before the run."""
     samples = data.load_samples(config.data, config.image_root, config.split)
     if config.stage == "sft":
         samples = data.worth_imitating(samples, config, processor, log=print0)
@@ -372,12 +370,9 @@ def load_samples(config: Config, processor) -> tuple[list[Sample], list[Sample]]
         data.require(samples, "answer", config.data)
     if config.keyword_weight > 0:
         data.require(samples, "key_words", config.data)
-    held_out = data.load_samples(config.eval_data, config.image_root, config.split) if config.eval_data else []
-    held_out = sorted(held_out, key=lambda sample: seed_of("held out", sample.qid))[: config.eval_questions]
-    data.check_images(held_out)
-    data.require(held_out, "answer", config.eval_data)
-    kept = data.drop_long(samples, processor, config.max_prompt, log=print0)
-    return kept, held_out and data.drop_long(held_out, processor, config.max_prompt, log=print0)
+    held_out = data.held_out(config) if config.eval_data else []
+    return (data.drop_long(samples, processor, config.max_prompt, log=print0),
+            held_out and data.drop_long(held_out, processor, config.max_prompt, log=print0))
 
 
 def start(config: Config) -> Run:
@@ -401,20 +396,12 @@ def start(config: Config) -> Run:
     policy = ref_policy = replica = None
     if config.stage != "sample":
         policy = Policy.load(folder, device, torch.float32, mesh, dtype)
-        policy.model.visual.requires_grad_(not config.freeze_vision)
-        if config.gradient_checkpointing:
-            policy.gradient_checkpointing_enable({"use_reentrant": False})
-            policy.train()
+        policy.prepare_training(config.freeze_vision, config.gradient_checkpointing)
     if config.stage != "sft" or config.eval_every:
         replica = Policy.load(folder, device, dtype).eval()
     if config.stage in ("1", "2") and config.kl_coef > 0:
-        ref_policy = Policy.load(folder, device, dtype, mesh, dtype, config.ref_offload)
-        ref_policy.requires_grad_(False).eval()
-    try:  # on a GPU, what runs has to be what stands here
-        check_linear_logprob(device)
-        loss = choose_grpo_loss(grpo_loss, config.fused_loss, device, log=print0)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+        ref_policy = Policy.load(folder, device, dtype, mesh, dtype, config.ref_offload).requires_grad_(False).eval()
+    loss = choose_loss(grpo_loss, config.fused_loss, device, log=print0)
     return Run(config, run_folder, device, processor, samples, held_out, batches, policy, ref_policy, replica, clip, loss)
 
 
@@ -484,24 +471,18 @@ def rl_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -
     return rollout, stats, timer
 
 
-def grader_counts(config: Config) -> dict[str, float]:
-    """Pairs that all ranks had compared by algebra since the last call, and those that took too long."""
-    counts = process_grader(config.grader).take_counts()
-    return sum_over_ranks({f"grader/{name}": counts[name] for name in ("asked", "timeouts")})
-
-
 def sample_questions(run: Run):
     """Stage sample: G graded responses to every question, then the three buckets. A second run replaces the first."""
     config, rows = run.config, []
     for part in ask(run.replica, run.processor, None, run.samples, config, "sample", config.questions_per_rollout):
         rows += gather(part)
-    late = grader_counts(config)["grader/timeouts"]
+    late = sum_over_ranks(grader_counts(config.grader))["grader/timeouts"]
     if is_main():
         correct = {row["qid"]: sum(response["accuracy"] == 1 for response in row["responses"]) for row in rows}
         sizes = data.write_buckets(run.folder, run.samples, correct, config.group_size)
         write_text(os.path.join(run.folder, "rollouts.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
-        print(f"{len(rows)} questions -> {run.folder}: " + ", ".join(f"{size} {name}" for name, size in sizes.items())
-              + (f"; {late:g} answers took too long to compare" if late else ""))
+        counts = ", ".join(f"{size} {name}" for name, size in sizes.items())
+        print(f"{len(rows)} questions -> {run.folder}: {counts}; {late:g} answers took too long to compare")
         if not (sizes["easy"] and sizes["medium"]):
             print("a stage is left without questions: a longer or shorter warm-up, or another --temperature, helps")
     barrier()
@@ -518,8 +499,7 @@ def evaluate(run: Run) -> dict[str, float]:
     for part in ask(run.replica, run.processor, run.clip, run.held_out, config, "evaluate", len(run.held_out)):
         rows += gather(part)
     shown = [part for part in PARTS if part in ("accuracy", "format") or getattr(config, f"{part}_weight") > 0]
-    answers = [response for row in rows for response in row["responses"]]
-    return {f"eval/{part}": sum(answer[part] for answer in answers) / len(answers) for part in shown if answers}
+    return {f"eval/{part}": mean(row["responses"][0][part] for row in rows) for part in shown}
 
 
 def train(run: Run, step_function):
@@ -542,20 +522,14 @@ def train(run: Run, step_function):
     for step in tqdm(range(first, steps), f"stage {config.stage}", initial=first, total=steps, disable=no_bar()):
         began = time.perf_counter()
         rollout, stats, timer = step_function(run, optimizer, [run.samples[i] for i in run.batches[step]], step, steps)
-        rows, metrics = [], update_metrics(stats)
-        if rollout is not None:
-            rows = gather(records(rollout))
-            metrics = rollout_metrics(rows, PARTS) | metrics | grader_counts(config)
-        metrics |= time_metrics(timer.seconds, metrics, rows)
+        rows = gather(records(rollout)) if rollout else []
+        metrics = step_metrics(rows, PARTS, stats, timer.seconds)
+        metrics |= sum_over_ranks(grader_counts(config.grader)) if rollout else {}
         if config.eval_every and ((step + 1) % config.eval_every == 0 or step + 1 == steps):
             metrics |= evaluate(run)
         metrics["time/step"] = time.perf_counter() - began
         if is_main():
-            with open(os.path.join(run.folder, "metrics.jsonl"), "a") as f:
-                f.write(json.dumps(finite({"step": step, **metrics})) + "\n")
-            if rows:
-                lines = "".join(json.dumps(row) + "\n" for row in rows)
-                write_text(os.path.join(run.folder, "rollouts", f"step_{step:06d}.jsonl"), lines)
+            write_step(run.folder, step, metrics, rows)
             tqdm.write(console_line(step, steps, metrics))
         barrier()  # if rank 0 could not write, nobody goes on
         skipped = skipped + 1 if metrics["opt/skipped"] else 0

@@ -23,7 +23,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 
 from data import InputError, Prompt
 from engine.weights import find_model, generation_config, model_config, read_weights
-from kernels.ops import decode_attention, linear_logprob, linear_logprob_loss
+from kernels.ops import (check_linear_logprob, choose_grpo_loss, decode_attention, linear_logprob,
+                         linear_logprob_loss)
 
 # ---------------------------------------------------------------------------------------- attention
 
@@ -208,6 +209,12 @@ class Policy:
             return linear_logprob(*head, temperature)
         return linear_logprob_loss(*head, loss_fn, temperature)
 
+    def prepare_training(self, freeze_vision: bool, gradient_checkpointing: bool):
+        self.model.visual.requires_grad_(not freeze_vision)
+        if gradient_checkpointing:
+            self.gradient_checkpointing_enable({"use_reentrant": False})
+            self.train()  # transformers computes activations again in this mode only
+
     @staticmethod
     def load(path, device, dtype=torch.float32, mesh=None, compute_dtype=torch.bfloat16, offload=False):
         """Read a Hugging Face folder or hub name; with a mesh into FSDP2 shards, each rank its own rows only.
@@ -256,3 +263,13 @@ def shard(policy, mesh, compute_dtype, offload: bool):
         if isinstance(module, FSDPModule):  # both settings hold for one module only, not for those inside it
             module.set_gradient_divide_factor(1.0)  # a sum: the loss is already divided by the global token count
             module.set_force_sum_reduction_for_comms(True)  # gloo cannot divide while it reduces
+
+
+def choose_loss(reference: Callable, fused: str, device, log=print) -> Callable:
+    """The policy loss of a run (kernels.ops.choose_grpo_loss). What a GPU runs has to be what stands in train.py, so
+    the fused log-probs are compared with their reference as well; InputError where they differ."""
+    try:
+        check_linear_logprob(device)
+        return choose_grpo_loss(reference, fused, device, log)
+    except ValueError as error:
+        raise InputError(str(error)) from error

@@ -245,3 +245,9 @@ class Grader:
 def process_grader(rule: str) -> Grader:
     """This process's grader of that rule."""
     return Grader(rule)
+
+
+def grader_counts(rule: str) -> dict[str, int]:
+    """Pairs that this process has had compared since the last call, and those given up after LIMIT seconds."""
+    counts = process_grader(rule).take_counts()
+    return {f"grader/{name}": counts[name] for name in ("asked", "timeouts")}

@@ -2,13 +2,16 @@
 
 Names are group/name; the README's table says what each means and what to watch for. Nothing here is trained on.
 """
+import json
 import math
+import os
 import statistics
 import sys
 
 import torch
 
 from data import parse
+from plumbing.run_folder import write_text
 
 
 def mean(values) -> float:
@@ -81,9 +84,20 @@ def time_metrics(seconds: dict[str, float], metrics: dict[str, float], rows: lis
     return {f"time/{phase}": value for phase, value in seconds.items()} | speed
 
 
-def finite(metrics: dict) -> dict:
-    """nan and infinity as null: json has neither."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+def step_metrics(rows: list[dict], parts: tuple[str, ...], stats: list[dict], seconds: dict[str, float]) -> dict:
+    """All named numbers of a step; rows: of its rollout, none in the warm-up."""
+    metrics = (rollout_metrics(rows, parts) if rows else {}) | update_metrics(stats)
+    return metrics | time_metrics(seconds, metrics, rows)
+
+
+def write_step(folder: str, step: int, metrics: dict[str, float], rows: list[dict]):
+    """A line of metrics.jsonl, and the rollout. nan and infinity are written as null, because json has neither."""
+    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    with open(os.path.join(folder, "metrics.jsonl"), "a") as f:
+        f.write(json.dumps({"step": step, **finite}) + "\n")
+    if rows:
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        write_text(os.path.join(folder, "rollouts", f"step_{step:06d}.jsonl"), lines)
 
 
 def console_line(step: int, steps: int, metrics: dict[str, float]) -> str:
