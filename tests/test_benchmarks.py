@@ -4,6 +4,9 @@ import io
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 
 import datasets
 import huggingface_hub.constants
@@ -17,6 +20,7 @@ from benchmarks.registry import BENCHMARKS, chosen, load_items, load_rows, load_
 from data import InputError
 
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 COT = "### Image Description: no dog\n### Rationales: r\n### Step 1: there is no doubt, (B) is not it\n" \
       "### The final answer is: {}"
 
@@ -153,6 +157,33 @@ def test_names_come_with_commas_or_spaces_and_all_is_all():
     assert chosen(["all"]) == list(BENCHMARKS) and chosen([]) == []
     with pytest.raises(InputError, match="did you mean mathvista"):
         chosen(["mathvsita"])
+
+
+PLANTED = """
+from benchmarks.common import Benchmark, Item, Verdict, text_of
+
+def item_from_row(row, number):
+    return Item(str(number), text_of(row, "q"), "integer", answer=text_of(row, "a"), query=text_of(row, "q"))
+
+def judge(response, extraction, item):
+    return Verdict(extraction, extraction == item.answer, extraction == item.answer)
+
+BENCHMARK = Benchmark("me/mine", "test", (), item_from_row, judge, official="equal", strict="equal, and an answer")
+"""
+
+
+def test_a_new_benchmark_is_one_new_file(tmp_path):
+    """In a copy of the project: found by name, read, judged and reported."""
+    for folder in ("benchmarks", "grading"):
+        shutil.copytree(os.path.join(ROOT, folder), tmp_path / folder)
+    shutil.copy(os.path.join(ROOT, "data.py"), tmp_path)
+    (tmp_path / "benchmarks" / "mine.py").write_text(PLANTED)
+    (tmp_path / "rows.jsonl").write_text('{"q": "1 + 1?", "a": 2}\n')
+    code = "from benchmarks import registry, report\n" \
+           "[name] = registry.chosen(['mine'])\n" \
+           "items = registry.load_items(name, registry.load_rows(name, 'rows.jsonl', ''))\n" \
+           "print(report.judge_all(name, {'1': {'response': 'The answer is 2.'}}, items)['1']['strict'])"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, text=True) == "True\n"
 
 
 # ---------------------------------------------------------------- MathVerse, MATH-Vision, MMStar

@@ -1,4 +1,5 @@
 """data.py: rows in, samples out, prompts as the model wants them. One property per test, numbers worked by hand."""
+import gzip
 import io
 import json
 import os
@@ -226,6 +227,21 @@ def test_images_inside_rows_are_kept_as_pil(monkeypatch):
     rows[0]["images"] = {"bytes": b"nonsense", "path": None}
     with pytest.raises(InputError, match="image of org/name row 1: cannot be read"):
         data.load_samples("org/name")
+
+
+def test_questions_are_the_same_from_a_file_packed_or_not_from_parquet_and_from_a_saved_set(tmp_path):
+    rows = [GOOD | {"qid": "x", "choices": ["1", "2"]}, GOOD | {"qid": "y", "choices": ["3", "4"]}]
+    made = datasets.Dataset.from_list(rows)
+    made.to_parquet(str(tmp_path / "rows.parquet"))
+    made.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict(train=made, test=made.select([0])).save_to_disk(str(tmp_path / "splits"))
+    with gzip.open(tmp_path / "rows.json.gz", "wt") as file:
+        json.dump(rows, file)
+    expected = data.load_samples(write(tmp_path / "rows.json", rows))
+    for name in ("rows.parquet", "one", "splits", "rows.json.gz"):
+        assert data.load_samples(str(tmp_path / name)) == expected and len(expected) == 2
+    with pytest.raises(InputError, match="no split validation; it has train, test: give one with --split"):
+        data.load_samples(str(tmp_path / "splits"), split="validation")
 
 
 def test_unreachable_hub_name_says_what_to_do(monkeypatch):

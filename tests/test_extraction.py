@@ -77,6 +77,9 @@ STYLES = [
     (YES_NO, "Red has no trend. Blue has many peaks. Therefore, the answer is Yes.", "A"),
     (ILLUSION, "No, they are not.", "No"), (ILLUSION, "### The final answer is: Yes.", "Yes"),
     (ILLUSION, "There is no vanishing point here. So the answer is yes.", "Yes"),
+    (ILLUSION, "Yes, the two lines in the picture are parallel, and there is no angle between them.", "Yes"),
+    (ILLUSION, "No. The two lines in the picture are curved.", "No"),
+    (ILLUSION, "The two lines in the picture do not look parallel. Measured, they are, so the answer is yes.", "Yes"),
     # the text of an option
     (ANIMAL, "The barn owl would starve first, because it eats mice.", "C"), (ANIMAL, "The answer is Owl.", "A"),
     (ANIMAL, "Rabbits would starve.", "D"), (CHANGE, "The hawk population would decrease.", "B"),

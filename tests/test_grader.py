@@ -16,12 +16,13 @@ from test_answers import HOSTILE, PAIRS
 import rewards
 import train
 from data import InputError, Sample
-from grading import algebra as grading
-from grading.algebra import Grader, check_rule, expression, expressions
-from grading.equal import correct
+from grading import algebra
+from grading.algebra import Grader, check_rule, expression, expressions, process_grader
+from grading.equal import correct, same_answer, symbolic
 
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and may fork after importing torch")
 ENDLESS = "9^{9^{9^{9}}}", r"\sqrt{2}"  # what expressions() refuses and the worker would work on for ever
 
 
@@ -39,7 +40,7 @@ def hasty():
 
 
 def gone(pid: int, seconds: float) -> bool:
-    """Whether a process ends within so many seconds; one that waits for its parent to notice has ended."""
+    """Linux only: whether a process ends within so many seconds; one that waits for its parent to notice has ended."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -119,7 +120,29 @@ def test_random_expressions_are_equal_where_their_values_are(grader):
     assert equal > 30
 
 
-def test_where_answers_understands_the_gold_nothing_else_is_asked(grader):
+def test_one_entry_asks_the_rules_and_then_algebra(grader, monkeypatch):
+    """`same_answer` is what `Grader.correct` is, on every pair and with options."""
+    monkeypatch.setattr(process_grader("own"), "limit", 20)
+    pairs = [(candidate, gold, ()) for _, candidate, gold, _ in PAIRS]
+    pairs += [(None, "7", ()), ("", r"2\sqrt{2}", ()), (r"\sqrt{8}", "2√2", ()), ("B", "30°", ("20°", "30°"))]
+    pairs += [(r"\sqrt{8}", r"2\sqrt{2}", (r"\sqrt{2}", r"2\sqrt{2}")), ("9" * 500, r"2\sqrt{2}", ())]
+    for pair in pairs:
+        assert same_answer(*pair) == grader.correct(*pair), pair
+    assert same_answer(r"\sqrt{8}", "2√2") and not same_answer("9" * 500, r"2\sqrt{2}")
+
+
+def test_algebra_is_entered_only_where_the_gold_answer_is_symbolic(monkeypatch):
+    def entered(*_):
+        raise AssertionError
+    monkeypatch.setattr(algebra, "process_grader", entered)
+    golds = ["7", "B", "yes", "[1, 2]", "25 cm", "50%", r"\frac{1}{2}", "1.2e3", "3-1", "red"]
+    assert not any(same_answer("2+5+8", gold) for gold in golds)
+    with pytest.raises(AssertionError):
+        same_answer("x", r"2\sqrt{2}")
+    assert symbolic(r"2\sqrt{2}") and symbolic("x+1") and not symbolic("x") and not symbolic("25cm")
+
+
+def test_where_the_rules_understand_the_gold_nothing_else_is_asked(grader):
     """So no figure that was made without algebra changes."""
     golds = ["7", "B", "yes", "red cube", "[1, 2]", "25 cm", "50%", "5:30", r"\frac{1}{2}", "1.2e3", "3-1", "AB", "n"]
     answers = [candidate for _, candidate, _, _ in PAIRS]
@@ -188,6 +211,7 @@ def test_a_worker_that_hangs_is_killed_and_the_next_pair_judged(hasty, endless):
     assert hasty.take_counts() == {"asked": 2, "timeouts": 1, "restarts": 1}
 
 
+@linux_only
 def test_the_worker_has_2_gb_and_no_torch(grader):
     """Asked a pair, it has loaded all it ever loads; /proc lists the libraries of torch where it is loaded."""
     grader.ask("x+1", "1+x")
@@ -195,7 +219,8 @@ def test_the_worker_has_2_gb_and_no_torch(grader):
         assert str(2 * 2**30) in next(line for line in limits if line.startswith("Max address space"))
         loaded = maps.read()
     assert "python" in loaded and "torch" not in loaded and "cuda" not in loaded
-    code = "import sys; from grading import algebra_worker; algebra_worker.own()('x', 'x'); sys.exit('torch' in sys.modules)"
+    code = "import sys; from grading import algebra_worker as worker; worker.own()('x', 'x'); " \
+           "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL).returncode == 0
 
 
@@ -251,6 +276,7 @@ def test_a_worker_killed_by_somebody_else_costs_at_most_its_pair(grader):
     assert grader.take_counts() == {"asked": 3, "restarts": 2}
 
 
+@linux_only
 @pytest.mark.parametrize("busy", [False, True])
 def test_the_worker_ends_when_its_parent_is_killed(busy):
     """While it waits, it sees its input end; in the middle of a pair, the kernel ends it after 3 seconds of work."""
@@ -283,6 +309,7 @@ print(grader.correct(r"\sqrt{8}", r"2\sqrt{2}"), grader.worker.pid)
 """
 
 
+@linux_only
 def test_from_a_spawned_process_which_takes_its_worker_along():
     judged, worker = subprocess.check_output([sys.executable, "-c", SPAWNED], cwd=ROOT, text=True).split()
     assert judged == "True" and gone(int(worker), 10)
@@ -330,14 +357,14 @@ def test_metrics_count_each_pair_once(processes):
 def test_an_unknown_rule_or_a_missing_package_is_one_line(monkeypatch):
     with pytest.raises(InputError, match="^--grader mine: give own or release$"):
         check_rule("mine")
-    monkeypatch.setattr(grading.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(algebra.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="^--grader release needs .*: pip install mathruler pylatexenc$"):
         check_rule("release")
 
 
 def test_a_worker_that_does_not_start_stops_the_run(monkeypatch, tmp_path):
     (tmp_path / "worker.py").write_text("raise SystemExit(1)")
-    monkeypatch.setattr(grading, "WORKER", str(tmp_path / "worker.py"))
+    monkeypatch.setattr(algebra, "WORKER", str(tmp_path / "worker.py"))
     with pytest.raises(InputError, match="does not start: `.*worker.py own 2` shows why"):
         Grader().ask("x", "x")
 
