@@ -7,7 +7,7 @@ RL rows:       problem (or question), answer; optional images (or image), qid (o
                (or key_word, keywords), a list or a string cut at commas.
 sharegpt rows: messages [{role, content}] (or conversations [{from, value}]) and images; the first user turn is the
                question, the first assistant turn the solution to imitate.
-Image paths are relative to image_root, or to the file's own folder. Images of a hub set stay in memory.
+Image paths are relative to image_root, or to the file's own folder. Images inside a hub set stay in memory, packed.
 
 P: prompt tokens. An image is cut into patches of 14 x 14 pixels; merge_size x merge_size (2 x 2) patches are one token.
 """
@@ -145,7 +145,8 @@ def read_file(path: str) -> list[tuple]:
 
 
 def load_split(source: str, split: str, config: str | None, only_split: bool):
-    """One split as a datasets.Dataset. ValueError when there is no such split; only_split: the only one will do."""
+    """One split, as a datasets.Dataset. With only_split, a set that has but one will do, whatever that is called; else
+    ValueError when there is no such split."""
     import datasets
     if source.endswith(".parquet"):
         return datasets.load_dataset("parquet", data_files=source, split="train")
@@ -265,7 +266,8 @@ def sample_from_row(row, where: str, default_qid: str, root: str) -> Sample:
 
 
 def load_samples(source: str, image_root: str = "", split: str = "train") -> list[Sample]:
-    """What `read_rows` reads, as Samples. Image files are not opened: check_images and filter_sft look at them. InputError: what a row lacks, or a qid it shares, with the row named."""
+    """What `read_rows` reads, as Samples. Image files are not opened: check_images and filter_sft look at them.
+    InputError: what a row lacks, or a qid it shares, with the row named."""
     if not source:
         raise InputError("--data is empty: give a .json or .jsonl file, a data set folder or a hub name")
     named_rows = read_rows(source, split)

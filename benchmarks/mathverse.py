@@ -4,17 +4,8 @@ The versions move what the text says into the picture, step by step: from Text D
 question itself stands in the picture. So how far a model's score falls from version to version tells what it does not
 see. Officially a judge model compares the answers; without one only equal texts count.
 """
-from benchmarks.common import (
-    Benchmark,
-    Item,
-    Verdict,
-    labels_of,
-    listed_options,
-    mean_of_groups,
-    percent,
-    present,
-    text_of,
-)
+from benchmarks.common import Benchmark, Item, Verdict, labels_of, listed_options, mean_of_groups, percent
+from benchmarks.common import present, text_of
 from data import InputError
 from grading.equal import clean, quantity, same_answer
 

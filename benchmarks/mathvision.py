@@ -1,4 +1,4 @@
-"""MATH-Vision: 3040 problems of mathematics competitions with a picture, hub MathLLMs/MathVision, test 3040, testmini 304.
+"""MATH-Vision: problems of mathematics competitions with a picture, hub MathLLMs/MathVision, test 3040, testmini 304.
 
 Answers are a letter, a number or an expression. VLMEvalKit's is_equal runs both texts as code to get their numbers;
 here they are read as numbers.

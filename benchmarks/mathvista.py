@@ -1,4 +1,4 @@
-"""MathVista as its authors score it: 1000 questions on figures, hub AI4Math/MathVista, testmini 1000, test 5141 without gold.
+"""MathVista as its authors score it: questions on pictures, hub AI4Math/MathVista, testmini 1000, test 5141.
 
     item = item_from_row(row, 1)                          the question and its prompt text
     extraction, rule = extract(response, item)            extraction.py: our rules where the authors ask GPT

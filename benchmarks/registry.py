@@ -1,19 +1,13 @@
-"""The published benchmarks: which there are, and how their rows become questions. None needs a judge model.
-
-    mathvista       MathVista         AI4Math/MathVista          testmini 1000, test 5141 (gold answers withheld)
-    mathverse       MathVerse         AI4Math/MathVerse          testmini 3940: 788 problems in 5 versions
-    mathvision      MATH-Vision       MathLLMs/MathVision        test 3040, testmini 304
-    hallusionbench  HallusionBench    lmms-lab/HallusionBench    image 951
-    mmstar          MMStar            Lin-Chen/MMStar            val 1500
-    ocrbench        OCRBench          echo840/OCRBench           test 1000
+"""The published benchmarks: the files of this folder that define one. None needs a judge model.
 
     rows = load_rows("mathvista", source, split, images=True)    hub, cache, folder or file -> [(where, row)]
     items = load_items("mathvista", rows)                        pid -> Item: question, prompt text, gold, labels
     samples = load_samples(items, rows, root)                    what the sampler is asked
 
 Each benchmark has two figures. "strict" is ours: read by extraction.py, and a response without an answer is wrong.
-"official" is the published rule as far as it needs no judge; the end of each file says what it counts. Names of hub
-configs, splits and columns are those of the data set cards; what could not be checked against the data is marked so.
+"official" is the published rule as far as it needs no judge. Each file says what its data set is and what counts as
+right there. Names of hub configs, splits and columns are those of the data set cards; what could not be checked against
+the data is marked as not verified.
 """
 import difflib
 import importlib

@@ -56,8 +56,8 @@ def wilson(right: float, n: int) -> tuple[float, float]:
 
 
 def figure(values: list[float]) -> dict:
-    """A figure of one value per question: mean, half width, low and high end of the 95 % interval, Wilson's for zeros
-    and ones. None stands for infinity, which JSON has not."""
+    """Mean, half width, and low and high end of the 95 % interval, of one value per question. Zeros and ones get
+    Wilson's interval. None stands for infinity, which JSON does not know."""
     mean, half = interval(values)
     low, high = wilson(sum(values), len(values)) if set(values) <= {0, 1} else (mean - half, mean + half)
     ends = dict(mean=mean, half_width=half, low=low, high=high)
@@ -65,7 +65,7 @@ def figure(values: list[float]) -> dict:
 
 
 def figures(rows: list[dict], parts: list[str]) -> dict[str, dict]:
-    """Every `figure` of a file of questions. rows: as `rollout.records` makes them; parts: of the reward."""
+    """Every `figure` of a file of questions. rows: as `records` of train.py makes them; parts: of the reward."""
     per_question = {part: [statistics.fmean(r[part] for r in row["responses"]) for row in rows] for part in parts}
     G = len(rows[0]["responses"])
     per_question[f"pass@{G}"] = [float(any(r["accuracy"] == 1 for r in row["responses"])) for row in rows]
@@ -85,7 +85,7 @@ def read_responses(path: str) -> dict[str, dict]:
         if isinstance(row, dict) and isinstance(key, str):
             row = row | {"pid": key}
         if not isinstance(row, dict) or "pid" not in row:
-            raise InputError(f"{path}: expected one row with pid and response per question, or an object of rows by pid")
+            raise InputError(f"{path}: expected one row with pid and response per question, or an object of them by pid")
         pid = str(row["pid"])
         if pid in responses or not isinstance(row.get("response") or "", str):
             wrong = "is there twice" if pid in responses else "has no text as response"
@@ -208,7 +208,7 @@ def perception(full: dict[str, dict], others: dict[str, dict[str, dict]]) -> dic
                                     descriptions these cannot be told apart: an upper bound of what perception costs.
     A right answer that is wrong from the description used something that the description does not say. How many of
     the wrong answers are right when blind is what luck and other knowledge alone would do: the first share means
-    something only as far as it is above that one. unread: all told, the description helps no more than nothing; then
+    something only as far as it is above that one. unread: the accuracy from descriptions is at most the blind one; then
     this model does not read descriptions given as text, and the shares say nothing of its perception.
     """
     every = {"full": full} | others

@@ -28,8 +28,9 @@ def sample(answer="7", key_words=("red", "circle"), images=()):
 
 
 def table(function) -> list[tuple]:
-    """Rows (arguments, score) of the docstring's table, whose lines read `argument, argument -> score`; Python 3.13 strips
-    their indentation, those before it do not."""
+    """Rows (arguments, score) of the docstring's table, whose lines read `argument, argument -> score`.
+
+    Python 3.13 strips their indentation, those before it do not."""
     rows = re.findall(r"^ *(.+?) +-> (\d\.\d+)$", function.__doc__, re.MULTILINE)
     assert len(rows) == 6
     return [(ast.literal_eval(f"({arguments},)"), float(score)) for arguments, score in rows]
