@@ -18,6 +18,7 @@ program.
 """
 import math
 
+import torch
 import triton
 import triton.language as tl
 

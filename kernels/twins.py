@@ -13,7 +13,7 @@ import torch
 
 TOKENS = 400  # in one comparison of losses
 SETTINGS = [(0.2, 0.3, 3.0, 0.01),  # clip_ratio_low, clip_ratio_high, clip_ratio_c, kl_coef: as the method has them
-            (0.1, 0.9, 1.5, 0.3), (0.9, 4.0, 20.0, 0.0), (0.0, 0.0, 1.0, 1.0)]
+            (0.1, 0.9, 1.5, 0.3), (0.9, 4.0, 20.0, 0.0), (0.0, 0.0, 1.1, 1.0)]
 SPREADS = [0.4, 3.0, 12.0, 40.0]  # of differences of log-probs: at the clips, the dual clip, the clamps, far beyond
 ROUNDING = 2e-5  # of float32 sums and a GPU's fast exp, relative
 FAILED = (TypeError, ValueError, RuntimeError, AssertionError)  # from a loss that wants other arguments or shapes
@@ -22,9 +22,10 @@ FAILED = (TypeError, ValueError, RuntimeError, AssertionError)  # from a loss th
 def grpo_tokens(spread: float, device) -> list:
     """logprobs, old and reference log-probs, advantages, weights, each (TOKENS,), in all zones of `grpo_loss`.
 
-    Some tokens have changed nothing (ratio 1, kl 0), some have no advantage, some the weight 0. The weights do not add
-    up to 1: a loss that divides by their sum is another one. Where a ratio is tiny, good tokens have an advantage so
-    large that their product counts: else nobody could see whether the ratio is bounded from below.
+    Some tokens have changed nothing (ratio 1, kl 0), some have no advantage, some the weight 0, also the one with the
+    largest ratio. The weights do not add up to 1: a loss that divides by their sum is another one. Where a ratio is
+    tiny, good tokens have an advantage so large that their product counts: else nobody could see whether the ratio is
+    bounded from below.
     """
     g = torch.Generator().manual_seed(int(10 * spread))
     logprobs, weights = -3 * torch.rand(TOKENS, generator=g), 0.5 + torch.rand(TOKENS, generator=g)
@@ -32,6 +33,7 @@ def grpo_tokens(spread: float, device) -> list:
     advantages, places = torch.randn(TOKENS, generator=g), torch.arange(TOKENS)
     old, ref = torch.where(places % 7 == 0, logprobs, old), torch.where(places % 11 == 0, logprobs, ref)
     advantages, weights = advantages * (places % 13 > 0), weights * (places % 17 > 0)
+    weights[(logprobs - old).argmax()] = 0.0
     tiny = (logprobs - old < -10) & (advantages > 0)
     advantages = torch.where(tiny, advantages * (old - logprobs).clamp(max=25).exp(), advantages)
     return [x.to(device) for x in (logprobs, old, ref, advantages, weights)]

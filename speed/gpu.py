@@ -27,6 +27,7 @@ import torch
 import triton
 
 from kernels import logprob as op
+from kernels.ops import linear_logprob_loss_ref
 from logprob import TEMPERATURE, loss_of, make_problem, milliseconds, peak_bytes
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -70,7 +71,7 @@ def run_script(name: str, options: list[str], seconds: float) -> dict:
 
 def sweep_chunks(head: str, N: int, chunks, device, end: float, repeats: int) -> list[dict]:
     """The gradient-in-forward loss at each chunk size, until the time is up."""
-    function, rows = op.linear_logprob_loss if device == "cuda" else op.linear_logprob_loss_ref, []
+    function, rows = op.linear_logprob_loss if device == "cuda" else linear_logprob_loss_ref, []
     p = make_problem(head, N, N, False, device, 0)
 
     def loss_fn(logprobs, entropies, part):
@@ -92,11 +93,11 @@ def sweep_chunks(head: str, N: int, chunks, device, end: float, repeats: int) ->
     return rows
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", help="write everything to this json file, or to gpu.json in this folder")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, for a test")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not args.smoke:
         print("error: no CUDA GPU here; --smoke runs a tiny version on the CPU", file=sys.stderr)
@@ -109,7 +110,7 @@ def main() -> int:
         parser.error(f"--out {path}: there is no such folder")
     results = {"machine": describe_machine(device)}
     print(" ".join(f"{name}={value}" for name, value in results["machine"].items()), flush=True)
-    tests = ["tests/test_kernels.py"] if args.smoke else []
+    tests = ["--noconftest", "tests/test_decode.py"] if args.smoke else []
     results["tests"] = run(["-m", "pytest", "-q", "-m", "gpu", "-rs", *tests], SECONDS["tests"])
     table = ["--tokens", "16384", "8192", "4096", "--seconds", str(SECONDS["table"] - 60)]
     results["table"] = run_script("logprob", ["--smoke"] if args.smoke else table, SECONDS["table"])
@@ -117,8 +118,8 @@ def main() -> int:
     N, chunks, repeats = (48, (16, 64), 1) if args.smoke else (16384, range(1024, 4609, 256), 3)
     results["chunks"] = [row for head in heads for row in sweep_chunks(head, N, chunks, device, end, repeats)]
     torch.cuda.empty_cache()  # the next part has processes of its own
-    step = ["--repeats", "1", "--only", "step", "rollout", "--seconds", str(SECONDS["step"] - 30)]
-    results["step"] = run_script("step", [*step, "--smoke"] if args.smoke else step, SECONDS["step"])
+    step = ["--repeats", "1", "--seconds", str(SECONDS["step"] - 30), "--only", "rollout"]
+    results["step"] = run_script("step", [*step, "--smoke" if args.smoke else "step"], SECONDS["step"])
     if path:
         with open(path, "w") as f:
             json.dump(results, f, indent=1)

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -22,9 +23,9 @@ from triton.compiler import ASTSource
 from kernels import decode, grpo, logprob, sample
 
 CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
-TYPES = {"scale": "fp32", "stride": "i32", "dstride": "i32", "N": "i32", "clip_low": "fp32", "clip_high": "fp32",
-         "clip_dual": "fp32", "kl_coef": "fp32", "targets": "*i64", "lengths": "*i64", "heads": "i32", "count": "i32",
-         "forbidden": "*i1", "tokens": "*i64", "top_p": "fp32"}  # everything else points to float32
+TYPES = {"scale": "fp32", "stride": "i32", "dstride": "i32", "N": "i32", "clip_ratio_low": "fp32",
+         "clip_ratio_high": "fp32", "clip_ratio_c": "fp32", "kl_coef": "fp32", "targets": "*i64", "lengths": "*i64",
+         "heads": "i32", "count": "i32", "forbidden": "*i1", "tokens": "*i64", "top_p": "fp32"}  # the rest: *fp32
 TILE = {"LANES": logprob.LANES, "WIDTH": logprob.WIDTH}
 BLOCK = logprob.LANES * logprob.WIDTH
 V = 152064  # the head of Qwen2.5-VL-7B
@@ -70,9 +71,9 @@ def inspect_cubin(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        table, code = (subprocess.run([CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout
-                       for option in ("-res-usage", "-sass"))
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", table).groups()
+        code = subprocess.run([CUOBJDUMP, "-res-usage", "-sass", file.name], capture_output=True, text=True,
+                              check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", code).groups()
     patterns = {"spills": r"\b(?:LDL|STL)\b", "wide_loads": r"\bLDG\.E\.128", "wide_stores": r"\bSTG\.E\.128",
                 "loads": r"\bLDG\.", "stores": r"\bSTG\.", "shuffles": r"\bSHFL\.", "barriers": r"\bBAR\.SYNC",
                 "async_loads": r"\bLDGSTS\.\S*\.128"}
@@ -81,15 +82,15 @@ def inspect_cubin(cubin: bytes) -> dict[str, int]:
 
 
 def main():
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
+    rows = []  # of a kernel's name and sizes, and the counts to come
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:  # disassembles what has been compiled
         triton.knobs.cache.dir = folder  # compile anew, leave nothing behind
         for arch in (80, 90):
             for name, kernel, constants, changes, warps in CASES:
                 compiled = compile_kernel(kernel, constants, changes, warps, arch)
-                rows.append({"kernel": name, "arch": arch, "shared": compiled.metadata.shared,
-                             **inspect_cubin(compiled.asm["cubin"])})
-    print(json.dumps(rows))
+                rows.append(({"kernel": name, "arch": arch, "shared": compiled.metadata.shared},
+                             pool.submit(inspect_cubin, compiled.asm["cubin"])))
+    print(json.dumps([row | counts.result() for row, counts in rows]))
 
 
 if __name__ == "__main__":
