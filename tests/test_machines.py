@@ -1,0 +1,79 @@
+"""What machines have or lack: Triton, which macOS has not, and a package of Hugging Face named as a folder of ours."""
+import os
+import subprocess
+import sys
+import sysconfig
+
+import transformers.utils
+
+import data  # noqa: F401  tells transformers that there is no package named kernels
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def without_triton(tmp_path) -> tuple[list[str], dict[str, str]]:
+    """How to start Python where all packages but Triton are installed: the command to put before a script, and its
+    environment. `-S` leaves the real site-packages out; a folder of links stands in for it."""
+    folder = tmp_path / "packages"
+    folder.mkdir(exist_ok=True)
+    for site in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        for name in os.listdir(site):
+            if not name.startswith("triton") and not (folder / name).exists():
+                (folder / name).symlink_to(os.path.join(site, name))
+    return [sys.executable, "-S"], os.environ | {"PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": ""}
+
+
+def run(python: list[str], environment: dict[str, str], code: str) -> str:
+    """What the code prints, started in the root folder."""
+    done = subprocess.run([*python, "-c", code], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+HELP = """
+try:
+    train.main(["--help"])
+except SystemExit as end:
+    assert not end.code
+"""
+
+
+def test_all_programs_start_without_triton(tmp_path):
+    """And a GPU without it is refused in one line that says what to do, also on Windows."""
+    printed = run(*without_triton(tmp_path), f"""
+import importlib.util
+assert importlib.util.find_spec("triton") is None
+import train, eval, demo, rewards, data
+from kernels import ops
+assert ops.backend("cpu").startswith("torch")
+try:
+    ops.backend("cuda")
+except ValueError as error:
+    print(error)
+{HELP}""")
+    refusal, *usage = printed.splitlines()
+    assert refusal.startswith("a GPU needs Triton, which is not installed here") and "WSL" in refusal
+    assert usage[0].startswith("usage:") and any("--stage" in line for line in usage)
+
+
+def test_hugging_faces_package_named_kernels_does_not_take_the_place_of_ours(tmp_path):
+    """Installed, in a version that transformers looks for: there would be no model to import."""
+    metadata = tmp_path / "kernels.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    version = transformers.utils.import_utils.KERNELS_MIN_VERSION
+    metadata.write_text(f"Metadata-Version: 2.1\nName: kernels\nVersion: {version}\n")
+    code = f"""
+import importlib.metadata
+assert importlib.metadata.version("kernels") == "{version}"
+import train
+from transformers import AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
+from kernels import ops
+{HELP}"""
+    assert run([sys.executable], os.environ | {"PYTHONPATH": str(tmp_path)}, code).startswith("usage:")
+
+
+def test_transformers_is_told_wherever_it_asks():
+    from transformers.integrations import hub_kernels
+
+    assert not hub_kernels.is_kernels_available() and not transformers.utils.is_kernels_available()
+    assert not transformers.utils.import_utils.is_kernels_available()
