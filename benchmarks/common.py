@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 from benchmarks.extraction import LETTERS, NO_ANSWER, extract
 from benchmarks.reading import Item, letter_of
-from data import InputError
 
 
 class Verdict(NamedTuple):
