@@ -31,9 +31,9 @@ from engine.clip import load_clip
 from engine.memory import choose_slots
 from engine.plan import bytes_of, shape_of
 from engine.policy import Policy
-from engine.weights import find_model, load_processor, note_pixels
+from engine.weights import find_model, load_processor
 from grading.algebra import check_rule
-from plumbing.flags import Flags, check_sampling, complain, refuse, refuse_outside
+from plumbing.flags import Flags, check_sampling, complain, refuse
 from plumbing.processes import (barrier, ending_together, gather, is_main, on_every_rank, print0, start_processes,
                                 stop_processes)
 from plumbing.run_folder import write_text
@@ -72,7 +72,6 @@ def check_evaluation(config: EvalConfig):
     alone = [(name, "benchmark", config.benchmark) for name in ("restart", "blind", "caption_only", "score", "audit")]
     pairs = [*alone, ("from_extraction", "score", config.score), ("verdicts", "score", config.score)]
     refuse([(bool(other) or not getattr(config, name), only_with.format(name, flag)) for name, flag, other in pairs])
-    refuse_outside(config, 0, 1e6, "audit")
     passes = [name for name in ("restart", "blind", "caption_only", "model") if getattr(config, name)]
     refuse([
         (bool(config.model or config.score), "--model is missing"),
@@ -357,8 +356,7 @@ def ready(config: EvalConfig) -> tuple:
     """(device, the model's folder, its processor)."""
     device, _ = start_processes()
     folder = find_model(config.model)
-    note_pixels(folder, config.min_pixels, config.max_pixels, log=print0)
-    return device, folder, load_processor(folder, config.min_pixels, config.max_pixels)
+    return device, folder, load_processor(folder, config.min_pixels, config.max_pixels, log=print0)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,7 +19,6 @@ why there are two stages: easy questions are rewarded for what is seen, medium o
 
 As in the release, the clip is asymmetric and bounded by a dual clip, and the KL estimate is k3. Unlike there, the mean
 is over the tokens of the whole optimiser step on all ranks, not micro-batch by micro-batch (docs/differences.md).
-
 Q questions x G responses = N sequences, group after group: `rewards.view(Q, G)` has a group in each row. Rank r of W
 holds questions r, r + W, .. of a batch. Any number of ranks, any micro-batch size and a resume give the same result,
 because random numbers are functions of (seed, step, question) and the loss is divided by a count over all ranks.
@@ -34,6 +33,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -49,7 +49,7 @@ from engine.memory import REHEARSED, fit_plan, make_optimizer, rehearse
 from engine.plan import GB, shape_of, table
 from engine.policy import Group, Policy, choose_loss, dummy_group, micro_batches, pack
 from engine.sampler import Response, generate, sync
-from engine.weights import export, find_model, load_checkpoint, load_processor, note_pixels, save_checkpoint
+from engine.weights import export, find_model, load_checkpoint, load_processor, save_checkpoint
 from grading.algebra import check_rule, grader_counts
 from kernels.ops import backend
 from plumbing.flags import complain, read_stage
@@ -67,7 +67,7 @@ class Sampling:
 
     # model
     model: str = ""  # Hugging Face folder or hub name
-    dtype: str = "bfloat16"  # of computing, sampling and export, or float32; master weights are always float32
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of computing, sampling and export; master weights are float32
     min_pixels: int = 576  # images are resized to between min and max pixels, the same everywhere
     max_pixels: int = 802816  # 1024 tokens of 28 x 28 pixels
     # data
@@ -85,8 +85,8 @@ class Sampling:
     clip: str = "qihoo360/fg-clip-large"  # FG-CLIP folder or hub name, open_clip folder, or open_clip name:pretrained
     clip_target: float = 0.4  # cosine that earns the whole clip part (pebr_1.py)
     length_limit: int = 512  # tokens up to which the length part is 1 (pebr_1.py)
-    keyword_scope: str = "description"  # where key words count: description (paper) or response (release)
-    grader: str = "own"  # the rule of the accuracy part: own (grading/) or release (mathruler)
+    keyword_scope: Literal["description", "response"] = "description"  # where key words count: paper, or release
+    grader: Literal["own", "release"] = "own"  # the rule of the accuracy part: grading/, or mathruler
     # memory
     slots: int = 0  # responses decoded together on one GPU; 0: as many as its memory has room for, at most 256
     cuda_graphs: bool = True  # on a GPU, replay captured decoding; the same tokens up to rounding, only faster
@@ -122,17 +122,17 @@ class Config(Sampling):
     clip_ratio_high: float = 0.3  # and this far above
     clip_ratio_c: float = 3.0  # dual clip: bounds the loss of bad tokens whose ratio explodes
     kl_coef: float = 0.01  # weight of the KL to the reference policy (stage1.yaml); 0 loads no reference
-    fused_loss: str = "auto"  # on a GPU, Triton's twin of grpo_loss: auto (where both are equal), on (or stop), off
+    fused_loss: Literal["auto", "on", "off"] = "auto"  # on a GPU, Triton's twin of grpo_loss; auto: if both agree
     # optimiser
     lr: float = 1e-6  # learning rate of AdamW
-    lr_decay: str = "constant"  # constant, or cosine to 0
+    lr_decay: Literal["constant", "cosine"] = "constant"  # cosine goes to 0
     warmup_ratio: float = 0.0  # share of the optimiser steps over which lr rises from 0
     weight_decay: float = 0.01  # of AdamW
     max_grad_norm: float = 1.0  # a longer gradient is shortened to this norm
     freeze_vision: bool = False  # train the language model only
     # memory
     gradient_checkpointing: bool = True  # compute activations again in the backward instead of keeping them
-    adam_dtype: str = "float32"  # of Adam's two moments; bfloat16 saves 4 bytes a parameter, rounded at random
+    adam_dtype: Literal["float32", "bfloat16"] = "float32"  # of Adam's two moments; bfloat16 is rounded at random
     ref_offload: bool = False  # keep the reference policy in host memory; a layer at a time comes to the GPU
     token_budget: int = 16384  # tokens in one packed row; changes memory and speed, not the result
     plan: bool = False  # print the memory plan and stop; needs no data, no weights and no GPU
@@ -223,7 +223,6 @@ def learning_rate(config: Config, update: int, updates: int) -> float:
 @dataclass
 class Rollout:
     """The responses to this rank's Q questions and what they earned; N = Q G."""
-
     samples: list[Sample]  # Q
     groups: list[Group]  # Q prompts, each with the ids of its G responses
     responses: list[Response]  # N
@@ -255,7 +254,7 @@ def collect(replica, processor, clip, samples: list[Sample], seeds: list[int], c
 def ask(replica, processor, clip, samples: list[Sample], config, purpose: str, chunk: int) -> Iterator[list[dict]]:
     """Graded responses to all questions, `chunk` at a time: each rank gets the rows of its own share of a chunk.
 
-    The seeds depend on the purpose and the question alone, so an interrupted run asks the rest as if nothing happened.
+    A seed depends on the purpose and the question alone: an interrupted run asks the rest as if nothing had happened.
     """
     for first in tqdm(range(0, len(samples), chunk), purpose, disable=no_bar()):
         part = shard_of_rank(samples[first : first + chunk])
@@ -269,8 +268,7 @@ def ask(replica, processor, clip, samples: list[Sample], config, purpose: str, c
 
 @dataclass
 class MicroBatch:
-    """Groups that go through the model in one packed row, and what the loss needs of each of their N response tokens."""
-
+    """Groups that go through the model in one packed row, and what the loss needs of their N response tokens."""
     groups: list[Group]  # laid end to end by engine.policy.pack
     weights: Tensor  # (N,) 1 / response tokens of the optimiser step on all ranks; 0 in a dummy
     advantages: Tensor  # (N,) each token has that of its response
@@ -323,8 +321,7 @@ def update(policy, optimizer, batches: list[MicroBatch], loss_fn: Callable, lr: 
                 totals[name] += value.detach()
             return loss
 
-        loss, _, _ = policy(pack(batch.groups, device), temperature, chunk_loss)
-        loss.backward()
+        policy(pack(batch.groups, device), temperature, chunk_loss)[0].backward()
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), max_grad_norm)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     finite_norm = bool(norm.isfinite())  # of all ranks' gradients together, so all ranks decide alike
@@ -344,7 +341,6 @@ def update(policy, optimizer, batches: list[MicroBatch], loss_fn: Callable, lr: 
 @dataclass
 class Run:
     """What a stage works with."""
-
     config: Config
     folder: str  # the stage's own folder below config.out
     device: torch.device
@@ -381,14 +377,12 @@ def start(config: Config) -> Run:
     device, mesh = start_processes()
     print0(f"{dist.get_world_size()} process(es) on {device.type}, log-probs and loss by {backend(device)}")
     folder, dtype = find_model(config.model), getattr(torch, config.dtype)
-    processor = load_processor(folder, config.min_pixels, config.max_pixels)
-    note_pixels(folder, config.min_pixels, config.max_pixels, log=print0)
+    processor = load_processor(folder, config.min_pixels, config.max_pixels, log=print0)
     (samples, held_out), batches = load_samples(config, processor), []
     if config.stage != "sample":
         batches = data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed)
         left = config.epochs * len(samples) - len(batches) * config.questions_per_rollout
         print0(f"{len(samples)} questions x {config.epochs} epochs: {len(batches)} steps, {left} left over")
-    data.encode_prompt(max(samples, key=lambda sample: len(sample.images)), processor)  # template and processor work
     clip = load_clip(config.clip, device) if config.clip_weight > 0 else None
     run_folder = os.path.join(config.out, FOLDERS[config.stage])
     check_folder(config, run_folder)
@@ -402,7 +396,8 @@ def start(config: Config) -> Run:
     if config.stage in ("1", "2") and config.kl_coef > 0:
         ref_policy = Policy.load(folder, device, dtype, mesh, dtype, config.ref_offload).requires_grad_(False).eval()
     loss = choose_loss(grpo_loss, config.fused_loss, device, log=print0)
-    return Run(config, run_folder, device, processor, samples, held_out, batches, policy, ref_policy, replica, clip, loss)
+    return Run(config, run_folder, device, processor, samples, held_out, batches, policy, ref_policy, replica, clip,
+               loss)
 
 
 # -------------------------------------------------------------------------- the three kinds of step
@@ -481,8 +476,8 @@ def sample_questions(run: Run):
         correct = {row["qid"]: sum(response["accuracy"] == 1 for response in row["responses"]) for row in rows}
         sizes = data.write_buckets(run.folder, run.samples, correct, config.group_size)
         write_text(os.path.join(run.folder, "rollouts.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
-        counts = ", ".join(f"{size} {name}" for name, size in sizes.items())
-        print(f"{len(rows)} questions -> {run.folder}: {counts}; {late:g} answers took too long to compare")
+        print(f"{len(rows)} questions -> {run.folder}: " + ", ".join(f"{size} {name}" for name, size in sizes.items())
+              + f"; {late:g} answers took too long to compare")
         if not (sizes["easy"] and sizes["medium"]):
             print("a stage is left without questions: a longer or shorter warm-up, or another --temperature, helps")
     barrier()
@@ -495,17 +490,15 @@ def evaluate(run: Run) -> dict[str, float]:
     """Greedy answers to the held-out questions: the mean of accuracy, format and the stage's other reward parts."""
     config = dataclasses.replace(run.config, group_size=1, temperature=0.0)
     sync(run.policy, run.replica)
-    rows = []
-    for part in ask(run.replica, run.processor, run.clip, run.held_out, config, "evaluate", len(run.held_out)):
-        rows += gather(part)
+    asked = ask(run.replica, run.processor, run.clip, run.held_out, config, "evaluate", len(run.held_out))
+    rows = gather(next(asked))  # all of them are one chunk
     shown = [part for part in PARTS if part in ("accuracy", "format") or getattr(config, f"{part}_weight") > 0]
     return {f"eval/{part}": mean(row["responses"][0][part] for row in rows) for part in shown}
 
 
 def train(run: Run, step_function):
     """The loop of every training stage: batches in; metrics, rollouts, checkpoints and a model out."""
-    config, steps = run.config, len(run.batches)
-    steps = min(steps, config.max_steps or steps)
+    config, steps = run.config, min(len(run.batches), run.config.max_steps or len(run.batches))
     optimizer = make_optimizer(run.policy, config)
     if broadcast(os.path.exists(os.path.join(run.folder, "model"))) and not config.restart:
         print0(f"{run.folder} is complete; --restart runs it again")
@@ -534,8 +527,7 @@ def train(run: Run, step_function):
         barrier()  # if rank 0 could not write, nobody goes on
         skipped = skipped + 1 if metrics["opt/skipped"] else 0
         if skipped == 5:
-            raise FloatingPointError("5 steps in a row without a finite gradient: "
-                                     "look at the last rollouts, lower --lr")
+            raise FloatingPointError("5 steps in a row without a finite gradient: see the last rollouts, lower --lr")
         if config.save_every and (step + 1) % config.save_every == 0:
             save_checkpoint(os.path.join(run.folder, "checkpoints"), step + 1, run.policy, optimizer)
     export(os.path.join(run.folder, "model"), run.policy, run.processor, getattr(torch, config.dtype))
@@ -544,7 +536,7 @@ def train(run: Run, step_function):
 
 
 def read_config(argv: list[str]) -> Config:
-    """A training command line as a checked Config: defaults < STAGES[stage] < argv. InputError: what is wrong with it."""
+    """A command line as a checked Config: defaults < STAGES[stage] < argv. InputError says what is wrong with it."""
     return read_stage(argv, __doc__, Config, STAGES, FOLDERS)
 
 

@@ -102,7 +102,7 @@ def note_pixels(path: str, min_pixels: int, max_pixels: int, log=print) -> None:
                 f"{max_pixels} (--min_pixels, --max_pixels)")
 
 
-def load_processor(path: str, min_pixels: int, max_pixels: int):
+def load_processor(path: str, min_pixels: int, max_pixels: int, log=print):
     """Tokenizer, image processor and chat template of a model folder; images get an area of min_pixels..max_pixels."""
     from transformers import AutoProcessor
 
@@ -120,6 +120,7 @@ def load_processor(path: str, min_pixels: int, max_pixels: int):
     check_vocabulary(processor, path)
     for name in ("size", "min_pixels", "max_pixels"):      # the tokenizer was handed them too, and would save them
         processor.tokenizer.init_kwargs.pop(name, None)
+    note_pixels(path, min_pixels, max_pixels, log)
     return processor
 
 
