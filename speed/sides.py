@@ -104,18 +104,17 @@ def ours(folder: str, cases: list[Case], out: str, commands, answer):
     for case, config in zip(cases, configs):
         write_questions(make_samples(processor, case), config)
     first = train.start(configs[0])
-    runs = [dataclasses.replace(first, config=config, samples=train.load_samples(config, processor))
+    runs = [dataclasses.replace(first, config=config, samples=train.load_samples(config, processor)[0])
             for config in configs]
     optimizer = make_optimizer(first.policy, first.config)
     for step, command in enumerate(commands):
         case, run = cases[int(command)], runs[int(command)]
         first.replica.generation_config.eos_token_id = end_tokens(processor, case) or [len(processor.tokenizer)]
         start = time.perf_counter()
-        metrics, rows = train.rl_step(run, optimizer, run.samples, step, step + 1)
+        rollout, _, timer = train.rl_step(run, optimizer, run.samples, step, step + 1)
         seconds = time.perf_counter() - start
-        phases = {name.split("/")[1]: value for name, value in metrics.items() if name.startswith("time/")}
-        answer(seconds=seconds, update=phases["update"], phases=phases, peak_memory_gb=peak_memory(),
-               lengths=[[response["tokens"] for response in row["responses"]] for row in rows])
+        answer(seconds=seconds, update=timer.seconds["update"], phases=timer.seconds, peak_memory_gb=peak_memory(),
+               lengths=[[len(ids) for ids in responses] for _, responses in rollout.groups])
     stop_processes(0)
 
 
@@ -150,7 +149,7 @@ def their_config(processor, case: Case, out: str):
         per_device_train_batch_size=case.micro_batch, steps_per_generation=rows // case.micro_batch,
         gradient_accumulation_steps=rows // case.micro_batch // case.updates,
         temperature=SETTINGS["temperature"], top_p=SETTINGS["top_p"], top_k=0,
-        generation_kwargs=dict(suppress_tokens=forbidden), beta=SETTINGS["kl_coef"], epsilon=SETTINGS["clip_low"],
+        generation_kwargs=dict(suppress_tokens=forbidden), beta=SETTINGS["kl_coef"], epsilon=SETTINGS["clip_ratio_low"],
         epsilon_high=SETTINGS["clip_high"], loss_type="dapo", learning_rate=SETTINGS["lr"],
         weight_decay=SETTINGS["weight_decay"], max_grad_norm=SETTINGS["max_grad_norm"], lr_scheduler_type="constant",
         gradient_checkpointing=Config.gradient_checkpointing, gradient_checkpointing_kwargs=dict(use_reentrant=False),
