@@ -51,7 +51,6 @@ from engine.policy import Group, Policy, choose_loss, dummy_group, micro_batches
 from engine.sampler import Response, generate, sync
 from engine.weights import export, find_model, load_checkpoint, load_processor, save_checkpoint
 from grading.algebra import check_rule, grader_counts
-from kernels.ops import backend
 from plumbing.flags import complain, read_stage
 from plumbing.log import console_line, mean, records, step_metrics, write_step
 from plumbing.processes import (Timer, barrier, broadcast, ending_together, gather, is_main, no_bar, on_every_rank,
@@ -375,7 +374,7 @@ def start(config: Config) -> Run:
     """Load and check everything that a stage needs; nothing of an earlier run is touched yet."""
     check_rule(config.grader)
     device, mesh = start_processes()
-    print0(f"{dist.get_world_size()} process(es) on {device.type}, log-probs and loss by {backend(device)}")
+    print0(f"{dist.get_world_size()} process(es) on {device.type}")
     folder, dtype = find_model(config.model), getattr(torch, config.dtype)
     processor = load_processor(folder, config.min_pixels, config.max_pixels, log=print0)
     (samples, held_out), batches = load_samples(config, processor), []

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 
 from data import InputError, Prompt
 from engine.weights import find_model, generation_config, model_config, read_weights
-from kernels.ops import (check_linear_logprob, choose_grpo_loss, decode_attention, linear_logprob,
+from kernels.ops import (backend, check_linear_logprob, choose_grpo_loss, decode_attention, linear_logprob,
                          linear_logprob_loss)
 
 # ---------------------------------------------------------------------------------------- attention
@@ -269,6 +269,7 @@ def choose_loss(reference: Callable, fused: str, device, log=print) -> Callable:
     """The policy loss of a run (kernels.ops.choose_grpo_loss). What a GPU runs has to be what stands in train.py, so
     the fused log-probs are compared with their reference as well; InputError where they differ."""
     try:
+        log(f"log-probs and loss by {backend(device)}")
         check_linear_logprob(device)
         return choose_grpo_loss(reference, fused, device, log)
     except ValueError as error:

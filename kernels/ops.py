@@ -5,6 +5,8 @@ torch references are what a CPU runs and what the tests compare the kernels with
 
 Symbols: N response tokens, H hidden size, V vocabulary, B or S rows that decode together, L length of a cache.
 """
+import os
+
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
@@ -130,10 +132,11 @@ def choose_grpo_loss(reference, fused: str, device, log=print):
     found = twins.grpo_difference(reference, grpo.grpo_loss, device)
     if not found:
         return grpo.grpo_loss
-    both = f"{reference.__module__}.py's {reference.__name__} and its fused twin, kernels/grpo.py's grpo_loss, differ"
+    file = os.path.basename(reference.__code__.co_filename)
+    both = f"{file}'s {reference.__name__} and its fused twin, kernels/grpo.py's grpo_loss, differ"
     if fused == "on":
         raise ValueError(f"--fused_loss on: {both} ({found}); make the same change in both, or use --fused_loss auto")
-    log(f"{both} ({found}): {reference.__module__}.py's runs")
+    log(f"{both} ({found}): {file}'s runs")
     return reference
 
 
