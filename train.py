@@ -383,8 +383,8 @@ def start(config: Config) -> Run:
         left = config.epochs * len(samples) - len(batches) * config.questions_per_rollout
         print0(f"{len(samples)} questions x {config.epochs} epochs: {len(batches)} steps, {left} left over")
     clip = load_clip(config.clip, device) if config.clip_weight > 0 else None
-    run_folder = os.path.join(config.out, FOLDERS[config.stage])
-    check_folder(config, run_folder)
+    out = os.path.join(config.out, FOLDERS[config.stage])
+    check_folder(config, out)
     config = fit_plan(config, folder, device)
     policy = ref_policy = replica = None
     if config.stage != "sample":
@@ -395,8 +395,7 @@ def start(config: Config) -> Run:
     if config.stage in ("1", "2") and config.kl_coef > 0:
         ref_policy = Policy.load(folder, device, dtype, mesh, dtype, config.ref_offload).requires_grad_(False).eval()
     loss = choose_loss(grpo_loss, config.fused_loss, device, log=print0)
-    return Run(config, run_folder, device, processor, samples, held_out, batches, policy, ref_policy, replica, clip,
-               loss)
+    return Run(config, out, device, processor, samples, held_out, batches, policy, ref_policy, replica, clip, loss)
 
 
 # -------------------------------------------------------------------------- the three kinds of step
@@ -410,11 +409,10 @@ def sft_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) 
                   for sample in shard_of_rank(samples)]
     with timer("wait"):
         barrier(config.patience)
-
-    def loss_fn(logprobs, batch, rows):
-        return sft_loss(logprobs, batch.weights[rows]), {}
-
     with timer("update"):
+        def loss_fn(logprobs, batch, rows):
+            return sft_loss(logprobs, batch.weights[rows]), {}
+
         batches = make_micro_batches(groups, config.token_budget, run.device)
         stats = update(run.policy, optimizer, batches, loss_fn, learning_rate(config, step, steps), 1.0,
                        config.max_grad_norm, run.device)
@@ -467,9 +465,9 @@ def rl_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -
 
 def sample_questions(run: Run):
     """Stage sample: G graded responses to every question, then the three buckets. A second run replaces the first."""
-    config, rows = run.config, []
-    for part in ask(run.replica, run.processor, None, run.samples, config, "sample", config.questions_per_rollout):
-        rows += gather(part)
+    config = run.config
+    asked = ask(run.replica, run.processor, None, run.samples, config, "sample", config.questions_per_rollout)
+    rows = [row for part in asked for row in gather(part)]
     late = sum_over_ranks(grader_counts(config.grader))["grader/timeouts"]
     if is_main():
         correct = {row["qid"]: sum(response["accuracy"] == 1 for response in row["responses"]) for row in rows}
@@ -490,7 +488,7 @@ def evaluate(run: Run) -> dict[str, float]:
     config = dataclasses.replace(run.config, group_size=1, temperature=0.0)
     sync(run.policy, run.replica)
     asked = ask(run.replica, run.processor, run.clip, run.held_out, config, "evaluate", len(run.held_out))
-    rows = gather(next(asked))  # all of them are one chunk
+    [rows] = [gather(part) for part in asked]  # all of them are one chunk
     shown = [part for part in PARTS if part in ("accuracy", "format") or getattr(config, f"{part}_weight") > 0]
     return {f"eval/{part}": mean(row["responses"][0][part] for row in rows) for part in shown}
 
