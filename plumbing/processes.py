@@ -44,6 +44,8 @@ def shared_error(message: str) -> InputError:
 
 def start_processes() -> tuple[torch.device, DeviceMesh]:
     """Join torchrun's process group, or a group of one; returns this rank's device and the mesh of all ranks."""
+    if sys.platform == "win32":
+        raise InputError("Windows lacks what this needs: run it in Linux under WSL (`wsl --install`)")
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
