@@ -132,11 +132,10 @@ def choose_grpo_loss(reference, fused: str, device, log=print):
     found = twins.grpo_difference(reference, grpo.grpo_loss, device)
     if not found:
         return grpo.grpo_loss
-    file = os.path.basename(reference.__code__.co_filename)
-    both = f"{file}'s {reference.__name__} and its fused twin, kernels/grpo.py's grpo_loss, differ"
+    both = f"train.py's grpo_loss and its fused twin, kernels/grpo.py's grpo_loss, differ ({found})"
     if fused == "on":
-        raise ValueError(f"--fused_loss on: {both} ({found}); make the same change in both, or use --fused_loss auto")
-    log(f"{both} ({found}): {file}'s runs")
+        raise ValueError(f"--fused_loss on: {both}; make the same change in both, or use --fused_loss auto")
+    log(f"{both}: train.py's runs")
     return reference
 
 
