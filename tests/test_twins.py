@@ -120,17 +120,13 @@ def edited(logprobs, old_logprobs, ref_logprobs, advantages, weights, clip_ratio
     high = 1 + clip_ratio_high + (0.01 if edit == "clip bound" else 0)
     unclipped, clipped = ratio * advantages, ratio.clamp(1 - clip_ratio_low, high) * advantages
     objective = torch.minimum(unclipped, clipped)
-    if edit != "no dual clip":
-        floor = torch.maximum(objective, clip_ratio_c * advantages)
-        objective = torch.where(advantages <= 0 if edit != "dual clip for all" else advantages > -9, floor, objective)
+    bounded = {"no dual clip": advantages > 1e30, "dual clip for all": advantages < 1e30}.get(edit, advantages <= 0)
+    objective = torch.where(bounded, torch.maximum(objective, clip_ratio_c * advantages), objective)
     gap = (ref_logprobs - logprobs).clamp(-20, 20)
     kl = gap.exp() - gap - 1
-    if edit != "kl not cut":
-        kl = kl.clamp(max=10.1 if edit == "kl cut a little later" else 10)
+    kl = kl.clamp(max={"kl not cut": 1e9, "kl cut a little later": 10.1}.get(edit, 10))
     if edit == "k1":
         kl = -gap
-    if edit == "k2":
-        kl = gap**2 / 2
     if edit == "nan tokens left out":
         objective, kl = (x.nan_to_num() for x in (objective, kl))
     if edit == "mean":
@@ -140,8 +136,6 @@ def edited(logprobs, old_logprobs, ref_logprobs, advantages, weights, clip_ratio
     loss = (weights * (-objective + kl_coef * kl)).sum()
     if edit == "one more term":
         loss = loss + 1e-3 * (weights * logprobs).sum()
-    if edit == "sign":
-        loss = -loss
     if edit == "detached":
         loss = loss.detach()
     active = (clipped < unclipped).detach()
@@ -158,8 +152,8 @@ def edited(logprobs, old_logprobs, ref_logprobs, advantages, weights, clip_ratio
     return (loss, stats) if edit != "another result" else loss
 
 
-EDITS = ["clip bound", "no dual clip", "dual clip for all", "k1", "k2", "kl not cut", "kl cut a little later", "mean",
-         "weights add up to 1", "one more term", "sign", "detached", "no clamp", "ratio's lower clamp",
+EDITS = ["clip bound", "no dual clip", "dual clip for all", "k1", "kl not cut", "kl cut a little later", "mean",
+         "weights add up to 1", "one more term", "detached", "no clamp", "ratio's lower clamp",
          "nan tokens left out", "statistic of all tokens", "new statistic", "statistic gone", "another result"]
 
 
