@@ -5,8 +5,6 @@ torch references are what a CPU runs and what the tests compare the kernels with
 
 Symbols: N response tokens, H hidden size, V vocabulary, B or S rows that decode together, L length of a cache.
 """
-import os
-
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint

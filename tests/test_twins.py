@@ -219,9 +219,9 @@ def test_the_loss_that_runs_on_a_gpu_is_the_one_that_train_has(device, lines):
     fork = with_edit("k1")
     assert choose(fork, "auto") is fork
     (line,) = lines
-    assert line.startswith("test_twins.py's grpo_loss and its fused twin, kernels/grpo.py's grpo_loss, differ (")
-    assert line.endswith("): test_twins.py's runs") and "\n" not in line
-    with pytest.raises(ValueError, match="^--fused_loss on: test_twins.py's grpo_loss and .*kernels/grpo.py's grpo_loss.*$"):
+    assert line.startswith("train.py's grpo_loss and its fused twin, kernels/grpo.py's grpo_loss, differ (")
+    assert line.endswith("): train.py's runs") and "\n" not in line
+    with pytest.raises(ValueError, match="^--fused_loss on: train.py's grpo_loss and .*kernels/grpo.py's grpo_loss.*$"):
         choose(fork, "on")
     assert choose(fork, "off") is fork and choose(train.grpo_loss, "off") is train.grpo_loss and len(lines) == 1
 
