@@ -255,7 +255,9 @@ def policy_class():
 
 def shard(policy, mesh, compute_dtype, offload: bool):
     """FSDP2 around every block, layer and the rest; weights gathered in compute_dtype, gradients summed in fp32."""
-    precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    # Inputs are not cast: that would round the vision tower's fp32 rope tables at each block, in the forward but not in
+    # a checkpoint's recomputation, and not in the sampler's copy (pytorch 159359). The layers cast what they need.
+    precision = MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False)
     place = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy()
     for module in [*policy.model.visual.blocks, *policy.model.language_model.layers, policy]:
         fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=place)
