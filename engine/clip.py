@@ -3,11 +3,11 @@
     scorer = load_clip("qihoo360/fg-clip-large", device)     FG-CLIP v1, or any model of open_clip
     cosines = scorer.score(images, descriptions)             (N,) of N = Q G descriptions of the images of Q questions
 
-FG-CLIP is loaded into open_clip under open_clip's names, so that none of its authors' code has to run.
+FG-CLIP's own class is a transformers CLIPModel with a second path for long texts. Its long path is loaded into a plain
+CLIPModel, so none of its authors' code has to run.
 """
 import json
 import os
-import re
 from glob import glob
 from pickle import UnpicklingError
 
@@ -60,102 +60,68 @@ class ClipScorer:
         if not different or not all_images:
             return torch.zeros(N)
         image_vectors = self.encode(all_images, self.pixels, self.model.encode_image)            # (images, D)
-        text_vectors = self.encode(different, self.tokenize, self.model.encode_text)             # (texts, D)
         groups = image_vectors.split([len(group) for group in images])
         means = torch.stack([group.sum(0) / max(len(group), 1) for group in groups])             # (Q, D)
-        text_vectors = torch.cat([text_vectors, torch.zeros_like(text_vectors[:1])])             # last row: no text
-        row = {text: i for i, text in enumerate([*different, ""])}
-        text_vectors = text_vectors[[row[text] for text in texts]]                               # (N, D)
-        return (means.repeat_interleave(G, dim=0) * text_vectors).sum(-1)                   # (N,) cosines
+        text_vectors = dict(zip(different, self.encode(different, self.tokenize, self.model.encode_text)))
+        text_vectors[""] = torch.zeros_like(means[0])                    # no text, no reward
+        described = torch.stack([text_vectors[text] for text in texts])                          # (N, D)
+        return (means.repeat_interleave(G, dim=0) * described).sum(-1)                           # (N,) cosines
 
 
+# The long path: its first 20 positions are CLIP's own, the others were stretched from 77 to 248 and trained further.
 KEPT_POSITIONS = 20
 ORIGINAL_POSITIONS = "text_model.embeddings.position_embedding_ori.weight"       # (248, W) rows 0..19 are used
 STRETCHED_POSITIONS = "text_model.embeddings.position_embedding_res.weight"      # (248, W) rows 20.. are used
-FG_CLIP_NAMES = {                                  # open_clip name: FG-CLIP name
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-    "ln_final.weight": "text_model.final_layer_norm.weight",
-    "ln_final.bias": "text_model.final_layer_norm.bias",
-    "text_projection": "text_filip_projection.weight",                   # the long path's
-    "logit_scale": "logit_scale",
-    "visual.class_embedding": "vision_model.embeddings.class_embedding",
-    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",          # spelled so
-    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
-    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
-    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
-    "visual.proj": "visual_projection.weight",
-}
-FG_CLIP_BLOCK_NAMES = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj",
-                       "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+LONG_PROJECTION = "text_filip_projection.weight"                                 # (D, W)
+POSITIONS, PROJECTION = "text_model.embeddings.position_embedding.weight", "text_projection.weight"  # in a CLIPModel
 FG_CLIP_UNUSED = {                                 # the short text path, and scales of other training losses
-    "text_model.embeddings.position_embedding.weight", "text_projection.weight",
-    "text_model.embeddings.position_ids", "vision_model.embeddings.position_ids",
+    POSITIONS, PROJECTION, "text_model.embeddings.position_ids", "vision_model.embeddings.position_ids",
     "logit_scale_finegraind", "logit_scale_hardneg",
 }
-
-
-def fg_clip_sources(key: str) -> list[str]:
-    """Names of the FG-CLIP tensors that make up one open_clip tensor."""
-    if key == "positional_embedding":
-        return [ORIGINAL_POSITIONS, STRETCHED_POSITIONS]
-    if key in FG_CLIP_NAMES:
-        return [FG_CLIP_NAMES[key]]
-    tower, layer, part, kind = re.fullmatch(r"(|visual\.)transformer\.resblocks\.(\d+)\.(.+)[._](\w+)", key).groups()
-    block = f"{'vision' if tower else 'text'}_model.encoder.layers.{layer}"
-    if part == "attn.in_proj":
-        return [f"{block}.self_attn.{letter}_proj.{kind}" for letter in "qkv"]
-    return [f"{block}.{FG_CLIP_BLOCK_NAMES[part]}.{kind}"]
+END_OF_TEXT = 49407                                # CLIP's end token: FG-CLIP pools there, whatever its config.json says
 
 
 def fg_clip_state(weights: dict[str, torch.Tensor], model, folder: str) -> dict[str, torch.Tensor]:
-    """The open_clip state. Every FG-CLIP tensor must be there, have the shape that config.json says, and be known."""
-    state, used = {}, set(FG_CLIP_UNUSED)
-    for key, target in model.state_dict().items():
-        transposed = key in ("text_projection", "visual.proj")           # (D, W) there, (W, D) here
-        names, tensors = fg_clip_sources(key), []
-        shape = list(target.T.shape if transposed else target.shape)
-        if len(names) == 3:                                              # query, key and value are one tensor here
-            shape[0] //= 3
-        for name in names:
-            if name not in weights:
-                raise InputError(f"CLIP model {folder}: {name} is missing from its safetensors; download it again")
-            if list(weights[name].shape) != shape:
-                raise InputError(f"CLIP model {folder}: {name} has shape {list(weights[name].shape)}, not {shape} as "
-                                 "config.json says; download both again")
-            tensors.append(weights[name].T if transposed else weights[name])
-        if key == "positional_embedding":
-            tensors = [tensors[0][:KEPT_POSITIONS], tensors[1][KEPT_POSITIONS:]]
-        state[key] = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
-        used.update(names)
-    unknown = sorted(set(weights) - used)
+    """The CLIPModel's state. Every FG-CLIP tensor must be there, have the shape that config.json says, and be known."""
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes[ORIGINAL_POSITIONS] = shapes[STRETCHED_POSITIONS] = shapes.pop(POSITIONS)
+    shapes[LONG_PROJECTION] = shapes.pop(PROJECTION)
+    for name, shape in shapes.items():
+        if name not in weights:
+            raise InputError(f"CLIP model {folder}: {name} is missing from its safetensors; download it again")
+        if list(weights[name].shape) != shape:
+            raise InputError(f"CLIP model {folder}: {name} has shape {list(weights[name].shape)}, not {shape} as "
+                             "config.json says; download both again")
+    unknown = sorted(set(weights) - set(shapes) - FG_CLIP_UNUSED)
     if unknown:
         raise InputError(f"CLIP model {folder}: {unknown[0]} ({len(unknown)} such) is no part of FG-CLIP v1; is it "
                          "another model?")
+    state = {name: weights[name] for name in shapes}
+    original, stretched = state.pop(ORIGINAL_POSITIONS), state.pop(STRETCHED_POSITIONS)
+    state[POSITIONS] = torch.cat([original[:KEPT_POSITIONS], stretched[KEPT_POSITIONS:]])
+    state[PROJECTION] = state.pop(LONG_PROJECTION)
     return state
 
 
 def fg_clip_model(config, context_length: int):
-    """An open_clip.CLIP with random weights in the sizes of a transformers CLIPConfig."""
-    import open_clip  # two seconds, and only stage 1 needs it
+    """A CLIPModel with random float32 weights and the two encoders of an open_clip model."""
+    from transformers import CLIPModel  # only stage 1 needs it
 
-    text, vision = config.text_config, config.vision_config
-    return open_clip.CLIP(
-        embed_dim=config.projection_dim,
-        quick_gelu=text.hidden_act == "quick_gelu",
-        text_cfg=dict(context_length=context_length, vocab_size=text.vocab_size, width=text.hidden_size,
-                      heads=text.num_attention_heads, layers=text.num_hidden_layers,
-                      mlp_ratio=text.intermediate_size / text.hidden_size),
-        vision_cfg=dict(image_size=vision.image_size, patch_size=vision.patch_size, width=vision.hidden_size,
-                        head_width=vision.hidden_size // vision.num_attention_heads, layers=vision.num_hidden_layers,
-                        mlp_ratio=vision.intermediate_size / vision.hidden_size),
-    )
+    class Clip(CLIPModel):
+        def encode_image(self, pixels):
+            return self.visual_projection(self.vision_model(pixels).pooler_output)
+
+        def encode_text(self, tokens):
+            return self.text_projection(self.text_model(tokens).pooler_output)
+
+    config.text_config.max_position_embeddings = context_length
+    config.text_config.eos_token_id = END_OF_TEXT
+    return Clip(config).float()
 
 
 def load_fg_clip(folder: str, device: str) -> ClipScorer:
     """FG-CLIP v1 (qihoo360/fg-clip-large and -base): sizes from config.json, weights from *.safetensors."""
-    import open_clip
+    import open_clip  # two seconds, and only stage 1 needs it
     from transformers import CLIPConfig
 
     weights, statistics = {}, {}
@@ -172,12 +138,13 @@ def load_fg_clip(folder: str, device: str) -> ClipScorer:
     if STRETCHED_POSITIONS not in weights:
         raise InputError(f"CLIP model {folder}: neither an open_clip model (no open_clip_config.json) nor FG-CLIP v1 "
                          f"({STRETCHED_POSITIONS} is missing from its safetensors)")
-    model = fg_clip_model(config, context_length=len(weights[STRETCHED_POSITIONS]))
+    context_length = len(weights[STRETCHED_POSITIONS])
+    model = fg_clip_model(config, context_length)
     model.load_state_dict(fg_clip_state(weights, model, folder))
     # Squashed as in the release, not cut to the middle. Without mean and std open_clip takes CLIP's own.
     preprocess = open_clip.image_transform(config.vision_config.image_size, False, statistics.get("image_mean"),
                                            statistics.get("image_std"), resize_mode="squash")
-    return ClipScorer(model, preprocess, open_clip.SimpleTokenizer(context_length=model.context_length), device)
+    return ClipScorer(model, preprocess, open_clip.SimpleTokenizer(context_length=context_length), device)
 
 
 def one_line(error: Exception) -> str:
