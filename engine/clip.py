@@ -8,7 +8,7 @@ CLIPModel, so none of its authors' code has to run.
 """
 import json
 import os
-from glob import glob
+from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
@@ -68,7 +68,7 @@ class ClipScorer:
         return (means.repeat_interleave(G, dim=0) * described).sum(-1)                           # (N,) cosines
 
 
-# The long path: its first 20 positions are CLIP's own, the others were stretched from 77 to 248 and trained further.
+# The long path has two tables of positions: the first 20 come from one, the rest, stretched to 248, from the other.
 KEPT_POSITIONS = 20
 ORIGINAL_POSITIONS = "text_model.embeddings.position_embedding_ori.weight"       # (248, W) rows 0..19 are used
 STRETCHED_POSITIONS = "text_model.embeddings.position_embedding_res.weight"      # (248, W) rows 20.. are used
@@ -82,7 +82,7 @@ END_OF_TEXT = 49407                                # CLIP's end token: FG-CLIP p
 
 
 def fg_clip_state(weights: dict[str, torch.Tensor], model, folder: str) -> dict[str, torch.Tensor]:
-    """The CLIPModel's state. Every FG-CLIP tensor must be there, have the shape that config.json says, and be known."""
+    """A CLIPModel's state. Every FG-CLIP tensor must be there, have the shape that config.json says, and be known."""
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes[ORIGINAL_POSITIONS] = shapes[STRETCHED_POSITIONS] = shapes.pop(POSITIONS)
     shapes[LONG_PROJECTION] = shapes.pop(PROJECTION)
@@ -124,14 +124,11 @@ def load_fg_clip(folder: str, device: str) -> ClipScorer:
     import open_clip  # two seconds, and only stage 1 needs it
     from transformers import CLIPConfig
 
-    weights, statistics = {}, {}
-    images = os.path.join(folder, "preprocessor_config.json")
+    weights, images = {}, Path(folder, "preprocessor_config.json")
     try:
         config = CLIPConfig.from_pretrained(folder)
-        if os.path.isfile(images):
-            with open(images, encoding="utf-8") as file:
-                statistics = json.load(file)
-        for path in sorted(glob(os.path.join(folder, "*.safetensors"))):
+        statistics = json.loads(images.read_text("utf-8")) if images.is_file() else {}
+        for path in sorted(Path(folder).glob("*.safetensors")):
             weights |= load_file(path)
     except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
         raise InputError(f"CLIP model {folder}: {one_line(error)}; download it again") from error
@@ -152,11 +149,19 @@ def one_line(error: Exception) -> str:
 
 
 def load_open_clip(name: str, pretrained: str | None, device: str) -> ClipScorer:
-    """Through open_clip's own loader; images are prepared as the model's own configuration says."""
+    """An architecture with pretrained weights (a tag or a file), or local-dir:folder; images as its config says."""
     import open_clip
 
-    # open_clip only warns when the weights were trained with another activation than the architecture's.
-    quick_gelu = bool(pretrained and open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu"))
+    quick_gelu = False
+    if pretrained:
+        if name not in open_clip.list_models():
+            raise InputError(f"CLIP model {name}:{pretrained}: open_clip has no {name}; its names, such as "
+                             "ViT-B-32:openai, are listed by open_clip.list_pretrained()")
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if pretrained not in tags and not os.path.isfile(pretrained):
+            raise InputError(f"CLIP model {name}:{pretrained}: {pretrained} is no file and none of {tags}")
+        # open_clip only warns when the weights were trained with another activation than the architecture's.
+        quick_gelu = open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu", False)
     try:
         model, preprocess = open_clip.create_model_from_pretrained(name, pretrained, force_quick_gelu=quick_gelu)
         tokenize = open_clip.get_tokenizer(name)
@@ -164,18 +169,6 @@ def load_open_clip(name: str, pretrained: str | None, device: str) -> ClipScorer
         raise InputError(f"CLIP model {name} {pretrained or ''}: open_clip cannot load it, check the files or the "
                          f"network: {one_line(error)}") from error
     return ClipScorer(model, preprocess, tokenize, device)
-
-
-def load_pretrained(architecture: str, pretrained: str, device: str) -> ClipScorer:
-    import open_clip
-
-    if architecture not in open_clip.list_models():
-        raise InputError(f"CLIP model {architecture}:{pretrained}: open_clip has no {architecture}; its names, such as "
-                         "ViT-B-32:openai, are listed by open_clip.list_pretrained()")
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if pretrained not in tags and not os.path.isfile(pretrained):
-        raise InputError(f"CLIP model {architecture}:{pretrained}: {pretrained} is no file and none of {tags}")
-    return load_open_clip(architecture, pretrained, device)
 
 
 def load_clip(name: str, device: str) -> ClipScorer:
@@ -187,7 +180,7 @@ def load_clip(name: str, device: str) -> ClipScorer:
     folder = name
     if not os.path.isdir(name):
         if ":" in name:
-            return load_pretrained(*name.split(":", 1), device)
+            return load_open_clip(*name.split(":", 1), device)
         try:
             folder = snapshot_download(name, allow_patterns=["*.safetensors", "*.json"])         # no code, no pickle
         except (OSError, ValueError) as error:     # not a name, no such model, or no network
