@@ -78,7 +78,7 @@ FG_CLIP_UNUSED = {                                 # the short text path, and sc
     POSITIONS, PROJECTION, "text_model.embeddings.position_ids", "vision_model.embeddings.position_ids",
     "logit_scale_finegraind", "logit_scale_hardneg",
 }
-END_OF_TEXT = 49407                                # CLIP's end token: FG-CLIP pools there, whatever its config.json says
+END_OF_TEXT = 49407                                # FG-CLIP pools at CLIP's end token, whatever its config.json says
 
 
 def fg_clip_state(weights: dict[str, torch.Tensor], model, folder: str) -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
 """The memory plan: what one GPU holds in each phase of a stage, known before the first step.
 
     python train.py --stage 1 --plan --gpus 8 --gpu_gb 80                the table, from config.json alone
-    plan = make_plan(config, shape_of(model), gpus, room)                what train.py chooses its slots by
+    plan = make_plan(config, shape_of(model), gpus, room)                the same as numbers
 
     always     master weights, Adam's moments, the sampler's copy of the weights, the reference policy, CLIP
     rollout    + the key-value cache of all slots, reading prompts, drawing tokens
@@ -15,7 +15,7 @@ Symbols: T tokens in the row, N response tokens, p image patches, H hidden size,
 vision tower), V vocabulary, b bytes of the compute dtype. GB are 2^30 bytes, as in the size of an "80 GB" GPU.
 """
 import dataclasses
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -33,58 +33,41 @@ PROMPT_TEXT = 100  # tokens of a prompt beside its image: instruction, template,
 ADAM_BYTES = {"float32": 4, "bfloat16": 2}
 
 
-@dataclass(frozen=True)
 class Shape:
-    """What of a model the plan needs; counts are numbers of parameters."""
+    """What of a model the plan needs, from its config: numbers of parameters, then sizes."""
 
-    total: int
-    vision: int  # of total
-    layer: int  # one decoder layer
-    block: int  # one vision block
-    root: int  # all that is in neither: embeddings, head, patch embedding, merger, norms
-    layers: int
-    hidden: int
-    mlp: int
-    kv: int  # width of the keys of a token: kv heads x head size
-    vocab: int
-    blocks: int
-    vision_hidden: int
-    vision_mlp: int
-    patch: int  # numbers in a patch
+    def __init__(self, config):
+        with torch.device("meta"):  # no memory is taken
+            policy = policy_class()(config)
+        text, vision, tower = config.text_config, config.vision_config, policy.model.visual
+        self.total, self.vision, self.layer, self.block = (
+            sum(p.numel() for p in part.parameters())
+            for part in (policy, tower, policy.model.language_model.layers[0], tower.blocks[0]))
+        self.layers, self.blocks = text.num_hidden_layers, vision.depth
+        # All that is in no layer and no block: embeddings, head, patch embedding, merger, norms.
+        self.root = self.total - self.layers * self.layer - self.blocks * self.block
+        self.hidden, self.mlp, self.vocab = text.hidden_size, text.intermediate_size, text.vocab_size
+        self.kv = text.num_key_value_heads * text.hidden_size // text.num_attention_heads  # width of a token's keys
+        self.vision_hidden, self.vision_mlp = vision.hidden_size, vision.intermediate_size
+        self.patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2  # numbers in a patch
 
 
 def shape_of(path: str) -> Shape:
     """The shape of a Hugging Face folder, a hub name or a bare config.json; no weight is read. InputError: no model."""
-    config = model_config(path)
-    with torch.device("meta"):
-        policy = policy_class()(config)
-    text, vision = config.text_config, config.vision_config
-    count = {name: sum(p.numel() for p in part.parameters()) for name, part in {
-        "total": policy, "vision": policy.model.visual, "layer": policy.model.language_model.layers[0],
-        "block": policy.model.visual.blocks[0]}.items()}
-    return Shape(
-        **count, root=count["total"] - count["layer"] * text.num_hidden_layers - count["block"] * vision.depth,
-        layers=text.num_hidden_layers, hidden=text.hidden_size, mlp=text.intermediate_size,
-        kv=text.num_key_value_heads * text.hidden_size // text.num_attention_heads, vocab=text.vocab_size,
-        blocks=vision.depth, vision_hidden=vision.hidden_size, vision_mlp=vision.intermediate_size,
-        patch=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2)
+    return Shape(model_config(path))
 
 
 # ------------------------------------------------------------------------------------ the worst row
 
 
-@dataclass(frozen=True)
-class Row:
-    """A packed row: `prompts` prompts of one image each, G responses to each, `response` tokens in all of these."""
+class Row(NamedTuple):
+    """A packed row: `prompts` prompts of one image each, and G responses to each."""
 
+    tokens: int  # in all
     prompts: int
     prompt: int  # tokens of a prompt
     patches: int  # of its image
-    response: int
-
-    @property
-    def tokens(self) -> int:
-        return self.prompts * self.prompt + self.response
+    response: int  # tokens of all responses
 
 
 def largest_image(config) -> int:
@@ -97,10 +80,19 @@ def worst_row(config) -> Row:
     image = largest_image(config)
     prompt = min(image + PROMPT_TEXT, config.max_prompt)
     prompts = max(1, (config.token_budget - CHUNK) // (prompt + config.group_size))
-    return Row(prompts, prompt, 4 * image, config.token_budget - prompts * prompt)
+    return Row(config.token_budget, prompts, prompt, 4 * image, config.token_budget - prompts * prompt)
 
 
 # -------------------------------------------------------------------------------- bytes, per phase
+
+
+def bytes_of(config) -> int:
+    return getattr(torch, config.dtype).itemsize
+
+
+def with_copy(b: int) -> int:
+    """Bytes of a float32 number and, if the compute dtype is another, of its copy in that."""
+    return 4 + b * (b < 4)
 
 
 def always_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
@@ -124,22 +116,15 @@ def rollout_bytes(config, shape: Shape, slots: int) -> dict[str, float]:
     b, length = bytes_of(config), config.max_prompt + config.max_response + BURST
     T, p, Hv = PREFILL + config.max_prompt, 4 * PREFILL, shape.vision_hidden  # at worst every token is an image's
     text = T * ((4 + 2.5 * b) * shape.hidden + 3 * b * shape.mlp)  # a layer's MLP and what it was made of
-    vision = p * (patch_bytes(config, shape) + max(36 * Hv, 14 * Hv + 3 * b * shape.vision_mlp))  # its rotation in fp32
-    reading = max(text, vision)
+    vision = p * (shape.patch * with_copy(b) + max(36 * Hv, 14 * Hv + 3 * b * shape.vision_mlp))  # rotation in fp32
     drawing = 4 * 4 * slots * shape.vocab  # logits and, without the kernel, three copies with something done to them
     return {f"key-value cache, {slots} slots x {length} tokens": 2 * b * slots * length * shape.layers * shape.kv,
-            "reading prompts, drawing tokens": max(reading, drawing)}
-
-
-def patch_bytes(config, shape: Shape) -> float:
-    """A patch as it comes, in float32, and the copy of it that the patch embedding works on."""
-    b = bytes_of(config)
-    return shape.patch * (4 + (b if b < 4 else 0))
+            "reading prompts, drawing tokens": max(text, vision, drawing)}
 
 
 def head_bytes(N: int, H: int, V: int, b: int, chunk: int = CHUNK) -> float:
     """kernels.logprob with a loss on top: one chunk of fp32 logits, and both gradients; then the weight's is cast."""
-    return b * N * H + max(4 * min(N, chunk) * V + 4 * V * H, (4 + b * (b < 4)) * V * H)
+    return b * N * H + max(4 * min(N, chunk) * V + 4 * V * H, with_copy(b) * V * H)
 
 
 def training_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
@@ -160,20 +145,17 @@ def training_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
     if config.gradient_checkpointing:
         layer_step, block_step = layer_step + layer, block_step + block
         layer, block = T * b * H, p * b * Hv
-    vision_kept = p * patch_bytes(config, shape)
-    merger_kept = 0.0
+    pixels, blocks_kept, merger_kept = p * shape.patch * with_copy(b), shape.blocks * block, p * 17 * Hv
     if config.freeze_vision:
-        block_step = 0.0
-    else:
-        vision_kept += shape.blocks * block
-        merger_kept = p * 17 * Hv  # the merger's norm and MLP, the rotation's tables
+        blocks_kept = merger_kept = block_step = 0.0
+    kept = shape.layers * layer + pixels + blocks_kept + merger_kept  # the merger's norm and MLP, the rotation's tables
     head = head_bytes(row.response, H, V, b) + b * row.response * H  # and the hidden states picked for it
-    gathered = b * shape.root + (3 * b + 4) * shape.layer  # two layers' weights, one's gradients and their fp32 sum
+    # Two layers' weights, one's gradients and their fp32 sum, and the head's gradient.
+    gathered = b * shape.root + (3 * b + 4) * shape.layer + b * V * H
     moments = {  # name: (activations, weights that are gathered and their gradients)
-        "the head": (shape.layers * layer + T * (4 + 1.5 * b) * H + vision_kept + merger_kept + head,
-                     b * (shape.root + 2 * shape.layer)),
-        "a decoder layer": (shape.layers * layer + layer_step + vision_kept + merger_kept, gathered + b * V * H),
-        "a vision block": (vision_kept + block_step, gathered + b * V * H),
+        "the head": (kept + T * (4 + 1.5 * b) * H + head, b * (shape.root + 2 * shape.layer)),
+        "a decoder layer": (kept + layer_step, gathered),
+        "a vision block": (pixels + blocks_kept + block_step, gathered),
         "the embeddings' gradient": (0.0, (2 * b + 4) * shape.root),
     }
     name, (activations, weights) = max(moments.items(), key=lambda item: sum(item[1]))
@@ -182,50 +164,36 @@ def training_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
             f"activations of {T} tokens, {row.prompts} images, most in {name}": activations}
 
 
-def bytes_of(config) -> int:
-    return getattr(torch, config.dtype).itemsize
-
-
 # ---------------------------------------------------------------------------------------- the plan
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Bytes on one GPU by phase and purpose; slots: as asked for, or as many as fit, 0 if not one group does."""
-
-    phases: dict[str, dict[str, float]]
-    slots: int
-    room: float  # what a GPU has, in bytes
-
-    @property
-    def peak(self) -> float:
-        always, *others = (sum(rows.values()) for rows in self.phases.values())
-        return always + max(others)
-
-    @property
-    def fits(self) -> bool:
-        return self.slots > 0 and self.peak <= USABLE * self.room
+class Plan(NamedTuple):
+    phases: dict[str, dict[str, float]]  # bytes on one GPU by phase and purpose
+    peaks: dict[str, float]  # bytes of each phase and of what is always there
+    slots: int  # as asked for, or as many as fit, 0 if not one group does
+    fits: bool
 
 
 def most_slots(config, shape: Shape, room: float) -> int:
     """Whole groups of slots, at most MOST_SLOTS, whose rollout fits into so many bytes; 0 if not one group does."""
-    most = max(MOST_SLOTS // config.group_size, 1)
-    return next((groups * config.group_size for groups in range(most, 0, -1)
-                 if sum(rollout_bytes(config, shape, groups * config.group_size).values()) <= room), 0)
+    G = config.group_size
+    most = max(MOST_SLOTS // G, 1) * G
+    return next((n for n in range(most, 0, -G) if sum(rollout_bytes(config, shape, n).values()) <= room), 0)
 
 
 def make_plan(config, shape: Shape, gpus: int, room: float) -> Plan:
     """Where the memory of one of `gpus` GPUs of `room` bytes goes."""
-    always, slots = always_bytes(config, shape, gpus), config.slots
-    phases = {"always": always}
+    phases, slots = {"always": always_bytes(config, shape, gpus)}, config.slots
+    always = sum(phases["always"].values())
     if config.stage == "sft":
         slots = 1
     else:
-        slots = slots or most_slots(config, shape, USABLE * room - sum(always.values()))
+        slots = slots or most_slots(config, shape, USABLE * room - always)
         phases["rollout"] = rollout_bytes(config, shape, slots or config.group_size)
     if config.stage != "sample":
         phases["training"] = training_bytes(config, shape, gpus)
-    return Plan(phases, slots, room)
+    peaks = {name: always + sum(rows.values()) for name, rows in phases.items() if name != "always"}
+    return Plan(phases, peaks, slots, slots > 0 and max(peaks.values()) <= USABLE * room)
 
 
 def savings(config) -> dict:
@@ -236,30 +204,22 @@ def savings(config) -> dict:
     return {name: value for name, value in values.items() if getattr(config, name) != value}
 
 
-def fewest_savings(config, shape: Shape, gpus: int, room: float) -> dict:
-    """As many of the savings, in their order, as make the plan fit, less those that it then does without; or none."""
-    def fits(chosen):
-        return make_plan(dataclasses.replace(config, **chosen), shape, gpus, room).fits
+def advice(config, shape: Shape, gpus: int, room: float) -> str:
+    """What to change when a plan does not fit: the fewest savings in their order, and how many GPUs need none."""
+    def fits(changes: dict, gpus: int = gpus) -> bool:
+        return make_plan(dataclasses.replace(config, **changes), shape, gpus, room).fits
 
-    chosen = {}
-    for name, value in savings(config).items():
-        chosen[name] = value
-        if fits(chosen):
-            break
-    else:
-        return {}
-    for name in list(chosen):
+    chosen, ways = {}, []
+    for name, value in savings(config).items():  # add savings until it fits
+        if not fits(chosen):
+            chosen[name] = value
+    for name in list(chosen):  # then drop the unneeded
         others = {other: value for other, value in chosen.items() if other != name}
         if fits(others):
             chosen = others
-    return chosen
-
-
-def advice(config, shape: Shape, gpus: int, room: float) -> str:
-    """What to change when a plan does not fit: the fewest savings in their order, and how many GPUs need none."""
-    chosen = fewest_savings(config, shape, gpus, room)
-    ways = ["with " + " ".join(f"--{name} {value}" for name, value in chosen.items())] if chosen else []
-    enough = next((gpus * 2**n for n in range(1, 11) if make_plan(config, shape, gpus * 2**n, room).fits), None)
+    if fits(chosen):
+        ways.append("with " + " ".join(f"--{name} {value}" for name, value in chosen.items()))
+    enough = next((gpus * 2**n for n in range(1, 11) if fits({}, gpus * 2**n)), None)
     if enough:
         ways.append(f"on {enough} such GPUs as it is")
     return " or ".join(ways) or ("on no number of such GPUs: a smaller model is needed, or a smaller --max_prompt, "
@@ -273,12 +233,12 @@ def table(config, shape: Shape, gpus: int, room: float) -> str:
              f"({shape.vision / 1e9:.2f} B vision), {gpus} x {room / GB:.0f} GB, GB on each GPU"]
     for phase, rows in plan.phases.items():
         lines += [f"  {phase:<9} {name:<72} {size / GB:7.2f}" for name, size in rows.items()]
-    always = plan.phases["always"]
-    for phase, rows in list(plan.phases.items())[1:]:
-        total = sum(always.values()) + sum(rows.values())
-        lines.append(f"  {'peak of ' + phase:<82} {total / GB:7.2f}")
+    lines += [f"  {'peak of ' + phase:<82} {peak / GB:7.2f}" for phase, peak in plan.peaks.items()]
     lines.append(f"  {f'usable, {USABLE:.0%} of {room / GB:.0f} GB':<82} {USABLE * room / GB:7.2f}")
-    if plan.fits:
-        chosen = "" if config.stage == "sft" else f" with {plan.slots} slots" + " (chosen)" * (config.slots == 0)
-        return "\n".join([*lines, f"fits{chosen}"])
-    return "\n".join([*lines, "does not fit; fits " + advice(config, shape, gpus, room)])
+    if not plan.fits:
+        lines.append("does not fit; fits " + advice(config, shape, gpus, room))
+    elif config.stage == "sft":
+        lines.append("fits")
+    else:
+        lines.append(f"fits with {plan.slots} slots" + " (chosen)" * (config.slots == 0))
+    return "\n".join(lines)
