@@ -33,7 +33,8 @@ class AdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         """One step on the gradients there are; closure stands here because torch's signature has it."""
-        rank, generator = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0, None
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        generator = None  # one for all parameters
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:

@@ -24,7 +24,7 @@ CPU_SLOTS = 128  # where no plan is needed
 
 
 def choose_slots(config, shape: Shape, device: torch.device, planned: float) -> int:
-    """The slots of this run: as asked for, or as many as fit beside `planned` bytes for all other purposes."""
+    """The slots of this run: as asked for, or as many as fit beside `planned` bytes. InputError: not one group does."""
     if config.slots:
         return config.slots
     if device.type != "cuda":
@@ -69,18 +69,17 @@ def blank_prompt(images: int, image_tokens: int, length: int, model_config) -> P
     ids = ([image_token] * (rows * columns) + [0]) * images
     ids += [0] * (length - len(ids))
     patch_dim = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    return Prompt(None, ids, mrope_positions(ids, grid, image_token, merge),
-                  torch.zeros(int(grid.prod(-1).sum()), patch_dim), grid)
+    pixels = torch.zeros(images * rows * columns * merge**2, patch_dim)
+    return Prompt(None, ids, mrope_positions(ids, grid, image_token, merge), pixels, grid)
 
 
 def worst_groups(config, model_config) -> list[Group]:
     """`worst_row` as groups whose tokens mean nothing."""
-    row = worst_row(config)
-    G = config.group_size if config.stage != "sft" else 1
+    row, G = worst_row(config), 1 if config.stage == "sft" else config.group_size
     prompt = blank_prompt(1, row.patches // 4, row.prompt, model_config)
-    N = row.prompts * G
-    lengths = [max(1, row.response // N + (i < row.response % N)) for i in range(N)]
-    return [(prompt, [[0] * n for n in lengths[q * G : (q + 1) * G]]) for q in range(row.prompts)]
+    share, rest = divmod(row.response, row.prompts * G)
+    responses = [[0] * max(1, share + (i < rest)) for i in range(row.prompts * G)]
+    return [(prompt, responses[i : i + G]) for i in range(0, len(responses), G)]
 
 
 def worst_prompts(config, model_config) -> list[Prompt]:
@@ -92,20 +91,20 @@ def worst_prompts(config, model_config) -> list[Prompt]:
 
 
 def rehearse(config, policy, replica, optimizer, vocab_size: int, train_on: Callable):
-    """Run the fullest rollout and the largest micro-batch that can come, before any data is spent; report the peaks.
+    """Run the fullest rollout and the largest micro-batch that can come, and report the peaks.
 
-    A run that is too large for its GPU so ends in its first minute. train_on(groups) takes an optimiser step whose loss
-    and learning rate are 0, so weights stay as they are; Adam's moments are made anew afterwards.
+    A run that is too large for its GPU so ends in its first minute, before any data is spent. train_on(groups) takes an
+    optimiser step whose loss and learning rate are 0: weights stay as they are, and Adam's moments are then forgotten.
     """
-    timer, peaks = Timer("the rehearsal"), {}
+    timer, peaks = Timer("the rehearsal"), []
     if replica is not None and config.stage != "sft":
         prompts = worst_prompts(config, policy.config)
         with timer("rollout"):
             generate(replica, prompts, list(range(len(prompts))), config.group_size, BURST + 1, config.temperature,
                      config.top_p, config.slots, vocab_size, config.cuda_graphs)
-        peaks["rollout"] = peak_memory(forget=True)
+        peaks.append(f"rollout peak {peak_memory(forget=True):.2f} GB")
     with timer("update"):
         train_on(worst_groups(config, policy.config))
     optimizer.state.clear()
-    peaks["training"] = peak_memory(forget=True)
-    print0("rehearsed the largest step: " + ", ".join(f"{name} peak {size:.2f} GB" for name, size in peaks.items()))
+    peaks.append(f"training peak {peak_memory(forget=True):.2f} GB")
+    print0("rehearsed the largest step: " + ", ".join(peaks))
