@@ -15,13 +15,14 @@ GRPO in seven lines, for one question; `rl_step` is these lines for many questio
     policy     = policy - learning_rate * gradient(loss)
 
 Where all responses to a question are right, or all are wrong, accuracy gives no advantage and so no gradient. That is
-why there are two stages: easy questions are rewarded for what is seen, medium ones for the answer.
+why there are two stages: questions that are always answered right are rewarded for what is seen, those that are
+sometimes answered right for the answer.
 
-As in the release, the clip is asymmetric and bounded by a dual clip, and the KL estimate is k3. Unlike there, the mean
-is over the tokens of the whole optimiser step on all ranks, not micro-batch by micro-batch (docs/differences.md).
-Q questions x G responses = N sequences, group after group: `rewards.view(Q, G)` has a group in each row. Rank r of W
-holds questions r, r + W, .. of a batch. Any number of ranks, any micro-batch size and a resume give the same result,
-because random numbers are functions of (seed, step, question) and the loss is divided by a count over all ranks.
+As in the release (the authors' own code), the clip is asymmetric and dual, and the KL estimate is k3: see `grpo_loss`.
+Unlike there, the mean is over the tokens of the whole optimiser step on all ranks (docs/differences.md).
+Q questions x G responses lie group after group: `view(Q, G)` has a group in each row. Rank r of W holds questions r,
+r + W, .. of a batch. Ranks, micro-batch sizes and resumes change the result by rounding only, because random numbers
+are functions of (seed, step, index), the loss is divided by a count over all ranks, and gradients are summed.
 """
 import dataclasses
 import json
@@ -62,13 +63,13 @@ from plumbing.run_folder import check_folder, drop_old_run, prepare_folder, writ
 
 @dataclass(frozen=True)
 class Sampling:
-    """What asking a model questions and scoring its responses needs; training and evaluation share these defaults."""
+    """What asking a model questions and scoring its responses needs. clip is CLIP here; clip_ratio_* is PPO's clip."""
 
     # model
     model: str = ""  # Hugging Face folder or hub name
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of computing, sampling and export; master weights are float32
     min_pixels: int = 576  # images are resized to between min and max pixels, the same everywhere
-    max_pixels: int = 802816  # 1024 tokens of 28 x 28 pixels
+    max_pixels: int = 802816  # at most 1024 tokens of 28 x 28 pixels
     # data
     data: str = ""  # json, jsonl, or hub data set
     split: str = "train"  # of a hub data set
@@ -76,7 +77,7 @@ class Sampling:
     max_prompt: int = 2048  # tokens; longer prompts are dropped before the run, never cut
     # sampling
     group_size: int = 8  # G, responses per question (pebr_stage1.yaml: n)
-    max_response: int = 2048  # tokens
+    max_response: int = 2048  # tokens, at most
     temperature: float = 1.2  # divides the logits, in sampling and in all log-probs of training
     top_p: float = 0.99  # of sampling only
     seed: int = 0  # of all random numbers
@@ -84,8 +85,8 @@ class Sampling:
     clip: str = "qihoo360/fg-clip-large"  # FG-CLIP folder or hub name, open_clip folder, or open_clip name:pretrained
     clip_target: float = 0.4  # cosine that earns the whole clip part (pebr_1.py)
     length_limit: int = 512  # tokens up to which the length part is 1 (pebr_1.py)
-    keyword_scope: Literal["description", "response"] = "description"  # where key words count: paper, or release
-    grader: Literal["own", "release"] = "own"  # the rule of the accuracy part: grading/, or mathruler
+    keyword_scope: Literal["description", "response"] = "description"  # where key words count; the release: response
+    grader: Literal["own", "release"] = "own"  # the accuracy rule: grading/, or mathruler (to be installed)
     # memory
     slots: int = 0  # responses decoded together on one GPU; 0: as many as its memory has room for, at most 256
     cuda_graphs: bool = True  # on a GPU, replay captured decoding; the same tokens up to rounding, only faster
@@ -98,29 +99,29 @@ class Config(Sampling):
     """Every number that affects training. The model is also the reference policy of RL."""
 
     # run
-    stage: str = ""  # sft, sample, 1 or 2
+    stage: str = ""  # sft, sample, 1 or 2; to be given
     out: str = "runs/pebr"  # everything is written below this folder
     restart: bool = False  # begin anew instead of resuming; the old run is dropped when the new one is complete
     save_every: int = 0  # steps between checkpoints to resume from; 0: none
     eval_data: str = ""  # held-out questions, asked greedily during training; the figures are eval/*
-    eval_every: int = 0  # steps between two such evaluations, and one after the last step; 0: none
+    eval_every: int = 0  # steps between two evaluations of eval_data, one after the last step; 0: none
     eval_questions: int = 256  # so many of eval_data, always the same
     # data
-    questions_per_rollout: int = 560  # Q, questions per step (stage1.yaml: rollout_batch_size)
-    questions_per_update: int = 112  # questions per optimiser step (stage1.yaml: global_batch_size)
+    questions_per_rollout: int = 560  # Q, questions per step, also of the warm-up (pebr_stage1.yaml: rollout_batch_size)
+    questions_per_update: int = 112  # questions per optimiser step (pebr_stage1.yaml: global_batch_size)
     epochs: int = 1  # passes over the data
     max_steps: int = 0  # stop after this many steps; 0: after the epochs
     # rewards
-    clip_weight: float = 0.0  # the reward is the weighted sum of its parts: does the description match the image?
-    keyword_weight: float = 0.0  # does the description name what matters?
-    format_weight: float = 0.0  # are all sections there?
-    length_weight: float = 0.0  # is the response short enough?
-    accuracy_weight: float = 0.0  # is the answer right?
+    clip_weight: float = 0.0  # of a part in the reward's sum: does the description match the image?
+    keyword_weight: float = 0.0  # of a part: does the description name what matters?
+    format_weight: float = 0.0  # of a part: are all sections there?
+    length_weight: float = 0.0  # of a part: is the response short enough?
+    accuracy_weight: float = 0.0  # of a part: is the answer right?
     # GRPO
-    clip_ratio_low: float = 0.2  # the ratio is clipped this far below 1 (verl actor/config.py)
-    clip_ratio_high: float = 0.3  # and this far above
+    clip_ratio_low: float = 0.2  # the ratio is clipped at 1 - this (verl actor/config.py)
+    clip_ratio_high: float = 0.3  # and at 1 + this
     clip_ratio_c: float = 3.0  # dual clip: bounds the loss of bad tokens whose ratio explodes
-    kl_coef: float = 0.01  # weight of the KL to the reference policy (stage1.yaml); 0 loads no reference
+    kl_coef: float = 0.01  # weight of the KL to the reference policy (pebr_stage1.yaml); 0 loads no reference
     fused_loss: Literal["auto", "on", "off"] = "auto"  # on a GPU, Triton's twin of grpo_loss; auto: if both agree
     # optimiser
     lr: float = 1e-6  # learning rate of AdamW
@@ -136,7 +137,7 @@ class Config(Sampling):
     token_budget: int = 16384  # tokens in one packed row; changes memory and speed, not the result
     plan: bool = False  # print the memory plan and stop; needs no data, no weights and no GPU
     gpus: int = 8  # of the plan
-    gpu_gb: float = 80  # of the plan, memory of one GPU
+    gpu_gb: float = 80.0  # of the plan, memory of one GPU
 
 
 STAGES = {
@@ -152,23 +153,24 @@ STAGES = {
         questions_per_rollout=512, questions_per_update=128, accuracy_weight=0.9, format_weight=0.1),
 }
 FOLDERS = {"sft": "sft", "sample": "sample", "1": "stage1", "2": "stage2"}  # below config.out
+# A setting NAME_weight makes NAME a part of the reward: rewards.score computes it under this name.
 PARTS = tuple(name.removesuffix("_weight") for name in Config.__annotations__ if name.endswith("_weight"))
 
 # ------------------------------------------------------------------------------- GRPO, as equations
 
 
-def group_advantages(rewards: Tensor) -> Tensor:
+def group_advantages(group_rewards: Tensor) -> Tensor:
     """Eq. ADVANTAGE: how much better a response is than its group, in standard deviations. (Q, G) -> (Q, G).
 
     A = (R - mean_group) / (std_group + 1e-6), std with G - 1 (verl core_algos.py: compute_grpo_outcome_advantage).
     In float64, because in float32 the mean of eight times 0.7 is not 0.7, and the division would turn that rounding
     error into an advantage of 0.05: a group of equal rewards must teach nothing.
     """
-    Q, G = rewards.shape
+    Q, G = group_rewards.shape
     assert G >= 2, f"{G=}: a group needs at least 2 responses to compare"
-    exact = rewards.double()
-    advantages = (exact - exact.mean(-1, keepdim=True)) / (exact.std(-1, keepdim=True) + 1e-6)
-    return advantages.to(rewards.dtype)
+    exact = group_rewards.double()
+    advantages = (exact - exact.mean(-1, keepdim=True)) / (exact.std(-1, keepdim=True) + 1e-6)  # Eq. ADVANTAGE
+    return advantages.to(group_rewards.dtype)
 
 
 def grpo_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, advantages: Tensor, weights: Tensor,
@@ -176,12 +178,9 @@ def grpo_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, adva
               kl_coef: float) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped, KL-regularised policy loss of N response tokens: a scalar, and its statistics as weighted sums.
 
-    ratio = exp(logprob - old_logprob)                                         Eq. RATIO   difference clamped to +-20
-    obj   = min(ratio A, clip(ratio, 1 - clip_ratio_low, 1 + clip_ratio_high) A)     Eq. CLIP
-    obj   = max(obj, clip_ratio_c A)  where A < 0                              Eq. DUAL
-    kl    = exp(ref - logprob) - (ref - logprob) - 1                           Eq. KL3     clamped to +-20, at most 10
-    loss  = sum_tokens weight (-obj + kl_coef kl)                              Eq. LOSS
-    All are (N,); weights: 1 / (response tokens of the optimiser step, all ranks), 0 for padding. (verl core_algos.py)
+    All are (N,); weights: 1 / (response tokens of the optimiser step, all ranks), 0 for padding (verl core_algos.py).
+    The clip stops a token that has already moved far enough in the right direction; the dual clip stops a bad token
+    whose ratio explodes. Clamps prevent overflow, and a clamped token has no gradient.
     On a GPU its twin in kernels/grpo.py runs, after a comparison at the start has found both equal (--fused_loss).
     """
     ratio = (logprobs - old_logprobs).clamp(-20, 20).exp()  # Eq. RATIO
@@ -192,7 +191,7 @@ def grpo_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, adva
     kl = (difference.exp() - difference - 1).clamp(max=10)  # Eq. KL3
     loss = (weights * (-bounded + kl_coef * kl)).sum()  # Eq. LOSS
     with torch.no_grad():
-        active = clipped < unclipped  # the clip took part of the objective, and with it the gradient
+        active = clipped < unclipped  # the clip is the smaller one, so the token has no gradient (dual not counted)
         stats = {
             "kl": (weights * kl).sum(),
             "clip_low": (weights * (active & (advantages < 0))).sum(),
@@ -204,15 +203,15 @@ def grpo_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, adva
 
 def sft_loss(logprobs: Tensor, weights: Tensor) -> Tensor:
     """Eq. SFT: cross-entropy of the solution's tokens, the end token included. Both (N,) -> scalar."""
-    return -(weights * logprobs).sum()
+    return -(weights * logprobs).sum()  # Eq. SFT
 
 
-def learning_rate(config: Config, update: int, updates: int) -> float:
-    """Rate of optimiser step `update` of `updates`: linear warm-up, then constant or a cosine to 0."""
-    warmup = max(1, round(config.warmup_ratio * updates))
-    lr = config.lr * min(1.0, (update + 1) / warmup)
-    if config.lr_decay == "cosine" and update >= warmup:
-        lr *= 0.5 * (1 + math.cos(math.pi * (update - warmup) / max(1, updates - warmup)))
+def learning_rate(config: Config, index: int, updates: int) -> float:
+    """Rate of optimiser step `index` of `updates`: a linear rise, then constant or a cosine to 0."""
+    rise = max(1, round(config.warmup_ratio * updates))
+    lr = config.lr * min(1.0, (index + 1) / rise)
+    if config.lr_decay == "cosine" and index >= rise:
+        lr *= 0.5 * (1 + math.cos(math.pi * (index - rise) / max(1, updates - rise)))
     return lr
 
 
@@ -221,12 +220,12 @@ def learning_rate(config: Config, update: int, updates: int) -> float:
 
 @dataclass
 class Rollout:
-    """The responses to this rank's Q questions and what they earned; N = Q G."""
+    """The responses to this rank's Q questions and what they earned."""
     samples: list[Sample]  # Q
     groups: list[Group]  # Q prompts, each with the ids of its G responses
-    responses: list[Response]  # N
-    texts: list[str]  # N
-    parts: dict[str, Tensor]  # each reward part, (N,)
+    responses: list[Response]  # Q G
+    texts: list[str]  # Q G
+    parts: dict[str, Tensor]  # each reward part, (Q G,)
     rewards: Tensor  # (Q, G)
     advantages: Tensor | None = None  # (Q, G), once training has computed them
 
@@ -241,7 +240,7 @@ def collect(replica, processor, clip, samples: list[Sample], seeds: list[int], c
         responses = [response for group in replies for response in group]
         texts = [processor.tokenizer.decode(response.ids, skip_special_tokens=True) for response in responses]
         lengths = [len(response.ids) for response in responses]
-        weights = {part: getattr(config, f"{part}_weight", 0.0) for part in PARTS}  # evaluation has none
+        weights = {part: getattr(config, f"{part}_weight", 0.0) for part in PARTS}  # eval.py has none
         total, parts = rewards.score(samples, texts, lengths, weights, clip, config.clip_target, config.length_limit,
                                      config.keyword_scope, config.grader)
     with timer("wait"):  # for the ranks with longer responses
@@ -256,10 +255,10 @@ def ask(replica, processor, clip, samples: list[Sample], config, purpose: str, c
     A seed depends on the purpose and the question alone: an interrupted run asks the rest as if nothing had happened.
     """
     for first in tqdm(range(0, len(samples), chunk), purpose, disable=no_bar()):
-        part = shard_of_rank(samples[first : first + chunk])
-        seeds = [seed_of(config.seed, purpose, sample.qid) for sample in part]
+        share = shard_of_rank(samples[first : first + chunk])
+        seeds = [seed_of(config.seed, purpose, sample.qid) for sample in share]
         timer = Timer(f"questions {first} to {first + chunk}")
-        yield records(collect(replica, processor, clip, part, seeds, config, timer))
+        yield records(collect(replica, processor, clip, share, seeds, config, timer))
 
 
 # ---------------------------------------------- micro-batches, and one optimiser step on some of them
@@ -271,32 +270,30 @@ class MicroBatch:
     groups: list[Group]  # laid end to end by engine.policy.pack
     weights: Tensor  # (N,) 1 / response tokens of the optimiser step on all ranks; 0 in a dummy
     advantages: Tensor  # (N,) each token has that of its response
-    sampler_logprobs: Tensor  # (N,) as the sampler drew them
+    sampler_logprobs: Tensor  # (N,) the sampler's, before top-p, which no log-prob of training knows
     old_logprobs: Tensor | None = None  # (N,) under the policy before the first update on this rollout
     ref_logprobs: Tensor | None = None  # (N,) under the reference policy
 
 
 def make_micro_batches(groups: list[Group], token_budget: int, device, advantages: Tensor | None = None,
-                       drawn: list[list[float]] | None = None) -> list[MicroBatch]:
+                       sampled: list[list[float]] | None = None) -> list[MicroBatch]:
     """Cut one optimiser step's groups into rows of at most token_budget tokens. A collective: all ranks need equally
     many forwards, and a rank that is short of work gets dummies of weight 0.
 
-    Of RL: advantages (Q, G), and drawn, the sampler's log-probs of each of the Q G responses.
+    Of RL: advantages (Q, G), and sampled, the sampler's log-probs of each of the Q G responses.
     """
     lengths = [[len(ids) for ids in responses] for _, responses in groups]  # Q x G
-    # One denominator for all micro-batches of all ranks, so that the result depends on neither.
+    # One denominator for all micro-batches of all ranks, whose gradients FSDP adds up.
     tokens = sum_over_ranks({"tokens": sum(map(sum, lengths))})["tokens"]
     batches = []
     for row in micro_batches([len(prompt.input_ids) for prompt, _ in groups], lengths, token_budget):
-        part = [(groups[q][0], [groups[q][1][g] for g in chosen]) for q, chosen in row] or [dummy_group()]
-        N = sum(len(ids) for _, responses in part for ids in responses)
-        weight = 1 / tokens if row else 0.0
-        batch = MicroBatch(part, *(torch.full((N,), x, device=device) for x in (weight, 0.0, 0.0)))
+        part = [(groups[q][0], [groups[q][1][g] for g in members]) for q, members in row] or [dummy_group()]
+        zeros = torch.zeros(sum(len(ids) for _, responses in part for ids in responses), device=device)
+        batch = MicroBatch(part, zeros + (1 / tokens if row else 0.0), zeros, zeros)
         if row and advantages is not None:
-            chosen = [(q, g) for q, members in row for g in members]
+            chosen, G = [(q, g) for q, members in row for g in members], advantages.shape[1]
             batch.advantages = torch.cat([advantages[q, g].expand(lengths[q][g]) for q, g in chosen]).to(device)
-            G = advantages.shape[1]
-            batch.sampler_logprobs = torch.tensor([x for q, g in chosen for x in drawn[q * G + g]], device=device)
+            batch.sampler_logprobs = torch.tensor([x for q, g in chosen for x in sampled[q * G + g]], device=device)
         batches.append(batch)
     return batches
 
@@ -310,7 +307,7 @@ def update(policy, optimizer, batches: list[MicroBatch], loss_fn: Callable, lr: 
     """
     totals, ratio_max = defaultdict(lambda: torch.zeros((), device=device)), torch.zeros((), device=device)
     for batch in batches:
-        def chunk_loss(logprobs, entropies, rows, batch=batch):
+        def chunk_loss(logprobs, entropies, rows):
             nonlocal ratio_max
             loss, stats = loss_fn(logprobs, batch, rows)
             ratio_max = torch.maximum(ratio_max, stats.pop("ratio_max", ratio_max))
@@ -349,7 +346,7 @@ class Run:
     batches: list[list[int]]  # which samples each step of training takes
     policy: Policy | None  # sharded, trained
     ref_policy: Policy | None  # sharded, frozen
-    replica: Policy | None  # whole, samples
+    replica: Policy | None  # whole, draws the responses
     clip: object  # engine.clip.ClipScorer or None
     grpo_loss: Callable  # the one above, or its twin on a GPU
 
@@ -373,11 +370,12 @@ def load_samples(config: Config, processor) -> tuple[list[Sample], list[Sample]]
 def start(config: Config) -> Run:
     """Load and check everything that a stage needs; nothing of an earlier run is touched yet."""
     check_rule(config.grader)
-    device, mesh = start_processes()
+    device, mesh = start_processes()  # they run already
     print0(f"{dist.get_world_size()} process(es) on {device.type}")
     folder, dtype = find_model(config.model), getattr(torch, config.dtype)
     processor = load_processor(folder, config.min_pixels, config.max_pixels, log=print0)
-    (samples, held_out), batches = load_samples(config, processor), []
+    samples, held_out = load_samples(config, processor)
+    batches = []
     if config.stage != "sample":
         batches = data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed)
         left = config.epochs * len(samples) - len(batches) * config.questions_per_rollout
@@ -385,7 +383,7 @@ def start(config: Config) -> Run:
     clip = load_clip(config.clip, device) if config.clip_weight > 0 else None
     out = os.path.join(config.out, FOLDERS[config.stage])
     check_folder(config, out)
-    config = fit_plan(config, folder, device)
+    config = fit_plan(config, folder, device)  # chooses the slots
     policy = ref_policy = replica = None
     if config.stage != "sample":
         policy = Policy.load(folder, device, torch.float32, mesh, dtype)
@@ -393,7 +391,8 @@ def start(config: Config) -> Run:
     if config.stage != "sft" or config.eval_every:
         replica = Policy.load(folder, device, dtype).eval()
     if config.stage in ("1", "2") and config.kl_coef > 0:
-        ref_policy = Policy.load(folder, device, dtype, mesh, dtype, config.ref_offload).requires_grad_(False).eval()
+        ref_policy = Policy.load(folder, device, dtype, mesh, dtype, offload=config.ref_offload)
+        ref_policy.requires_grad_(False).eval()
     loss = choose_loss(grpo_loss, config.fused_loss, device, log=print0)
     return Run(config, out, device, processor, samples, held_out, batches, policy, ref_policy, replica, clip, loss)
 
@@ -402,7 +401,7 @@ def start(config: Config) -> Run:
 
 
 def sft_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -> tuple[None, list[dict], Timer]:
-    """One optimiser step of supervised warm-up: a solution is a group of one response, of advantage 1."""
+    """One optimiser step of supervised warm-up: a solution is a group of one response."""
     config, timer = run.config, Timer(f"step {step}")
     with timer("encode"):
         groups = [(data.encode_prompt(sample, run.processor), [data.encode_solution(sample, run.processor)])
@@ -414,8 +413,8 @@ def sft_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) 
             return sft_loss(logprobs, batch.weights[rows]), {}
 
         batches = make_micro_batches(groups, config.token_budget, run.device)
-        stats = update(run.policy, optimizer, batches, loss_fn, learning_rate(config, step, steps), 1.0,
-                       config.max_grad_norm, run.device)
+        lr = learning_rate(config, step, steps)
+        stats = update(run.policy, optimizer, batches, loss_fn, lr, 1.0, config.max_grad_norm, run.device)
     return None, [stats], timer
 
 
@@ -433,25 +432,27 @@ def rl_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -
 
     # Micro-batches for each optimiser step: question i of the batch goes to step i // U on any number of ranks.
     U, G = config.questions_per_update, config.group_size
-    minibatches, updates = [], len(samples) // U
+    minibatches, updates, mine = [], len(samples) // U, shard_of_rank(range(len(samples)))
     for u in range(updates):
-        chosen = [q for q, i in enumerate(shard_of_rank(range(len(samples)))) if i // U == u]
-        drawn = [response.logprobs for q in chosen for response in rollout.responses[q * G : (q + 1) * G]]
+        chosen = [q for q, i in enumerate(mine) if i // U == u]
+        sampled = [response.logprobs for q in chosen for response in rollout.responses[q * G : (q + 1) * G]]
         minibatches.append(make_micro_batches([rollout.groups[q] for q in chosen], config.token_budget, device,
-                                              rollout.advantages[chosen], drawn))
+                                              rollout.advantages[chosen], sampled))
 
-    with timer("logprobs"), torch.no_grad():  # before the first update, because the ratio is to the policy that sampled
+    with timer("logprobs"), torch.no_grad():  # before any update; the sampler's own log-probs round differently
         for batch in chain(*minibatches):
             batch.old_logprobs, _ = run.policy(pack(batch.groups, device), config.temperature)
-            batch.ref_logprobs = batch.old_logprobs  # without a KL term there is no reference to ask
-        for batch in chain(*minibatches) if run.ref_policy else ():  # in a loop of its own: one gathered root at a time
-            batch.ref_logprobs, _ = run.ref_policy(pack(batch.groups, device), config.temperature)
+            batch.ref_logprobs = batch.old_logprobs  # unless there is a reference policy
+        if run.ref_policy is not None:  # in a loop of its own, so that one policy at a time is gathered
+            for batch in chain(*minibatches):
+                batch.ref_logprobs, _ = run.ref_policy(pack(batch.groups, device), config.temperature)
+            run.ref_policy.reshard()  # a forward without a backward would leave its embeddings and head gathered
 
     def loss_fn(logprobs, batch, rows):
         weights, old_logprobs = batch.weights[rows], batch.old_logprobs[rows]
         loss, stats = run.grpo_loss(logprobs, old_logprobs, batch.ref_logprobs[rows], batch.advantages[rows], weights,
                                     config.clip_ratio_low, config.clip_ratio_high, config.clip_ratio_c, config.kl_coef)
-        gap = (weights * (batch.sampler_logprobs[rows] - old_logprobs).abs()).sum()  # how differently the two round
+        gap = (weights * (batch.sampler_logprobs[rows] - old_logprobs).abs()).sum()  # rounding, sampler against trainer
         return loss, stats | {"sampler_gap": gap}
 
     stats = []
@@ -468,13 +469,13 @@ def sample_questions(run: Run):
     config = run.config
     asked = ask(run.replica, run.processor, None, run.samples, config, "sample", config.questions_per_rollout)
     rows = [row for part in asked for row in gather(part)]
-    late = sum_over_ranks(grader_counts(config.grader))["grader/timeouts"]
+    timeouts = sum_over_ranks(grader_counts(config.grader))["grader/timeouts"]
     if is_main():
         correct = {row["qid"]: sum(response["accuracy"] == 1 for response in row["responses"]) for row in rows}
         sizes = data.write_buckets(run.folder, run.samples, correct, config.group_size)
         write_text(os.path.join(run.folder, "rollouts.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
         print(f"{len(rows)} questions -> {run.folder}: " + ", ".join(f"{size} {name}" for name, size in sizes.items())
-              + f"; {late:g} answers took too long to compare")
+              + f"; {timeouts:g} answers took too long to compare")
         if not (sizes["easy"] and sizes["medium"]):
             print("a stage is left without questions: a longer or shorter warm-up, or another --temperature, helps")
     barrier()
@@ -514,7 +515,8 @@ def train(run: Run, step_function):
         rollout, stats, timer = step_function(run, optimizer, [run.samples[i] for i in run.batches[step]], step, steps)
         rows = gather(records(rollout)) if rollout else []
         metrics = step_metrics(rows, PARTS, stats, timer.seconds)
-        metrics |= sum_over_ranks(grader_counts(config.grader)) if rollout else {}
+        if rollout:
+            metrics |= sum_over_ranks(grader_counts(config.grader))
         if config.eval_every and ((step + 1) % config.eval_every == 0 or step + 1 == steps):
             metrics |= evaluate(run)
         metrics["time/step"] = time.perf_counter() - began
@@ -524,7 +526,7 @@ def train(run: Run, step_function):
         barrier()  # if rank 0 could not write, nobody goes on
         skipped = skipped + 1 if metrics["opt/skipped"] else 0
         if skipped == 5:
-            raise FloatingPointError("5 steps in a row without a finite gradient: see the last rollouts, lower --lr")
+            raise FloatingPointError("5 steps in a row had a non-finite gradient: see the last rollouts, lower --lr")
         if config.save_every and (step + 1) % config.save_every == 0:
             save_checkpoint(os.path.join(run.folder, "checkpoints"), step + 1, run.policy, optimizer)
     export(os.path.join(run.folder, "model"), run.policy, run.processor, getattr(torch, config.dtype))
