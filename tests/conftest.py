@@ -1,7 +1,5 @@
 """What several test files share: a tiny untrained Qwen2.5-VL folder, its processor, and a few samples."""
 import os
-import socket
-import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -75,29 +73,3 @@ def policy(tiny_folder, processes):
 def replica(tiny_folder, processes):
     """The tiny policy, whole, as the sampler uses it."""
     return Policy.load(tiny_folder, processes[0], torch.float32).eval()
-
-
-def free_port() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
-
-
-def side_by_side(commands: list[list[str]], env: list[dict], grace: int = 60) -> list[tuple[int, str]]:
-    """Run two commands: exit code and stderr of each; the second is killed `grace` seconds after the first's."""
-    running = [subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT} | more,
-                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-               for command, more in zip(commands, env)]
-    said = [running[0].communicate(timeout=200)[1]]
-    try:
-        said.append(running[1].communicate(timeout=grace)[1])
-    except subprocess.TimeoutExpired:
-        running[1].kill()
-        said.append(running[1].communicate()[1])
-    return [(process.returncode, text) for process, text in zip(running, said)]
-
-
-def two_ranks(code: str, *argv, grace: int = 60) -> list[tuple[int, str]]:
-    """Run code on ranks 0 and 1, without torchrun, which would end both when one has failed."""
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    return side_by_side([[sys.executable, "-c", code, *argv]] * 2, [group | {"RANK": rank} for rank in "01"], grace)

@@ -3,17 +3,17 @@ import gzip
 import io
 import json
 import os
-import subprocess
-import sys
 
 import datasets
 import pytest
 from PIL import Image
 
 import eval as evaluation
+import train
 from benchmarks import report
 from benchmarks.registry import BENCHMARKS, load_items, load_rows
 from benchmarks.report import figure, figures, interval, judge_all, markdown, perception, summarize, wilson
+from ranks import ranks
 
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -145,15 +145,6 @@ def argv(tiny_folder, tiny_mathvista, tmp_path):
     return ["--model", tiny_folder, "--benchmark", "mathvista", "--data", tiny_mathvista, "--out", out, *SMALL]
 
 
-def torchrun(n, *argv):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n),
-               "eval.py", *argv]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
-
-
 def test_a_benchmark_is_asked_scored_reported_and_scored_again(argv, tiny_mathvista, tmp_path, capsys):
     """The untrained model says nothing that makes sense, and the official figure credits some of it."""
     folder = tmp_path / "out" / "mathvista"
@@ -183,8 +174,8 @@ class Killed(Exception):
 
 
 def interrupt_after(monkeypatch, chunks):
-    """evaluation.collect dies in the given call; returns the list of pids that it was asked for."""
-    asked, collect = [], evaluation.collect
+    """train.collect dies in the given call; returns the list of pids that it was asked for."""
+    asked, collect = [], train.collect
 
     def dying(model, processor, clip, samples, *rest):
         if len(asked) == chunks:
@@ -193,7 +184,7 @@ def interrupt_after(monkeypatch, chunks):
         return collect(model, processor, clip, samples, *rest)
 
     monkeypatch.setattr(evaluation, "CHUNK", 2)
-    monkeypatch.setattr(evaluation, "collect", dying)
+    monkeypatch.setattr(train, "collect", dying)
     return asked
 
 
@@ -219,7 +210,7 @@ def test_two_ranks_finish_what_one_began_and_merge_to_exactly_the_questions(argv
     with monkeypatch.context() as patch, pytest.raises(Killed):
         interrupt_after(patch, 1)
         evaluation.main(argv)
-    torchrun(2, *argv)
+    ranks(2, evaluation.main, argv)
     shards = [read(folder / f"responses-{rank}.jsonl") for rank in (0, 1)]
     assert [len(shard) for shard in shards] == [2 + 3, 2]
     assert [row["pid"] for row in read(folder / "responses.jsonl")] == [str(100 - i) for i in range(N)]
@@ -273,7 +264,7 @@ def test_a_split_without_gold_answers_becomes_a_file_to_submit(argv, tiny_mathvi
 def test_blind_and_caption_only_are_passes_over_the_same_questions(argv, tmp_path, monkeypatch):
     """Half of the responses get a description; what the model is asked then holds it, and no image."""
     asked = []
-    collect = evaluation.collect
+    collect = train.collect
 
     def describing(model, processor, clip, samples, *rest):
         asked.extend(samples)
@@ -282,7 +273,7 @@ def test_blind_and_caption_only_are_passes_over_the_same_questions(argv, tmp_pat
                             if int(sample.qid) % 2 else "" for sample in samples]
         return rollout
 
-    monkeypatch.setattr(evaluation, "collect", describing)
+    monkeypatch.setattr(train, "collect", describing)
     assert evaluation.main([*argv, "--blind", "--caption_only"]) == 0
     first, second, third = asked[:N], asked[N:-N], asked[-N:]
     assert all(len(sample.images) == 1 for sample in first) and not any(s.images for s in second + third)

@@ -2,17 +2,21 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.tensor import DTensor
 
 import train
 from engine import memory
 from engine.adamw import AdamW, round_stochastically
-from test_train import RL, ROOT, SMALL, compare_metrics, largest_difference, metrics, one_process, questions, weights
+from plumbing.processes import stop_processes
+from ranks import needs_fork_server, start_server
+from test_train import RL, SMALL, compare_metrics, largest_difference, metrics, one_process, questions, weights
 from train import read_config
 
 
@@ -151,41 +155,36 @@ def test_out_of_memory_is_one_line_of_advice_and_the_checkpoint_goes_on(one_proc
     assert [line["step"] for line in metrics(ours)] == [0, 1] and os.path.exists(os.path.join(ours, "model"))
 
 
-FAILS_ONCE_ON_RANK_1 = """
-import os, sys
-sys.path.insert(0, {root!r})
-import torch, train
-from plumbing.processes import stop_processes
+def fail_once_on_rank_1(argv):
+    """Rank 1 of the first attempt dies in the second update of step 1."""
+    update, calls = train.update, []
 
-update = train.update
+    def update_or_die(*args):
+        calls.append(args)
+        if (os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"], len(calls)) == ("0", "1", 5):
+            os._exit(9)
+        return update(*args)
 
-def update_or_fail(*args):
-    update_or_fail.calls += 1
-    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1" and update_or_fail.calls == 5:
-        os._exit(9)
-    return update(*args)
-
-update_or_fail.calls = 0
-train.update = update_or_fail
-sys.exit(stop_processes(train.main()))
-"""
+    train.update = update_or_die
+    assert stop_processes(train.main(argv)) == 0
 
 
+@needs_fork_server
 def test_torchrun_restarts_a_run_from_its_own_checkpoint_although_it_was_told_to_begin_anew(tiny_folder, questions,
                                                                                             tmp_path):
-    """Rank 1 dies in the second update of step 1; the second attempt, told --restart as well, goes on from step 1."""
+    """The second attempt, told --restart as well, goes on from step 1. The agent is the one that torchrun runs."""
     flags = ["--epochs", "2", "--save_every", "1", "--restart"]
     one = run_stage(tiny_folder, questions, tmp_path / "one", *flags)
-    script = tmp_path / "fails.py"
-    script.write_text(FAILS_ONCE_ON_RANK_1.format(root=ROOT))
     old = os.path.join(run_stage(tiny_folder, questions, tmp_path / "two", "--lr", "1e-4"), "metrics.jsonl")
     before = open(old).read()
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max_restarts", "1",
-         str(script), *arguments(tiny_folder, questions, tmp_path / "two", *flags)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    assert done.stdout.count("step 1/2 ") == 1  # the first step was not done again
+    logs = DefaultLogsSpecs(log_dir=str(tmp_path / "logs"), redirects=Std.ALL)
+    agent = elastic_launch(LaunchConfig(1, 1, 2, "restart", rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+                                        max_restarts=1, start_method="forkserver", logs_specs=logs), fail_once_on_rank_1)
+    start_server()
+    with ThreadPoolExecutor(1) as thread, mock.patch.dict(os.environ):  # in the main thread it would keep the signals
+        thread.submit(agent, arguments(tiny_folder, questions, tmp_path / "two", *flags)).result()
+    said = "".join(path.read_text() for path in (tmp_path / "logs").rglob("stdout.log"))
+    assert said.count("step 1/2 ") == said.count("step 2/2 ") == 1  # the first step was not done again
     two = os.path.join(str(tmp_path / "two"), "stage1")
     assert largest_difference(weights(two), weights(one)) < 2e-4
     compare_metrics(two, one)

@@ -1,17 +1,22 @@
 """Ranks of uneven length wait for each other aloud and not for ever; a rank that ends takes the others with it.
 
-Two ranks are started without torchrun, which would end both when one has failed: as on different nodes, nothing but the
-code itself does. Two nodes are two agents of torchrun on this machine.
+Two ranks run without torchrun, which would end both when one has failed: as on different nodes, nothing but the code
+itself does. Two nodes are two agents of torchrun on this machine.
 """
 import json
-import sys
+import os
+import time
 
 import pytest
+import torch
+from torch.distributed import run as torchrun
 
 import eval as evaluation
+import rewards
 import train
-from conftest import free_port, picture, side_by_side, two_ranks
+from conftest import picture
 from plumbing import processes as joined
+from ranks import free_port, ranks
 from test_train import compare_metrics, largest_difference, weights
 
 
@@ -50,6 +55,12 @@ sys.exit(processes.stop_processes(0))
 """
 
 
+def node(port, *command):
+    """One of two nodes: torchrun's agent, which starts its rank as a program of its own."""
+    torchrun.main(["--nnodes", "2", "--nproc_per_node", "1", "--node_rank", os.environ["RANK"],
+                   "--master_addr", "127.0.0.1", "--master_port", port, *command])
+
+
 def test_uneven_ranks_on_two_nodes_equal_one_process(tiny_folder, questions, tmp_path):
     """A rank that is late, one without any question, one without an image: in RL, in sampling and in evaluation."""
     four, one = (["--model", tiny_folder, "--data", f"{questions}/{name}.jsonl"] for name in ("four", "one"))
@@ -61,13 +72,8 @@ def test_uneven_ranks_on_two_nodes_equal_one_process(tiny_folder, questions, tmp
     for program, argv in here:
         assert {"train": train, "eval": evaluation}[program].main(argv) == 0
     (tmp_path / "uneven.py").write_text(UNEVEN)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1",
-                "--master_addr", "127.0.0.1", "--master_port", free_port()]
-    script = [str(tmp_path / "uneven.py"), json.dumps(there)]
-    nodes = side_by_side([[*torchrun, "--node_rank", node, *script] for node in "01"], [{}, {}])
-    for code, stderr in nodes:
-        assert code == 0, stderr[-3000:]
-    assert "waiting for rank 1: rollout of step 0 for " in nodes[0][1] and "waiting for" not in nodes[1][1]
+    first, second = ranks(2, node, free_port(), str(tmp_path / "uneven.py"), json.dumps(there))
+    assert "waiting for rank 1: rollout of step 0 for " in first.stderr and "waiting for" not in second.stderr
     for name in ("four", "one"):
         ours, theirs = (str(tmp_path / side / name / "stage1") for side in ("there", "here"))
         compare_metrics(ours, theirs)
@@ -77,53 +83,49 @@ def test_uneven_ranks_on_two_nodes_equal_one_process(tiny_folder, questions, tmp
         assert [r["text"] for r in ours["responses"]] == [r["text"] for r in theirs["responses"]]
 
 
+def hang(argv):
+    """Rank 1 never has its rewards."""
+    joined.SIGN_OF_LIFE, score = 0.5, rewards.score
+    rewards.score = lambda *args: time.sleep(1000 * joined.dist.get_rank()) or score(*args)
+    return train.main(argv)
+
+
 def test_a_rank_that_hangs_is_named_and_given_up(tiny_folder, questions, tmp_path):
     """patience: 0.05 minutes are 3 seconds."""
-    hang = """
-import sys, time
-import rewards, train
-from plumbing import processes
-processes.SIGN_OF_LIFE = 0.5
-score = rewards.score
-rewards.score = lambda *args: time.sleep(1000 * processes.dist.get_rank()) or score(*args)
-sys.exit(processes.stop_processes(train.main(sys.argv[1:])))
-"""
     argv = [*RL, "--model", tiny_folder, "--data", f"{questions}/four.jsonl", "--out", str(tmp_path)]
-    (code, stderr), (killed, _) = two_ranks(hang, *argv, "--patience", "0.05", grace=1)
-    assert code not in (0, 2) and killed == -9
-    assert stderr.count("waiting for rank 1: reward of step 0 for ") >= 4  # every half second
-    assert "TimeoutError: gave up after 0.05 minutes of waiting for rank 1: reward of step 0 for " in stderr
+    waiting, hanging = ranks(2, hang, [*argv, "--patience", "0.05"], grace=1, expect=None)
+    assert waiting.code not in (0, 2) and hanging.code == -9
+    assert waiting.stderr.count("waiting for rank 1: reward of step 0 for ") >= 4  # every half second
+    assert "TimeoutError: gave up after 0.05 minutes of waiting for rank 1: reward of step 0 for " in waiting.stderr
 
 
 def test_bad_input_on_one_rank_ends_all_and_names_it(tiny_folder, questions, tmp_path):
     """A torn image is found when it is decoded, in the middle of a step, by the rank that has the question."""
-    code = "import sys, train\nfrom plumbing import processes\nsys.exit(processes.stop_processes(train.main(sys.argv[1:])))"
     argv = [*RL, "--model", tiny_folder, "--data", f"{questions}/torn.jsonl", "--out", str(tmp_path)]
-    ranks = two_ranks(code, *argv)
-    assert [code for code, _ in ranks] == [2, 2]
-    said = [[line for line in stderr.splitlines() if line.startswith("error: ")] for _, stderr in ranks]
+    both = ranks(2, train.main, argv, expect=2)
+    said = [[line for line in rank.stderr.splitlines() if line.startswith("error: ")] for rank in both]
     finder = 0 if "has ended" not in said[0][0] else 1  # rank 0 always speaks
     assert len(said[finder]) == 1 and "torn.png: cannot be read" in said[finder][0]
     assert said[1 - finder] == ([] if finder == 0 else [said[1][0].replace("error: ", "error: rank 1 has ended: ")])
-    assert not any("Traceback" in stderr for _, stderr in ranks)
+    assert not any("Traceback" in rank.stderr for rank in both)
+
+
+def die_in_an_update():
+    """Rank 1 dies; rank 0 sees its connection closed."""
+    joined.start_processes()
+    with joined.ending_together():
+        joined.barrier()
+        joined.here("update of step 7")
+        if joined.dist.get_rank() == 1:
+            os._exit(9)
+        joined.dist.all_reduce(torch.ones(1))
 
 
 def test_a_failed_collective_says_where_every_rank_was():
-    """Rank 1 dies in the middle of an update; rank 0 sees its connection closed."""
-    code = """
-import os, torch
-from plumbing import processes
-processes.start_processes()
-with processes.ending_together():
-    processes.barrier()
-    processes.here("update of step 7")
-    if processes.dist.get_rank() == 1:
-        os._exit(9)
-    processes.dist.all_reduce(torch.ones(1))
-"""
-    (code, stderr), (died, _) = two_ranks(code)
-    assert code not in (0, 2) and died == 9 and "RuntimeError" in stderr
-    assert "last seen rank 0: update of step 7 for " in stderr and "; rank 1: update of step 7 for " in stderr
+    seeing, died = ranks(2, die_in_an_update, expect=None)
+    assert seeing.code not in (0, 2) and died.code == 9 and "RuntimeError" in seeing.stderr
+    assert "last seen rank 0: update of step 7 for " in seeing.stderr
+    assert "; rank 1: update of step 7 for " in seeing.stderr
 
 
 def test_meetings_leave_nothing_behind_in_the_store(processes):

@@ -3,8 +3,6 @@ import json
 import os
 import shutil
 import string
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from conftest import picture
 from data import encode_prompt, parse
 from plumbing.log import records
 from plumbing.processes import Timer
+from ranks import ranks
 
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -57,16 +56,6 @@ def warmup(questions, tmp_path_factory):
 
 def weights(folder):
     return load_file(os.path.join(folder, "model", "model.safetensors"))
-
-
-def torchrun(n, *argv):
-    """Train with n processes; returns what it printed."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n),
-               "train.py", *argv]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
 
 
 def metrics(folder):
@@ -127,7 +116,8 @@ def test_the_result_does_not_depend_on_the_micro_batch_size(one_process, tiny_fo
 @pytest.mark.parametrize("n", [2, 8])
 def test_n_processes_equal_one(one_process, tiny_folder, questions, tmp_path, n):
     """Eight processes share updates of three questions: most ranks have none, and some hold no image."""
-    torchrun(n, "--stage", "1", "--out", str(tmp_path), "--model", tiny_folder, "--data", questions, *SMALL, *RL)
+    ranks(n, train.main, ["--stage", "1", "--out", str(tmp_path), "--model", tiny_folder, "--data", questions, *SMALL,
+                          *RL])
     ours = os.path.join(str(tmp_path), "stage1")
     assert largest_difference(weights(ours), weights(one_process)) < 2e-4
     compare_metrics(ours, one_process)
@@ -138,7 +128,7 @@ def test_two_processes_equal_one_in_the_warm_up(tiny_folder, warmup, tmp_path):
     argv = ["--stage", "sft", "--model", tiny_folder, "--data", warmup, "--questions_per_rollout", "5",
             "--questions_per_update", "5", "--lr", "1e-2", *SMALL]
     assert train.main([*argv, "--out", str(tmp_path / "one")]) == 0
-    torchrun(2, *argv, "--out", str(tmp_path / "two"))
+    ranks(2, train.main, [*argv, "--out", str(tmp_path / "two")])
     one, two = (weights(tmp_path / name / "sft") for name in ("one", "two"))
     assert largest_difference(one, two) < 2e-4
     compare_metrics(tmp_path / "one" / "sft", tmp_path / "two" / "sft")
