@@ -178,9 +178,10 @@ def test_torchrun_restarts_a_run_from_its_own_checkpoint_although_it_was_told_to
     old = os.path.join(run_stage(tiny_folder, questions, tmp_path / "two", "--lr", "1e-4"), "metrics.jsonl")
     before = open(old).read()
     logs = DefaultLogsSpecs(log_dir=str(tmp_path / "logs"), redirects=Std.ALL)
-    agent = elastic_launch(LaunchConfig(1, 1, 2, "restart", rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-                                        max_restarts=1, start_method="forkserver", logs_specs=logs), fail_once_on_rank_1)
     start_server()
+    settings = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=1, run_id="restart", logs_specs=logs,
+                            rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="forkserver")
+    agent = elastic_launch(settings, fail_once_on_rank_1)
     with ThreadPoolExecutor(1) as thread, mock.patch.dict(os.environ):  # in the main thread it would keep the signals
         thread.submit(agent, arguments(tiny_folder, questions, tmp_path / "two", *flags)).result()
     said = "".join(path.read_text() for path in (tmp_path / "logs").rglob("stdout.log"))
