@@ -1,9 +1,11 @@
 """The benchmarks run at tiny sizes, count flops rightly, and draw models of the right sizes."""
 import importlib.util
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,17 +15,46 @@ from transformers import AutoProcessor, Qwen2_5_VLConfig
 import data
 from conftest import picture
 from engine import policy as engine_policy
-from speed import flops, shapes
+from ranks import HANGS, ROOT, needs_fork_server, ranks, start_server
+from speed import flops, load, shapes
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SPEED = os.path.join(ROOT, "speed")
 NAMES = ["step, equal lengths, 2 updates", "train", "rollout, equal lengths", "rollout, long tail", "scaling"]
 
 
-def test_step_benchmark_smoke(tmp_path):
-    out = tmp_path / "step.json"
-    done = subprocess.run([sys.executable, "speed/step.py", "--smoke", "--repeats", "1", "--out", str(out)], cwd=ROOT,
-                          capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+def run_side(arguments, commands, answers):
+    """What `python speed/sides.py` does, with these pipes for its standard input and output."""
+    for pipe, number in ((commands, 0), (answers, 1)):
+        os.dup2(pipe.fileno(), number)
+    sys.stdin = open(0)
+    sys.argv = ["sides.py", *arguments]
+    sys.path.insert(0, SPEED)
+    importlib.import_module("sides").main()
+
+
+class ForkedSide:
+    """Takes the place of subprocess.Popen for speed/sides.py: the same process, without its imports."""
+
+    def __init__(self, command, **unused):
+        commands, to_commands = multiprocessing.Pipe(duplex=False)
+        from_answers, answers = multiprocessing.Pipe(duplex=False)
+        self.process = start_server().Process(target=run_side, args=(command[2:], commands, answers))
+        self.process.start()
+        commands.close(), answers.close()
+        self.stdin, self.stdout = open(os.dup(to_commands.fileno()), "w"), open(os.dup(from_answers.fileno()))
+        to_commands.close(), from_answers.close()
+
+    def wait(self):
+        self.process.join(HANGS)
+
+
+@needs_fork_server
+def test_step_benchmark_smoke(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SPEED)
+    step, out = importlib.import_module("step"), tmp_path / "step.json"
+    monkeypatch.setattr(step, "subprocess", SimpleNamespace(Popen=ForkedSide, PIPE=subprocess.PIPE))
+    monkeypatch.setattr(sys, "argv", ["step.py", "--smoke", "--repeats", "1", "--out", str(out)])
+    step.main()
     saved = json.loads(out.read_text())
     step, train, equal, tail, scaling = (saved["results"][name] for name in NAMES)
     assert step["ours"]["response_tokens"] == 2 * 2 * 6  # questions x G x tokens
@@ -37,12 +68,23 @@ def test_step_benchmark_smoke(tmp_path):
     assert all(series["train_last_to_first"] > 0 for series in scaling["series"].values())
 
 
-def test_load_benchmark_at_a_tiny_size(tiny_folder, tmp_path):
+def run_load(*argv):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["load.py", *argv])
+        return load.main()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="peaks of memory are read from /proc")
+def test_load_benchmark_at_a_tiny_size(tiny_folder, tmp_path, monkeypatch):
+    def torchrun(command, **unused):
+        """Starts forked ranks instead."""
+        ranks(int(command[command.index("--nproc_per_node") + 1]), run_load, *command[command.index("--worker"):])
+        return subprocess.CompletedProcess(command, 0)
+
     out = tmp_path / "load.json"
-    done = subprocess.run([sys.executable, "speed/load.py", "--config", os.path.join(tiny_folder, "config.json"),
-                           "--processes", "1", "--ways", "ours", "--file_bytes", "100000", "--export", "--out",
-                           str(out)], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    monkeypatch.setattr(load, "subprocess", SimpleNamespace(run=torchrun))
+    assert run_load("--config", os.path.join(tiny_folder, "config.json"), "--processes", "1", "--ways", "ours",
+                    "--file_bytes", "100000", "--export", "--out", str(out)) == 0
     (saved,) = json.loads(out.read_text()).values()
     assert saved["results"][0]["shard"] == 4 * saved["parameters"] and saved["results"][0]["export_seconds"] > 0
 
