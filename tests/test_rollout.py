@@ -48,17 +48,17 @@ def hf_greedy(model, prompts, max_new_tokens, never):
     return out
 
 
-@pytest.mark.parametrize("slots, path", [(10, "eager"), (4, "eager"), (2, "eager"), (4, "replayed"), (10, "kernels")],
-                         indirect=["path"])
-def test_greedy_equals_hugging_face_generate(tiny_folder, replica, prompts, vocab_size, slots, path):
+@pytest.mark.parametrize("slots, length, path", [(10, 20, "eager"), (4, 20, "eager"), (2, 20, "eager"),
+                                                 (4, 20, "replayed"), (10, 9, "kernels")], indirect=["path"])
+def test_greedy_equals_hugging_face_generate(tiny_folder, replica, prompts, vocab_size, slots, length, path):
     """Three image shapes, two images, text only; 10 responses through 10, 4 and 2 slots: the last two refill."""
     config = replica.config
     never = [config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id,
              *range(vocab_size, config.text_config.vocab_size)]
     theirs = AutoModelForImageTextToText.from_pretrained(tiny_folder, dtype=torch.float32)
-    expected = hf_greedy(theirs, prompts, 20, never)
+    expected = hf_greedy(theirs, prompts, length, never)
     ends = theirs.generation_config.eos_token_id
-    replies = generate(replica, prompts, [0] * 5, 2, 20, 0.0, 1.0, slots, vocab_size)
+    replies = generate(replica, prompts, [0] * 5, 2, length, 0.0, 1.0, slots, vocab_size)
     for reply, tokens in zip(replies, expected):
         for response in reply:
             assert response.ids == tokens

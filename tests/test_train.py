@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import eval as evaluation
 import train
 from conftest import picture
-from data import encode_prompt, parse
+from data import encode_prompt, parse, seed_of
 from plumbing.log import records
 from plumbing.processes import Timer
 from ranks import ranks
@@ -22,6 +23,13 @@ SMALL = ["--dtype", "float32", "--max_prompt", "200", "--max_response", "16", "-
 # an untrained model writes noise: any letter or digit that stands alone in it is a key word found, so rewards differ
 RL = ["--group_size", "4", "--questions_per_rollout", "9", "--questions_per_update", "3", "--lr", "1e-3",
       "--clip_weight", "0", "--keyword_weight", "1", "--keyword_scope", "response", "--length_limit", "10"]
+HELD_OUT = 5  # of the 12 questions, which training does not take away
+
+
+def stage_1(tiny_folder, questions, out, *flags):
+    """A command line of stage 1: one step of three updates, unless flags ask for more, and a held-out figure."""
+    return ["--stage", "1", "--out", str(out), "--model", tiny_folder, "--data", questions, *SMALL, *RL,
+            "--eval_data", questions, "--eval_every", "1", "--eval_questions", str(HELD_OUT), *flags]
 
 
 @pytest.fixture(scope="session")
@@ -83,9 +91,9 @@ def compare_metrics(a, b):
 
 @pytest.fixture(scope="session")
 def one_process(tiny_folder, questions, tmp_path_factory):
-    """Stage 1 on one process, one step of three updates: what every other way to run it must equal."""
+    """Stage 1 on one process: what every other way to run it must equal."""
     out = str(tmp_path_factory.mktemp("one"))
-    assert train.main(["--stage", "1", "--out", out, "--model", tiny_folder, "--data", questions, *SMALL, *RL]) == 0
+    assert train.main(stage_1(tiny_folder, questions, out)) == 0
     return os.path.join(out, "stage1")
 
 
@@ -106,27 +114,24 @@ def test_rl_moves_the_weights_and_logs_what_happened(one_process, tiny_folder):
 
 @pytest.mark.parametrize("budget", ["216", "400"])
 def test_the_result_does_not_depend_on_the_micro_batch_size(one_process, tiny_folder, questions, tmp_path, budget):
-    out = str(tmp_path)
-    assert train.main(["--stage", "1", "--out", out, "--model", tiny_folder, "--data", questions,
-                       "--token_budget", budget, *SMALL, *RL]) == 0
-    assert largest_difference(weights(os.path.join(out, "stage1")), weights(one_process)) < 2e-4
-    compare_metrics(os.path.join(out, "stage1"), one_process)
+    assert train.main(stage_1(tiny_folder, questions, tmp_path, "--token_budget", budget)) == 0
+    assert largest_difference(weights(tmp_path / "stage1"), weights(one_process)) < 2e-4
+    compare_metrics(tmp_path / "stage1", one_process)
 
 
 @pytest.mark.parametrize("n", [2, 8])
 def test_n_processes_equal_one(one_process, tiny_folder, questions, tmp_path, n):
     """Eight processes share updates of three questions: most ranks have none, and some hold no image."""
-    ranks(n, train.main, ["--stage", "1", "--out", str(tmp_path), "--model", tiny_folder, "--data", questions, *SMALL,
-                          *RL])
-    ours = os.path.join(str(tmp_path), "stage1")
-    assert largest_difference(weights(ours), weights(one_process)) < 2e-4
-    compare_metrics(ours, one_process)
+    ranks(n, train.main, stage_1(tiny_folder, questions, tmp_path))
+    assert largest_difference(weights(tmp_path / "stage1"), weights(one_process)) < 2e-4
+    compare_metrics(tmp_path / "stage1", one_process)
 
 
-def test_two_processes_equal_one_in_the_warm_up(tiny_folder, warmup, tmp_path):
-    """Three steps; the vision tower is frozen and stays as it was."""
+def test_two_processes_equal_one_in_the_warm_up(tiny_folder, warmup, questions, tmp_path):
+    """Three steps; the vision tower is frozen and stays as it was. Held-out questions come after every second step and
+    after the last."""
     argv = ["--stage", "sft", "--model", tiny_folder, "--data", warmup, "--questions_per_rollout", "5",
-            "--questions_per_update", "5", "--lr", "1e-2", *SMALL]
+            "--questions_per_update", "5", "--lr", "1e-2", *SMALL, "--eval_data", questions, "--eval_every", "2"]
     assert train.main([*argv, "--out", str(tmp_path / "one")]) == 0
     ranks(2, train.main, [*argv, "--out", str(tmp_path / "two")])
     one, two = (weights(tmp_path / name / "sft") for name in ("one", "two"))
@@ -135,15 +140,46 @@ def test_two_processes_equal_one_in_the_warm_up(tiny_folder, warmup, tmp_path):
     before = load_file(os.path.join(tiny_folder, "model.safetensors"))
     for name, tensor in one.items():
         assert torch.equal(tensor, before[name]) == name.startswith("visual."), name
-    losses = [line["opt/loss"] for line in metrics(tmp_path / "one" / "sft")]
-    assert len(losses) == 3 and losses[-1] < losses[0]
+    logged = metrics(tmp_path / "one" / "sft")
+    assert len(logged) == 3 and logged[-1]["opt/loss"] < logged[0]["opt/loss"]
+    figures = [{name for name in line if name.startswith("eval/")} for line in logged]
+    assert figures == [set(), {"eval/accuracy", "eval/format"}, {"eval/accuracy", "eval/format"}]  # it has no rewards
+
+
+def evaluated(config, folder, out):
+    """What eval.py says of each question when it asks the model that a run has exported, greedily: qid -> reply."""
+    same = [f"--{name}={config[name]}" for name in ("dtype", "max_prompt", "max_response", "min_pixels", "max_pixels",
+                                                    "keyword_scope", "length_limit")]
+    assert evaluation.main(["--model", f"{folder}/model", "--data", config["eval_data"], "--out", str(out), *same]) == 0
+    with open(out / "responses.jsonl") as file:
+        return {row["qid"]: row["responses"][0] for row in map(json.loads, file)}
+
+
+def test_the_held_out_figures_are_those_of_eval_py(one_process, tmp_path):
+    """The parts that this stage rewards, and accuracy; the questions are those with the smallest hash."""
+    config, [logged] = json.load(open(f"{one_process}/config.json")), metrics(one_process)
+    replies = evaluated(config, one_process, tmp_path)
+    chosen = sorted(replies, key=lambda qid: seed_of("held out", qid))[:HELD_OUT]
+    assert len(replies) == 12 and {name for name in logged if name.startswith("eval/")} == {
+        "eval/accuracy", "eval/format", "eval/keyword", "eval/length"}
+    for part in ("accuracy", "format", "keyword", "length"):
+        mean = sum(replies[qid][part] for qid in chosen) / HELD_OUT
+        assert logged[f"eval/{part}"] == pytest.approx(mean, abs=1e-6), part
+    assert 0 < logged["eval/keyword"] < 1
+
+
+def test_held_out_questions_change_nothing_else(one_process, tiny_folder, questions, tmp_path):
+    without = ["--eval_data", "", "--eval_every", "0"]
+    assert train.main(stage_1(tiny_folder, questions, tmp_path, *without)) == 0
+    assert largest_difference(weights(tmp_path / "stage1"), weights(one_process)) == 0
+    compare_metrics(one_process, tmp_path / "stage1")
+    assert not any(name.startswith("eval/") for name in metrics(tmp_path / "stage1")[0])
 
 
 def test_resuming_continues_bit_for_bit(tiny_folder, questions, tmp_path):
-    argv = ["--stage", "1", "--model", tiny_folder, "--data", questions, *SMALL, *RL,
-            "--epochs", "3", "--save_every", "1"]
-    whole, torn = str(tmp_path / "whole"), str(tmp_path / "torn")
-    assert train.main([*argv, "--out", whole]) == 0
+    whole, torn = (stage_1(tiny_folder, questions, tmp_path / name, "--epochs", "3", "--save_every", "1",
+                           "--eval_every", "3") for name in ("whole", "torn"))
+    assert train.main(whole) == 0
 
     class Killed(Exception):
         pass
@@ -156,22 +192,26 @@ def test_resuming_continues_bit_for_bit(tiny_folder, questions, tmp_path):
     rl_step = train.rl_step
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(train, "rl_step", killed_in_step_1)
-        train.main([*argv, "--out", torn])
-    assert not os.path.exists(os.path.join(torn, "stage1", "model"))
-    assert train.main([*argv, "--out", torn]) == 0
-    assert largest_difference(weights(os.path.join(torn, "stage1")), weights(os.path.join(whole, "stage1"))) == 0
-    assert [line["step"] for line in metrics(os.path.join(torn, "stage1"))] == [0, 1, 2, 3]
+        train.main(torn)
+    torn_folder, whole_folder = tmp_path / "torn" / "stage1", tmp_path / "whole" / "stage1"
+    assert not os.path.exists(torn_folder / "model")
+    assert train.main(torn) == 0
+    assert largest_difference(weights(torn_folder), weights(whole_folder)) == 0
+    resumed, reference = ([{name: value for name, value in line.items() if not name.startswith(("time/", "perf/"))}
+                           for line in metrics(folder)] for folder in (torn_folder, whole_folder))
+    assert resumed == reference and [line["step"] for line in resumed] == [0, 1, 2, 3]
+    assert ["eval/keyword" in line for line in resumed] == [False, False, True, True]
 
 
 def test_the_warm_up_resumes_with_its_vision_tower_frozen(tiny_folder, warmup, tmp_path):
     argv = ["--stage", "sft", "--model", tiny_folder, "--data", warmup, "--questions_per_rollout", "4",
             "--questions_per_update", "4", "--lr", "1e-2", *SMALL, "--save_every", "1"]
-    for name in ("whole", "torn"):
-        assert train.main([*argv, "--out", str(tmp_path / name)]) == 0
-    shutil.rmtree(tmp_path / "torn" / "sft" / "model")
-    shutil.rmtree(tmp_path / "torn" / "sft" / "checkpoints" / "step-000004")
-    assert train.main([*argv, "--out", str(tmp_path / "torn")]) == 0
-    assert largest_difference(weights(tmp_path / "torn" / "sft"), weights(tmp_path / "whole" / "sft")) == 0
+    assert train.main([*argv, "--out", str(tmp_path)]) == 0
+    whole = weights(tmp_path / "sft")
+    shutil.rmtree(tmp_path / "sft" / "model")
+    shutil.rmtree(tmp_path / "sft" / "checkpoints" / "step-000004")
+    assert train.main([*argv, "--out", str(tmp_path)]) == 0
+    assert largest_difference(weights(tmp_path / "sft"), whole) == 0
 
 
 def test_a_torn_checkpoint_is_named(tiny_folder, warmup, tmp_path, capsys):
@@ -198,8 +238,7 @@ def test_long_solutions_are_dropped_and_counted(tiny_folder, warmup, tmp_path, c
 
 
 def test_a_complete_stage_is_not_run_again_unless_told(one_process, tiny_folder, questions, capsys):
-    argv = ["--stage", "1", "--out", os.path.dirname(one_process), "--model", tiny_folder, "--data", questions,
-            *SMALL, *RL]
+    argv = stage_1(tiny_folder, questions, os.path.dirname(one_process))
     before = contents(one_process)
     assert train.main(argv) == 0 and "complete; --restart" in capsys.readouterr().out
     assert train.main([*argv, "--lr", "5e-3"]) == 2
@@ -255,8 +294,7 @@ def test_rollout_rows_say_what_the_parser_read(replica, processor, samples):
 
 def test_bad_input_is_one_line_exit_code_2_and_changes_nothing(one_process, tiny_folder, questions, tmp_path, capsys):
     before = contents(one_process)
-    good = ["--stage", "1", "--out", os.path.dirname(one_process), "--model", tiny_folder, "--data", questions,
-            *SMALL, *RL]
+    good = stage_1(tiny_folder, questions, os.path.dirname(one_process))
     rows = [json.loads(line) for line in open(questions)]
     bad_rows = {
         "twice.jsonl": ([rows[5], rows[5]], "qid 'q5'"),
@@ -290,6 +328,12 @@ def test_bad_input_is_one_line_exit_code_2_and_changes_nothing(one_process, tiny
         ([*good, "--lr", "fast"], "fast"),
         ([*good, "--clip_weight", "0.4", "--clip", str(tmp_path / "noclip")], "noclip"),
         ([*good, "--seed", "7"], "--seed was 0 and is 7"),
+        ([*good, "--eval_every", "0"], "--eval_data and --eval_every go together"),
+        ([*good, "--eval_data", ""], "--eval_data and --eval_every go together"),
+        ([*good, "--eval_questions", "0"], "--eval_questions 0 is not in"),
+        ([*good, "--eval_data", str(tmp_path / "no.jsonl")], "no.jsonl"),
+        ([*good, "--eval_data", str(tmp_path / "noanswer.jsonl"), "--out", str(tmp_path / "out")], "no answer"),
+        ([*good, "--eval_data", str(tmp_path / "noimage.jsonl"), "--out", str(tmp_path / "out")], "absent.png"),
         ([*good, "--lr", "nan"], "--lr nan is not in"),
         ([*good, "--max_steps", "-1"], "--max_steps -1 is not in"),
         ([*good, "--keyword_weight", "0", "--length_weight", "0", "--format_weight", "0"], "all reward weights are 0"),
@@ -302,18 +346,19 @@ def test_bad_input_is_one_line_exit_code_2_and_changes_nothing(one_process, tiny
     for name, (content, message) in bad_rows.items():
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in content))
         cases.append(([*good, "--data", str(tmp_path / name)], message))
+    (tmp_path / "noanswer.jsonl").write_text(json.dumps({k: v for k, v in rows[5].items() if k != "answer"}))
     capsys.readouterr()
     for argv, message in cases:
         assert train.main(argv) == 2, argv
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and message in error, error
-    assert contents(one_process) == before
+    assert contents(one_process) == before and not os.path.exists(tmp_path / "out" / "stage1")
 
 
 def test_a_restart_that_fails_leaves_the_old_run_beside_it(tiny_folder, questions, tmp_path):
     """A picture whose header is whole and whose body is not is found only when it is decoded."""
-    argv = ["--stage", "1", "--out", str(tmp_path), "--model", tiny_folder, *SMALL, *RL]
-    assert train.main([*argv, "--data", questions]) == 0
+    argv = stage_1(tiny_folder, questions, tmp_path)
+    assert train.main(argv) == 0
     finished = set(contents(tmp_path / "stage1"))
     rows = [json.loads(line) for line in open(questions)]
     torn = tmp_path / "torn.png"
@@ -326,14 +371,14 @@ def test_a_restart_that_fails_leaves_the_old_run_beside_it(tiny_folder, question
         assert train.main([*argv, "--data", str(tmp_path / "torn.jsonl"), "--restart"]) == 2
         aside = contents(tmp_path / "stage1.before-restart")
         assert {path.replace("stage1.before-restart", "stage1") for path in aside} == finished
-    assert train.main([*argv, "--data", questions, "--restart"]) == 0
+    assert train.main([*argv, "--restart"]) == 0
     assert not os.path.exists(tmp_path / "stage1.before-restart") and os.path.exists(tmp_path / "stage1" / "model")
 
 
 def test_a_restart_replaces_the_old_run_although_torchrun_has_begun_it_twice(tiny_folder, questions, tmp_path,
                                                                               monkeypatch):
     """The first attempt died before it had set anything aside: what lies there was begun by another command."""
-    argv = ["--stage", "1", "--out", str(tmp_path), "--model", tiny_folder, "--data", questions, *SMALL, *RL]
+    argv = stage_1(tiny_folder, questions, tmp_path)
     assert train.main([*argv, "--save_every", "1"]) == 0
     (tmp_path / "stage1" / "launch").write_text("elsewhere 1")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
