@@ -3,6 +3,7 @@ import gzip
 import io
 import json
 import os
+from types import SimpleNamespace
 
 import datasets
 import numpy
@@ -262,18 +263,23 @@ def test_check_images_names_the_first_missing_and_counts(tmp_path):
         data.check_images(samples)
 
 
-def test_filter_sft_counts_each_reason(tmp_path):
+def test_worth_imitating_counts_each_reason(processor, tmp_path):
     good, small = picture(tmp_path / "good.png", 28, 28), picture(tmp_path / "small.png", 400, 27)
     broken = write(tmp_path / "broken.png", "not an image")
     cases = [("kept", "fine", (good,)), ("kept", "text alone", ()), ("no_solution", "", (good,)),
              ("rethink", "So 4. Let me ReThink it. 5", (good,)), ("control_token", "a <|image_pad|> b", (good,)),
              ("bad_image", "fine", (good, broken)), ("bad_image", "fine", (str(tmp_path / "none.png"),)),
-             ("small_image", "fine", (good, small))]
+             ("small_image", "fine", (good, small)), ("control_token", "half a pair: \ud800", (good,)),
+             ("over 40 tokens", "fine " * 41, (good,))]
     samples = [Sample(qid=str(i), question="q", images=images, solution=solution)
                for i, (_, solution, images) in enumerate(cases)]
-    kept, counts = data.filter_sft(samples)
-    assert kept == samples[:2]
-    assert counts == {"kept": 2, "no_solution": 1, "rethink": 1, "control_token": 1, "bad_image": 2, "small_image": 1}
+    lines = []
+    config = SimpleNamespace(data="a.json", max_response=40)
+    assert data.worth_imitating(samples, config, processor, lines.append) == samples[:2]
+    assert lines == ["warm-up data: 2 kept, 2 control_token, 2 bad_image, 1 no_solution, 1 rethink, 1 small_image, "
+                     "1 over 40 tokens"]
+    with pytest.raises(InputError, match=r"a.json: no warm-up row is left \(2 control_token, .*see --max_response"):
+        data.worth_imitating(samples[2:], config, processor, lines.append)
 
 
 # ---- images
@@ -383,7 +389,8 @@ def test_markers_must_match_images(processor, question, images):
 @pytest.mark.parametrize("token", ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|im_end|>", "<|endoftext|>"])
 def test_control_tokens_in_texts_are_refused(processor, token):
     sample = Sample(qid="q7", question=f"What is {token}?", solution=f"It is {token}")
-    for encode in (data.encode_prompt, data.prompt_length, data.encode_solution):
+    assert data.sft_verdict(sample, processor, 99) == "control_token"
+    for encode in (data.encode_prompt, data.prompt_length):
         with pytest.raises(InputError, match="qid 'q7' has the control token") as error:
             encode(sample, processor)
         assert token in str(error.value)
@@ -410,7 +417,7 @@ def test_image_tokens_must_match_the_grid(model_folder, tmp_path):
     processor = load_processor(model_folder, MIN_PIXELS, MAX_PIXELS)
     processor.chat_template = "{{ messages[0]['content'][-1]['text'] }}"       # forgets the image
     sample = Sample(qid="q7", question="q", images=(picture(tmp_path / "a.png", 56, 56),))
-    with pytest.raises(InputError, match="qid 'q7' has 0 image tokens but its images need 4"):
+    with pytest.raises(InputError, match="qid 'q7' has 0 image tokens for 1 images"):
         data.encode_prompt(sample, processor)
 
 
