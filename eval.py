@@ -5,14 +5,15 @@
     python eval.py --benchmark mathvista --score runs/eval/mathvista/responses.jsonl --audit 50
     python eval.py --model runs/demo/stage1/model --data runs/demo/world/evaluation.jsonl --group_size 4 --temperature 1
 
-Prompt, pixels and sampler are those of training; a benchmark's prompt text takes the place of the question. Benchmarks
-(benchmarks.py says which) come from the hub, its cache, or --data: a folder, a .parquet or a .json file. Their scores
-need no judge model and no key: "official" is the published rule, "strict" counts a response without an answer as wrong.
+Prompt, pixels and sampler are those of training; a benchmark's prompt text takes the place of the question. Each file of
+benchmarks/ that ends with a BENCHMARK is one. Its questions come from the hub, the hub's cache, or --data: a folder, a
+.parquet or a .json file. Scores need no judge model and no key: "official" is the published rule, "strict" counts a
+response without an answer as wrong.
 
-A benchmark writes to out/NAME: one responses-RANK.jsonl per process and pass, lines as soon as they are there, so a run
-that was cut off goes on where it stopped, on any number of processes; then responses.jsonl, in the order of the data
-set, verdicts.json, report.json and report.md. A file of questions is graded like training data: accuracy, pass@n,
-format and the other reward parts. The intervals treat questions as the independent draws.
+A benchmark writes to out/NAME. Every process appends its responses to its own responses-RANK.jsonl as soon as they are
+there, so a run that was cut off goes on where it stopped, on any number of processes. In the end responses.jsonl has
+them in the order of the data set, beside verdicts.json, report.json and report.md. A file of questions is graded like
+training data: accuracy, pass@n, format and the other reward parts. Intervals take each question as one independent draw.
 """
 import hashlib
 import json
@@ -64,33 +65,31 @@ class EvalConfig(Sampling):
     audit: int = 0  # so many questions with response, extraction and verdict, as a sheet for a person to check
 
 
-def check_evaluation(config: EvalConfig):
-    """What eval.py needs: questions, a model or stored responses, and flags that go together."""
+def read_flags(argv: list[str]) -> EvalConfig:
+    """The command line, checked: there are questions, and a model or stored responses, and the flags go together."""
+    config = Flags(EvalConfig, __doc__).read(argv, {})
+    names = registry.chosen(config.benchmark)
     check_sampling(config)
     check_rule(config.grader)
-    only_with = "--{} goes with --{}: give that too, or leave it out"
-    alone = [(name, "benchmark", config.benchmark) for name in ("restart", "blind", "caption_only", "score", "audit")]
-    pairs = [*alone, ("from_extraction", "score", config.score), ("verdicts", "score", config.score)]
-    refuse([(bool(other) or not getattr(config, name), only_with.format(name, flag)) for name, flag, other in pairs])
-    passes = [name for name in ("restart", "blind", "caption_only", "model") if getattr(config, name)]
+    dependent = {"benchmark": "restart blind caption_only score audit", "score": "from_extraction verdicts"}
+    refuse([(bool(getattr(config, flag)) or not getattr(config, name),
+             f"--{name} goes with --{flag}: give that too, or leave it out")
+            for flag, needing in dependent.items() for name in needing.split()])
+    asking = [name for name in ("restart", "blind", "caption_only", "model") if getattr(config, name)]
     refuse([
         (bool(config.model or config.score), "--model is missing"),
         (bool(config.data or config.benchmark), "--data is missing (or --benchmark)"),
-        (not config.score or not passes, f"--score asks no model: leave --{(passes or [''])[0]} out"),
+        (not config.score or not asking, f"--score asks no model: leave --{(asking or [''])[0]} out"),
         (not config.benchmark or config.group_size == 1, f"--group_size {config.group_size}: a benchmark counts one "
          "response to each question; run it again with another --seed and --out, or give its questions as --data"),
         (not config.benchmark or not config.clip, "--clip is a part of the reward: leave it out with --benchmark"),
+        (not config.score or len(names) == 1,
+         "--score reads the responses to one benchmark: give one name as --benchmark"),
     ])
+    return config
 
 
-# ---------------------------------------------------------------- a file of questions
-
-
-def load_model(config: EvalConfig, folder: str, device) -> tuple[EvalConfig, Policy]:
-    """The model, and the config with as many slots as there is room for beside it."""
-    shape = shape_of(folder)
-    config = replace(config, slots=choose_slots(config, shape, device, planned=bytes_of(config) * shape.total))
-    return config, Policy.load(folder, device, getattr(torch, config.dtype)).eval()
+# ---------------------------------------------------------------- what a file and a benchmark share
 
 
 def make_folder(path: str):
@@ -100,21 +99,52 @@ def make_folder(path: str):
         raise InputError(f"--out {path}: no folder can be made there ({error.strerror})") from error
 
 
-def start(config: EvalConfig, device, folder: str, processor) -> tuple:
-    """Load and check a file of questions and the model: (config with its slots, model, clip, samples within the limit,
-    number of prompts over it)."""
-    samples = data.load_samples(config.data, config.image_root, config.split or "train")
+def within_limit(config: EvalConfig, samples: list[Sample], processor) -> list[Sample]:
+    """The samples within --max_prompt. A picture that cannot be read and a template that fails are bad input here."""
     data.check_images(samples)
-    data.require(samples, "answer", config.data)
     kept = data.drop_long(samples, processor, config.max_prompt, log=print0)
+    data.encode_prompt(max(kept, key=lambda sample: len(sample.images)), processor)
+    return kept
+
+
+def load(config: EvalConfig, device) -> tuple:
+    """(config with as many slots as there is room for, model, processor, clip, questions as their `prepare_..` returns
+    them). All questions are checked first, because loading a model takes minutes."""
+    folder = find_model(config.model)
+    note_pixels(folder, config.min_pixels, config.max_pixels, log=print0)
+    processor = load_processor(folder, config.min_pixels, config.max_pixels)
+    if config.benchmark:
+        questions = [prepare_benchmark(config, name, folder, processor) for name in registry.chosen(config.benchmark)]
+    else:
+        questions = prepare_file(config, processor)
     clip = load_clip(config.clip, device) if config.clip else None
-    data.encode_prompt(max(kept, key=lambda sample: len(sample.images)), processor)  # template and processor work
+    shape = shape_of(folder)
+    config = replace(config, slots=choose_slots(config, shape, device, planned=bytes_of(config) * shape.total))
+    return config, Policy.load(folder, device, getattr(torch, config.dtype)).eval(), processor, clip, questions
+
+
+# ---------------------------------------------------------------- a file of questions
+
+
+def prepare_file(config: EvalConfig, processor) -> tuple[list[Sample], int]:
+    """The samples within --max_prompt, and how many are over it."""
+    samples = data.load_samples(config.data, config.image_root, config.split or "train")
+    data.require(samples, "answer", config.data)
+    kept = within_limit(config, samples, processor)
     make_folder(config.out)
-    return *load_model(config, folder, device), clip, kept, len(samples) - len(kept)
+    return kept, len(samples) - len(kept)
 
 
-def write_figures(config: EvalConfig, rows: list[dict], dropped: int):
-    """report.json and responses.jsonl in config.out, and a table on the screen."""
+def run_file(config: EvalConfig, model, processor, clip, samples: list[Sample], dropped: int):
+    """Ask every question: report.json and responses.jsonl, in the order of the file, and a table on the screen."""
+    rows = []
+    for part in ask(model, processor, clip, samples, config, "eval", CHUNK * dist.get_world_size()):
+        rows += gather(part)
+    if not is_main():
+        return
+    for row in rows:
+        for response in row["responses"]:
+            del response["reward"]  # a weighted sum, and evaluation has no weights
     figures = report.figures(rows, [part for part in PARTS if part != "clip" or config.clip])
     result = dict(questions=len(rows), dropped_prompts=dropped, config=asdict(config), figures=figures)
     write_text(os.path.join(config.out, "responses.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
@@ -126,23 +156,11 @@ def write_figures(config: EvalConfig, rows: list[dict], dropped: int):
         print(f"  {name:<10} {values['mean']:8.3f} {ends}")
 
 
-def evaluate_file(config: EvalConfig, device, folder: str, processor):
-    """The model's graded responses to every question, as figures with intervals and as rows in the order of the file."""
-    config, model, clip, samples, dropped = on_every_rank(lambda: start(config, device, folder, processor))
-    rows = []
-    for part in ask(model, processor, clip, samples, config, "eval", CHUNK * dist.get_world_size()):
-        rows += gather(part)
-    if is_main():
-        for response in (response for row in rows for response in row["responses"]):
-            del response["reward"]  # a weighted sum, and evaluation has no weights
-        write_figures(config, rows, dropped)
-
-
 # ---------------------------------------------------------------- a benchmark's responses, on disk as they come
 
 
 def weights_id(folder: str) -> str:
-    """Of a model's config and of a piece of each weights file: another model under the same name is noticed."""
+    """A digest of the config and of a piece of each weights file: another model under the same name has another."""
     digest = hashlib.sha256()
     for path in [os.path.join(folder, "config.json"), *sorted(glob(os.path.join(folder, "*.safetensors")))]:
         with open(path, "rb") as file:
@@ -151,66 +169,54 @@ def weights_id(folder: str) -> str:
     return digest.hexdigest()[:12]
 
 
-def settings_of(config: EvalConfig, folder: str, samples: list[Sample]) -> dict:
-    """What responses depend on: two runs whose settings are equal may complete each other."""
+def settings_of(config: EvalConfig, model_folder: str, samples: list[Sample], out: str) -> dict:
+    """What responses depend on. InputError if those that `out` holds were made with other settings: never mix them."""
     names = ("model", "dtype", "seed", "temperature", "top_p", "max_prompt", "max_response", "min_pixels", "max_pixels")
     questions = json.dumps([(sample.qid, sample.question) for sample in samples])
-    return {name: getattr(config, name) for name in names} | dict(
-        weights=weights_id(folder), prompt_id=hashlib.sha256(data.INSTRUCTION.encode()).hexdigest()[:8],
+    settings = {name: getattr(config, name) for name in names} | dict(
+        weights=weights_id(model_folder), prompt_id=hashlib.sha256(data.INSTRUCTION.encode()).hexdigest()[:8],
         questions_id=hashlib.sha256(questions.encode()).hexdigest()[:12])
-
-
-def check_settings(folder: str, settings: dict, restart: bool):
-    """Refuse to complete the responses of another model or setting with those of this one."""
-    path = os.path.join(folder, "settings.json")
-    if restart or not os.path.exists(path):
-        return
-    found = data.read_json(path)
+    path = os.path.join(out, "settings.json")
+    found = data.read_json(path) if os.path.exists(path) and not config.restart else settings
     changed = [f"{name} was {found.get(name)} and is {value}" for name, value in settings.items()
                if found.get(name) != value]
     if changed:
-        raise InputError(f"{folder} holds responses under other settings ({', '.join(changed)}): give another --out, "
+        raise InputError(f"{out} holds responses under other settings ({', '.join(changed)}): give another --out, "
                          "or --restart to replace them")
+    return settings
 
 
-def read_shard(path: str) -> tuple[list[dict], int]:
-    """The rows of one process, and the bytes they take; what follows the last line end was being written when the run
-    was cut off."""
+def whole_lines(path: str) -> bytes:
+    """A file without its last line where that has no end, because a run was cut off while it wrote it."""
     with open(path, "rb") as file:
         content = file.read()
-    end = content.rfind(b"\n") + 1
-    try:
-        return [json.loads(line) for line in content[:end].splitlines()], end
-    except ValueError as error:
-        raise InputError(f"{path}: a line is broken ({error}); remove it, or ask again with --restart") from error
+    return content[: content.rfind(b"\n") + 1]
 
 
 def read_shards(folder: str, way: str) -> dict[str, dict]:
     """pid -> row, of all processes of all runs so far."""
     rows = {}
     for path in sorted(glob(os.path.join(folder, f"{way}-*.jsonl"))):
-        for row in read_shard(path)[0]:
-            rows.setdefault(row["pid"], row)
+        try:
+            found = [json.loads(line) for line in whole_lines(path).splitlines()]
+        except ValueError as error:
+            raise InputError(f"{path}: a line is broken ({error}); remove it, or ask again with --restart") from error
+        rows = {row["pid"]: row for row in found} | rows
     return rows
-
-
-def open_shard(folder: str, way: str):
-    """This process's file, open for appending after its last whole line."""
-    path = os.path.join(folder, f"{way}-{dist.get_rank()}.jsonl")
-    if os.path.exists(path):
-        os.truncate(path, read_shard(path)[1])
-    return open(path, "a")
 
 
 def respond(config: EvalConfig, model, processor, samples: list[Sample], folder: str, way: str) -> dict[str, dict]:
     """Ask what has no response yet, each process its share, and return all rows by pid once every process is done.
 
-    way: the pass and name of its files.
+    way: responses, caption_only or blind; the files have its name.
     """
     done = read_shards(folder, way)
     todo = [sample for sample in samples if sample.qid not in done]
     barrier()  # all have read before anyone writes: the shares are dealt from the same list
-    with open_shard(folder, way) as file:
+    path = os.path.join(folder, f"{way}-{dist.get_rank()}.jsonl")
+    if os.path.exists(path):
+        os.truncate(path, len(whole_lines(path)))
+    with open(path, "a") as file:
         for rows in ask(model, processor, None, todo, config, "eval", CHUNK * dist.get_world_size()):
             for row in rows:
                 [response] = row["responses"]
@@ -230,71 +236,61 @@ def respond(config: EvalConfig, model, processor, samples: list[Sample], folder:
 # ---------------------------------------------------------------- benchmarks
 
 
-def without_images(samples: list[Sample], descriptions: dict[str, str] | None) -> list[Sample]:
-    """The same questions blind, or with a description in front, of those that have one."""
-    if descriptions is None:
-        return [replace(sample, images=()) for sample in samples]
-    plain = {qid: text.replace(data.IMAGE, "") for qid, text in descriptions.items()}  # there is no image to mark
-    return [replace(sample, images=(), question=f"{data.DESCRIPTION}: {plain[sample.qid]}\n{sample.question}")
-            for sample in samples if sample.qid in plain]
-
-
-def prepare(config: EvalConfig, name: str, model_folder: str, processor) -> tuple:
+def prepare_benchmark(config: EvalConfig, name: str, model_folder: str, processor) -> tuple:
     """(name, items, samples within --max_prompt, settings) of one benchmark, everything about them checked."""
     rows = registry.load_rows(name, config.data, config.split)
     items = registry.load_items(name, rows)
-    place = registry.place(name, config.data)
+    place, out = registry.place(name, config.data), os.path.join(config.out, name)
     root = config.image_root or (place if os.path.isdir(place) else os.path.dirname(place))
     samples = registry.load_samples(items, rows, root)
-    data.check_images(samples)
-    settings = settings_of(config, model_folder, samples)
-    check_settings(os.path.join(config.out, name), settings, config.restart)
-    make_folder(os.path.join(config.out, name))
-    kept = data.drop_long(samples, processor, config.max_prompt, log=print0)
-    data.encode_prompt(kept[0], processor)  # template and processor work
+    settings = settings_of(config, model_folder, samples, out)
+    kept = within_limit(config, samples, processor)
+    make_folder(out)
     return name, items, kept, settings
 
 
-def begin(config: EvalConfig, folder: str, settings: dict):
-    """Rank 0 makes the folder ready, while the others wait."""
-    if is_main():
-        for path in glob(os.path.join(folder, "*.jsonl")) if config.restart else []:
-            os.remove(path)
-        write_text(os.path.join(folder, "settings.json"), json.dumps(settings, indent=1))
-    barrier()
+def described(samples: list[Sample], responses: dict[str, dict]) -> list[Sample]:
+    """The questions to which the model's response has an Image Description: that in front of them, and no image."""
+    descriptions = {qid: data.parse(row["response"]).description or "" for qid, row in responses.items()}
+    plain = {qid: text.replace(data.IMAGE, "") for qid, text in descriptions.items()}  # there is no image to mark
+    return [replace(sample, images=(), question=f"{data.DESCRIPTION}: {plain[sample.qid]}\n{sample.question}")
+            for sample in samples if descriptions[sample.qid]]
 
 
 def run_benchmark(config: EvalConfig, model, processor, name: str, items: dict, samples: list[Sample], settings: dict):
     """All passes over one benchmark, and its report."""
     folder = os.path.join(config.out, name)
-    begin(config, folder, settings)
-    responses = respond(config, model, processor, samples, folder, "responses")
-    others = {}
-    if config.caption_only:
-        asked = without_images(samples, report.descriptions(responses))
-        others["caption_only"] = respond(config, model, processor, asked, folder, "caption_only")
-    if config.blind:
-        others["blind"] = respond(config, model, processor, without_images(samples, None), folder, "blind")
     if is_main():
-        for way, rows in {"responses": responses, **others}.items():
+        for path in glob(os.path.join(folder, "*.jsonl")) if config.restart else []:
+            os.remove(path)
+        write_text(os.path.join(folder, "settings.json"), json.dumps(settings, indent=1))
+    barrier()  # no rank asks before the folder is ready
+    passes = {"responses": respond(config, model, processor, samples, folder, "responses")}
+    if config.caption_only:
+        asked = described(samples, passes["responses"])
+        passes["caption_only"] = respond(config, model, processor, asked, folder, "caption_only")
+    if config.blind:
+        asked = [replace(sample, images=()) for sample in samples]
+        passes["blind"] = respond(config, model, processor, asked, folder, "blind")
+    if is_main():
+        for way, rows in passes.items():
             write_text(os.path.join(folder, f"{way}.jsonl"), "".join(json.dumps(row) + "\n" for row in rows.values()))
-        verdicts = report.judge_all(name, responses, items)
-        split = report.perception(verdicts, {way: report.judge_all(name, rows, items) for way, rows in others.items()})
-        write_report(config, folder, name, items, responses, verdicts, dict(model=config.model, settings=settings,
-                     prompt_id=settings["prompt_id"]), split if others else None)
+        about = dict(model=config.model, settings=settings, prompt_id=settings["prompt_id"])
+        write_report(config, folder, name, items, passes, about)
 
 
-def write_report(config: EvalConfig, folder: str, name: str, items: dict, responses: dict, verdicts: dict, about: dict,
-                 split: dict | None = None):
-    """report.json, report.md and verdicts.json in the folder, the tables on the screen; of a split whose gold answers
-    are withheld a file to submit instead."""
-    write_text(os.path.join(folder, "verdicts.json"), json.dumps(verdicts, indent=1))
-    if config.verdicts:
-        write_text(config.verdicts, json.dumps(verdicts, indent=1))
+def write_report(config: EvalConfig, folder: str, name: str, items: dict, passes: dict[str, dict], about: dict):
+    """Judge the responses of all passes: report.json, report.md and verdicts.json in the folder, the tables on the
+    screen. Where gold answers are withheld, a file to submit takes the place of the report."""
+    others = {way: report.judge_all(name, rows, items, config.from_extraction) for way, rows in passes.items()}
+    responses, verdicts = passes["responses"], others.pop("responses")
+    split = report.perception(verdicts, others) if others else None
+    for path in filter(None, (os.path.join(folder, "verdicts.json"), config.verdicts)):
+        write_text(path, json.dumps(verdicts, indent=1))
     if config.audit:
         write_text(os.path.join(folder, "audit.md"), report.audit_sheet(config.audit, items, responses, verdicts))
     if not any(item.answer for item in items.values()):
-        rows = {pid: dict(pid=pid, response=row.get("response") or "", extraction=verdicts[pid]["extraction"],
+        rows = {pid: dict(pid=pid, response=row["response"], extraction=verdicts[pid]["extraction"],
                           prediction=verdicts[pid]["prediction"]) for pid, row in responses.items() if pid in items}
         path = os.path.join(folder, "submission.json")
         write_text(path, json.dumps(rows, indent=1))
@@ -306,15 +302,6 @@ def write_report(config: EvalConfig, folder: str, name: str, items: dict, respon
     write_text(os.path.join(folder, "report.json"), json.dumps(result, indent=1))
     write_text(os.path.join(folder, "report.md"), report.markdown(result, split, whole=True))
     print(report.markdown(result, split) + f"\nbreakdown {folder}/report.md", flush=True)
-
-
-def evaluate_benchmarks(config: EvalConfig, device, folder: str, processor):
-    """Every benchmark is checked before the first is asked, and before the model is loaded."""
-    tasks = on_every_rank(lambda: [prepare(config, name, folder, processor)
-                                   for name in registry.chosen(config.benchmark)])
-    config, model = on_every_rank(lambda: load_model(config, folder, device))
-    for task in tasks:
-        run_benchmark(config, model, processor, *task)
 
 
 # ---------------------------------------------------------------- stored responses
@@ -332,44 +319,31 @@ def score(config: EvalConfig):
         raise InputError(f"--score {config.score}: none of its {len(responses)} pids is in this split of {name}")
     if strangers:
         print(f"note: {len(strangers)} responses belong to no question of this split, the first has pid {strangers[0]}")
-    folder = os.path.join(config.out, f"{name}-scored")
-    make_folder(folder)
     beside = os.path.join(os.path.dirname(config.score), "settings.json")  # there when the responses are ours
     settings = data.read_json(beside) if os.path.exists(beside) else {}
     if not isinstance(settings, dict):
         raise InputError(f"{beside}: lies beside the responses but is not their settings; move it away")
+    folder = os.path.join(config.out, f"{name}-scored")
+    make_folder(folder)
     about = dict(source=config.score, settings=settings, prompt_id=settings.get("prompt_id"))
-    verdicts = report.judge_all(name, responses, items, config.from_extraction)
-    write_report(config, folder, name, items, responses, verdicts, about)
-
-
-def read_flags(argv: list[str]) -> EvalConfig:
-    config = Flags(EvalConfig, __doc__).read(argv, {})
-    names = registry.chosen(config.benchmark)
-    check_evaluation(config)
-    if config.score and len(names) > 1:
-        raise InputError("--score reads the responses to one benchmark: give one name as --benchmark")
-    return config
-
-
-def ready(config: EvalConfig) -> tuple:
-    """(device, the model's folder, its processor)."""
-    device, _ = start_processes()
-    folder = find_model(config.model)
-    return device, folder, load_processor(folder, config.min_pixels, config.max_pixels, log=print0)
+    write_report(config, folder, name, items, {"responses": responses}, about)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Evaluate; returns the exit code: 0, or 2 after one line about bad input."""
     try:
         with ending_together():
-            start_processes()  # join first, so that a bad flag ends all ranks with one message
+            device, _ = start_processes()  # join first, so that a bad flag ends all ranks with one message
             config = on_every_rank(lambda: read_flags(sys.argv[1:] if argv is None else argv))
             if config.score:
                 on_every_rank(lambda: score(config) if is_main() else None)
+                return 0
+            config, model, processor, clip, questions = on_every_rank(lambda: load(config, device))
+            if config.benchmark:
+                for benchmark in questions:
+                    run_benchmark(config, model, processor, *benchmark)
             else:
-                evaluate = evaluate_benchmarks if config.benchmark else evaluate_file
-                evaluate(config, *on_every_rank(lambda: ready(config)))
+                run_file(config, model, processor, clip, *questions)
     except InputError as error:  # it may concern only this rank, e.g. a corrupt image
         return complain(error)
     return 0

@@ -107,7 +107,7 @@ class Config(Sampling):
     eval_every: int = 0  # steps between two evaluations of eval_data, one after the last step; 0: none
     eval_questions: int = 256  # so many of eval_data, always the same
     # data
-    questions_per_rollout: int = 560  # Q, questions per step, also of the warm-up (pebr_stage1.yaml: rollout_batch_size)
+    questions_per_rollout: int = 560  # Q, per step, in the warm-up as well (pebr_stage1.yaml: rollout_batch_size)
     questions_per_update: int = 112  # questions per optimiser step (pebr_stage1.yaml: global_batch_size)
     epochs: int = 1  # passes over the data
     max_steps: int = 0  # stop after this many steps; 0: after the epochs

@@ -3,7 +3,7 @@
     responses = read_responses("responses.jsonl")                pid -> {"response", ..}
     verdicts = judge_all("mathvista", responses, items)          pid -> {"extraction", "rule", "prediction", ..}
     report = summarize("mathvista", items, responses, verdicts)  what report.json holds
-    print(markdown(report))
+    print(markdown(report | provenance()))
 
 No model, no process group, no images: stored responses can be scored again anywhere, and give the identical numbers.
 Accuracies are in percent of all questions of the split; a question without a response is wrong and is listed.
@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import random
+import shutil
 import statistics
 import subprocess
 from collections import Counter
@@ -21,13 +22,13 @@ from collections import Counter
 from benchmarks.common import Item, Verdict, grouped, lettered, percent
 from benchmarks.extraction import NO_ANSWER, VERSION
 from benchmarks.registry import BENCHMARKS
-from data import InputError, parse, read_file
+from data import InputError, read_file
 from grading.algebra import process_grader
 
 
 MISSING = "missing"                                # the rule of a question without a response
-STORED = "stored"                                  # of an extraction that was made elsewhere
 FIGURES = ("official", "strict")
+AUDIT_CHARACTERS = 400                             # of a response on the audit sheet, the last ones
 
 # ---------------------------------------------------------------- intervals
 
@@ -65,14 +66,14 @@ def figure(values: list[float]) -> dict:
 
 
 def figures(rows: list[dict], parts: list[str]) -> dict[str, dict]:
-    """Every `figure` of a file of questions. rows: as `records` of train.py makes them; parts: of the reward."""
-    per_question = {part: [statistics.fmean(r[part] for r in row["responses"]) for row in rows] for part in parts}
-    G = len(rows[0]["responses"])
-    per_question[f"pass@{G}"] = [float(any(r["accuracy"] == 1 for r in row["responses"])) for row in rows]
-    per_question["truncated"] = [statistics.fmean(not r["finished"] for r in row["responses"]) for row in rows]
-    per_question["no answer"] = [statistics.fmean(r["extracted"] is None for r in row["responses"]) for row in rows]
-    per_question["tokens"] = [statistics.fmean(r["tokens"] for r in row["responses"]) for row in rows]
-    return {name: figure(values) for name, values in per_question.items()}
+    """Every `figure` of a file of questions. rows: as `records` of plumbing/log.py makes them; parts: of the reward."""
+    groups = [row["responses"] for row in rows]
+    values = {part: [[response[part] for response in group] for group in groups] for part in parts}
+    values[f"pass@{len(groups[0])}"] = [[any(response["accuracy"] == 1 for response in group)] for group in groups]
+    values["truncated"] = [[not response["finished"] for response in group] for group in groups]
+    values["no answer"] = [[response["extracted"] is None for response in group] for group in groups]
+    values["tokens"] = [[response["tokens"] for response in group] for group in groups]
+    return {name: figure(list(map(statistics.fmean, per_question))) for name, per_question in values.items()}
 
 
 # ---------------------------------------------------------------- responses and verdicts
@@ -82,17 +83,17 @@ def read_responses(path: str) -> dict[str, dict]:
     """pid -> row with its "response": our responses.jsonl, or MathVista's object of rows by pid, plain or .gz."""
     responses = {}
     for key, row in read_file(path):
-        if isinstance(row, dict) and isinstance(key, str):
-            row = row | {"pid": key}
-        if not isinstance(row, dict) or "pid" not in row:
+        if not isinstance(row, dict) or not ("pid" in row or isinstance(key, str)):
             raise InputError(f"{path}: expected one row with pid and response per question, or an object of them by pid")
-        pid = str(row["pid"])
-        if pid in responses or not isinstance(row.get("response") or "", str):
-            wrong = "is there twice" if pid in responses else "has no text as response"
-            raise InputError(f"{path}: pid {pid} {wrong}; fix or remove its row")
-        if not isinstance(row.get("tokens") or 0, int):
-            raise InputError(f"{path}: pid {pid} has tokens {row['tokens']!r}; expected a number, or no such column")
-        responses[pid] = row
+        pid = str(key if isinstance(key, str) else row["pid"])
+        text, tokens = row.get("response") or "", row.get("tokens") or 0
+        for wrong, message in (
+                (pid in responses, "is there twice; fix or remove its row"),
+                (not isinstance(text, str), "has no text as response; fix or remove its row"),
+                (not isinstance(tokens, int), f"has tokens {tokens!r}; expected a number, or no such column")):
+            if wrong:
+                raise InputError(f"{path}: pid {pid} {message}")
+        responses[pid] = row | {"response": text}
     return responses
 
 
@@ -102,11 +103,11 @@ def judge_all(name: str, responses: dict[str, dict], items: dict[str, Item], sto
     for pid, item in items.items():
         extraction, rule, verdict = "", MISSING, Verdict(None, False, False)
         if pid in responses:
-            response, extraction = responses[pid].get("response") or "", responses[pid].get("extraction")
+            response, given = responses[pid]["response"], responses[pid].get("extraction")
             if not stored:
                 extraction, rule = benchmark.extract(response, item)
             else:
-                extraction, rule = ("", "nothing") if extraction in (None, "") else (str(extraction), STORED)
+                extraction, rule = ("", "nothing") if given in (None, "") else (str(given), "stored")
             verdict = benchmark.verdict(response, extraction, rule, item)
         verdicts[pid] = dict(extraction=extraction, rule=rule) | verdict._asdict()
     return verdicts
@@ -115,7 +116,7 @@ def judge_all(name: str, responses: dict[str, dict], items: dict[str, Item], sto
 # ---------------------------------------------------------------- the report
 
 
-def accuracy(right: list[bool]) -> dict:
+def accuracy(right) -> dict:
     low, high = wilson(sum(right), len(right))
     return dict(accuracy=percent(right), low=100 * low, high=100 * high, correct=sum(right))
 
@@ -129,9 +130,9 @@ def breakdown(right: dict[str, bool], items: dict[str, Item], groups: tuple[str,
     correct = sum(right.values())
     scores = {"average": {"accuracy": str(round(percent(right.values()), 2)), "correct": correct, "total": len(items)}}
     for name in groups:
-        counts = {value: {"accuracy": f"{percent(members):.2f}", "correct": sum(members), "total": len(members)}
-                  for value, members in sorted(grouped(right, items, name).items())}
-        scores[name] = dict(sorted(counts.items(), key=lambda pair: -float(pair[1]["accuracy"])))
+        best_first = sorted(grouped(right, items, name).items(), key=lambda pair: (-round(percent(pair[1]), 2), pair[0]))
+        scores[name] = {value: {"accuracy": f"{percent(members):.2f}", "correct": sum(members), "total": len(members)}
+                        for value, members in best_first}
     return scores
 
 
@@ -139,33 +140,32 @@ def summarize(name: str, items: dict[str, Item], responses: dict[str, dict], ver
     """Everything that is said of the responses to one benchmark."""
     benchmark = BENCHMARKS[name]
     right = {kind: {pid: verdict[kind] for pid, verdict in verdicts.items()} for kind in FIGURES}
-    silent = judge_all(name, {pid: {"response": ""} for pid in items}, items)
+    silent = judge_all(name, {pid: {"response": ""} for pid in items}, items).values()
     answered = [responses[pid] for pid in items if pid in responses]
     finished = [row["finished"] for row in answered if "finished" in row]
-    tokens = [row["tokens"] for row in answered if "tokens" in row]
+    tokens = [row["tokens"] for row in answered if row.get("tokens") is not None]
+    rules = Counter(verdict["rule"] for verdict in verdicts.values())
     return dict(
         benchmark=name, questions=len(items), missing=[pid for pid in items if pid not in responses],
         truncated=finished.count(False) if finished else None,  # unknown where responses come from elsewhere
         tokens=statistics.fmean(tokens) if tokens else None,
-        no_answer=sum(verdict["rule"] in NO_ANSWER for verdict in verdicts.values()),
-        **{kind: accuracy(list(right[kind].values())) | {"counts": getattr(benchmark, kind)} for kind in FIGURES},
+        no_answer=sum(rules[rule] for rule in NO_ANSWER),
+        **{kind: accuracy(right[kind].values()) | {"counts": getattr(benchmark, kind)} for kind in FIGURES},
         chance_credit=sum(verdict["official"] and verdict["rule"] in NO_ANSWER for verdict in verdicts.values()),
-        empty_model={kind: accuracy([verdict[kind] for verdict in silent.values()])["accuracy"] for kind in FIGURES},
+        empty_model={kind: percent([verdict[kind] for verdict in silent]) for kind in FIGURES},
         means={kind: benchmark.means(right[kind], items) for kind in FIGURES},
         grader=dict(process_grader("own").take_counts()),  # timeouts among them: pairs that count as different
-        rules=dict(Counter(verdict["rule"] for verdict in verdicts.values()).most_common()),
+        rules=dict(rules.most_common()),
         breakdown={kind: breakdown(right[kind], items, benchmark.groups) for kind in FIGURES},
     )
 
 
 def revision() -> str:
     """The commit of this code, "-dirty" when files differ from it; "" where there is no git."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    try:
-        asked = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
-    except OSError:
+    if not shutil.which("git"):
         return ""
-    return asked.stdout.strip()
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=os.path.dirname(__file__), capture_output=True, text=True).stdout.strip()
 
 
 def provenance() -> dict:
@@ -177,14 +177,14 @@ def provenance() -> dict:
 
 def warnings(report: dict) -> list[str]:
     """What a reader of the two numbers must know, in whole lines."""
-    lines, official = [], report["official"]["correct"]
+    lines, missing, official = [], report["missing"], report["official"]["correct"]
     if report["chance_credit"] > official / 2:
         silent = report["empty_model"]["official"]
         lines.append(f"warning: {report['chance_credit']} of the {official} answers that are right in the official "
                      f"figure are no answers; saying nothing at all scores {silent:.1f} there")
-    if report["missing"]:
-        lines.append(f"warning: {len(report['missing'])} questions have no response and count as wrong: "
-                     + ", ".join(report["missing"][:10]) + (", .." if len(report["missing"]) > 10 else ""))
+    if missing:
+        lines.append(f"warning: {len(missing)} questions have no response and count as wrong: "
+                     + ", ".join(missing[:10]) + (", .." if len(missing) > 10 else ""))
     return lines
 
 
@@ -197,73 +197,72 @@ def share(part: int, whole: int) -> dict:
 
 
 def perception(full: dict[str, dict], others: dict[str, dict[str, dict]]) -> dict:
-    """What the wrong answers come from, by the strict verdicts on the same questions, asked in up to three ways.
+    """Where wrong answers come from, by the strict verdicts on the same questions, asked in up to three ways.
 
-    full: with the image. caption_only: with the Image Description of the full response, the model's own, in its place.
-    blind: with neither. others holds the verdicts of one or both of the last two.
+    full: verdicts on the responses to question and image. others: "caption_only", with the model's own Image
+    Description in place of the image; "blind", with neither; or both.
 
-    A question that is wrong in full and
-      right from the description    is a slip of reasoning: what was needed stood in the description;
-      wrong from the description    may lack something in the description, or in the reasoning, or both. Without true
-                                    descriptions these cannot be told apart: an upper bound of what perception costs.
-    A right answer that is wrong from the description used something that the description does not say. How many of
-    the wrong answers are right when blind is what luck and other knowledge alone would do: the first share means
-    something only as far as it is above that one. unread: the accuracy from descriptions is at most the blind one; then
-    this model does not read descriptions given as text, and the shares say nothing of its perception.
+    A wrong answer that is right from the description is a slip of reasoning, because the description held what was
+    needed. A wrong answer that is also wrong from the description may come from a bad description or from bad reasoning.
+    Only true descriptions could tell these apart, so their share is an upper bound of what perception costs.
+    A right answer that is wrong from the description used something that the description does not say. Luck and other
+    knowledge make some wrong answers right even without any image, so the first share means something only as far as it
+    is above that one. unread: with descriptions the model is no better than blind, so it does not read descriptions that
+    are given as text, and the shares say nothing of its perception.
     """
-    every = {"full": full} | others
-    right = {name: {pid: verdict["strict"] for pid, verdict in verdicts.items()} for name, verdicts in every.items()}
-    ways = {name: share(sum(verdicts.values()), len(verdicts)) for name, verdicts in right.items()}
+    right = {way: {pid: verdict["strict"] for pid, verdict in verdicts.items()}
+             for way, verdicts in {"full": full, **others}.items()}
+    ways = {way: share(sum(verdicts.values()), len(verdicts)) for way, verdicts in right.items()}
     wrong = [pid for pid in full if not right["full"][pid]]
     good = [pid for pid in full if right["full"][pid]]
-    rows = {}
-    if "caption_only" in right:
+    shares = {}
+    if "caption_only" in others:
         caption, silent = right["caption_only"], [v["rule"] == MISSING for v in others["caption_only"].values()]
         slips, unsaid = sum(caption[pid] for pid in wrong), sum(not caption[pid] for pid in good)
-        rows = {"wrong, but right from its description (reasoning)": share(slips, len(wrong)),
-                "wrong, also from its description (perception, at most)": share(len(wrong) - slips, len(wrong)),
-                "right, but wrong from its description": share(unsaid, len(good)),
-                "without a description (counts as wrong from it)": share(sum(silent), len(full))}
-    if "blind" in right:
-        rows["wrong, but right without any image (luck)"] = share(sum(right["blind"][pid] for pid in wrong), len(wrong))
-    unread = {"caption_only", "blind"} <= set(ways) and ways["caption_only"]["count"] <= ways["blind"]["count"]
-    return dict(accuracy=ways, shares=rows, unread=unread)
+        shares = {"wrong, but right from its description (reasoning)": share(slips, len(wrong)),
+                  "wrong, also from its description (perception, at most)": share(len(wrong) - slips, len(wrong)),
+                  "right, but wrong from its description": share(unsaid, len(good)),
+                  "without a description (counts as wrong from it)": share(sum(silent), len(full))}
+    if "blind" in others:
+        lucky = sum(right["blind"][pid] for pid in wrong)
+        shares["wrong, but right without any image (luck)"] = share(lucky, len(wrong))
+    unread = len(ways) == 3 and ways["caption_only"]["count"] <= ways["blind"]["count"]
+    return dict(accuracy=ways, shares=shares, unread=unread)
 
 
 # ---------------------------------------------------------------- text
 
 
-def table(head: list[str], rows: list[list]) -> list[str]:
+def table(head: list[str], rows) -> str:
     """A Markdown table whose columns line up in a terminal too."""
     cells = [[str(cell) for cell in row] for row in [head, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells)]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in cells]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
 def markdown(report: dict, split: dict | None = None, whole: bool = False) -> str:
     """The report as text; split: what `perception` returns; whole: with settings, rules and breakdown."""
     known = report["tokens"] is not None and report["truncated"] is not None
     length = f", {report['truncated']} truncated, {report['tokens']:.0f} tokens each" if known else ""
-    lines = [f"# {report['benchmark']}: {report.get('model') or report.get('source')}", "",
-             f"{report['questions']} questions; {len(report['missing'])} without response, {report['no_answer']} "
-             f"without answer{length};",
-             f"extractor {report['extractor']}, prompt {report.get('prompt_id') or 'unknown'}", ""]
-    rows = [[kind, f"{f['accuracy']:.2f}", f"{f['low']:.2f} .. {f['high']:.2f}", f["correct"],
-             f"{report['empty_model'][kind]:.2f}"] for kind in FIGURES for f in [report[kind]]]
-    lines += table(["figure", "%", "95 % interval", "right", "% of an empty response"], rows)
-    lines += ["", *(f"- {kind}: {report[kind]['counts']}" for kind in FIGURES)]
-    if report["means"]["strict"]:
-        lines += ["", *table(["", *FIGURES], [[name, *(f"{report['means'][kind][name]:.2f}" for kind in FIGURES)]
-                                              for name in report["means"]["strict"]])]
-    if split:
-        lines += ["", *perception_table(split)]
-    lines += ["", *warnings(report)] if warnings(report) else []
+    blocks = [
+        f"# {report['benchmark']}: {report.get('model') or report.get('source')}",
+        f"{report['questions']} questions; {len(report['missing'])} without response, {report['no_answer']} without "
+        f"answer{length};\nextractor {report['extractor']}, prompt {report.get('prompt_id') or 'unknown'}",
+        table(["figure", "%", "95 % interval", "right", "% of an empty response"],
+              [[kind, f"{f['accuracy']:.2f}", f"{f['low']:.2f} .. {f['high']:.2f}", f["correct"],
+                f"{report['empty_model'][kind]:.2f}"] for kind in FIGURES for f in [report[kind]]]),
+        "\n".join(f"- {kind}: {report[kind]['counts']}" for kind in FIGURES)]
+    official, strict = (report["means"][kind] for kind in FIGURES)
+    if strict:
+        blocks.append(table(["", *FIGURES], [[name, f"{official[name]:.2f}", f"{strict[name]:.2f}"] for name in strict]))
+    blocks += perception_table(split) if split else []
+    blocks += ["\n".join(warnings(report))] if warnings(report) else []
     if whole:
-        lines += ["", "## Rules of extraction", "", *table(["rule", "responses"], list(report["rules"].items()))]
-        lines += ["", "## Breakdown", "", *table(["", "value", "questions", *FIGURES], breakdown_rows(report))]
-        lines += ["", "## Settings", "", *table(["", "value"], list(report.get("settings", {}).items()))]
-    return "\n".join(lines) + "\n"
+        blocks += ["## Rules of extraction", table(["rule", "responses"], report["rules"].items())]
+        blocks += ["## Breakdown", table(["", "value", "questions", *FIGURES], breakdown_rows(report))]
+        blocks += ["## Settings", table(["", "value"], report.get("settings", {}).items())]
+    return "\n\n".join(blocks) + "\n"
 
 
 def breakdown_rows(report: dict) -> list[list]:
@@ -275,37 +274,29 @@ def breakdown_rows(report: dict) -> list[list]:
 
 
 def perception_table(split: dict) -> list[str]:
+    """The table, and a warning where it means nothing."""
     names = {"full": "accuracy with the image", "caption_only": "accuracy with its own description instead",
              "blind": "accuracy with neither"}
-    shares = {names[name]: value for name, value in split["accuracy"].items()} | split["shares"]
+    shares = {names[way]: accuracy for way, accuracy in split["accuracy"].items()} | split["shares"]
     rows = [[name, "-" if s["percent"] is None else f"{s['percent']:.2f}", f"{s['low']:.2f} .. {s['high']:.2f}",
              f"{s['count']} of {s['of']}"] for name, s in shares.items()]
-    note = ["", "warning: the model answers no better from its description than from nothing: it does not read "
-            "descriptions given as text, and these shares do not say what perception costs"] if split["unread"] else []
-    return table(["what perception costs (strict)", "%", "95 % interval", "questions"], rows) + note
-
-
-AUDIT_CHARACTERS = 400
+    warning = ("warning: the model answers no better from its description than from nothing: it does not read "
+               "descriptions given as text, and these shares do not say what perception costs")
+    lines = table(["what perception costs (strict)", "%", "95 % interval", "questions"], rows)
+    return [lines, warning] if split["unread"] else [lines]
 
 
 def audit_sheet(count: int, items: dict[str, Item], responses: dict[str, dict], verdicts: dict[str, dict]) -> str:
     """A sample of questions, always the same ones, for a person to mark what the rules got wrong."""
     pids = [pid for pid in items if pid in responses]
-    sample = set(random.Random(count).sample(pids, min(count, len(pids))))
+    sample = random.Random(count).sample(pids, min(count, len(pids)))
     lines = ["# Does the verdict hold?", "", "Mark each that does not; the share of marks is the error of the rules."]
-    for pid in (pid for pid in pids if pid in sample):
+    for pid in sorted(sample, key=pids.index):
         item, verdict = items[pid], verdicts[pid]
-        end = (responses[pid].get("response") or "")[-AUDIT_CHARACTERS:]
         choices = "; ".join(lettered(item.choices))
+        official, strict = ("right" if verdict[kind] else "wrong" for kind in FIGURES)
         lines += ["", f"## [ ] {pid}", "", item.question, *([choices] if choices else []), "",
-                  *(f"> {line}" for line in end.splitlines()), "",
+                  *(f"> {line}" for line in responses[pid]["response"][-AUDIT_CHARACTERS:].splitlines()), "",
                   f"extraction `{verdict['extraction']}` ({verdict['rule']}), prediction `{verdict['prediction']}`, "
-                  f"gold `{item.answer}`: official {'right' if verdict['official'] else 'wrong'}, "
-                  f"strict {'right' if verdict['strict'] else 'wrong'}"]
+                  f"gold `{item.answer}`: official {official}, strict {strict}"]
     return "\n".join(lines) + "\n"
-
-
-def descriptions(responses: dict[str, dict]) -> dict[str, str]:
-    """pid -> the Image Description section of the response, where there is one."""
-    found = {pid: parse(row.get("response") or "").description for pid, row in responses.items()}
-    return {pid: text for pid, text in found.items() if text}
