@@ -72,17 +72,12 @@ def first_line(text: str) -> str:
 
 def structured(text: str) -> tuple[str, str]:
     """(kind of structure, what it holds), ("", "") without one."""
-    for header in list(ANSWER_LINE.finditer(text))[:-4:-1]:
-        line = first_line(text[header.end():].split("###")[0])
-        if line:
-            return "section", line
-    tagged = re.split("<answer>", text, flags=re.IGNORECASE)
-    if len(tagged) > 1:
-        line = first_line(re.split("</answer>", tagged[-1], flags=re.IGNORECASE)[0])
-        if line:
-            return "tag", line
-    inside = boxed(text)
-    return ("boxed", inside) if inside else ("", "")
+    sections = [text[header.end():].split("###")[0] for header in list(ANSWER_LINE.finditer(text))[:-4:-1]]
+    tagged = re.split("<answer>", text, flags=re.IGNORECASE)[1:][-1:]
+    tags = [re.split("</answer>", tag, flags=re.IGNORECASE)[0] for tag in tagged]
+    found = [("section", first_line(section)) for section in sections] + [("tag", first_line(tag)) for tag in tags]
+    found.append(("boxed", boxed(text)))
+    return next((pair for pair in found if pair[1]), ("", ""))
 
 
 # ---------------------------------------------------------------- extract
@@ -99,9 +94,7 @@ def read_short(candidate: str, item: Item) -> tuple[str, str] | None:
     if item.kind in ("integer", "float"):
         value = answer_number(candidate)
         return None if value is None else (bare_number(value), "number")
-    if item.kind == "text":
-        return clean(candidate), "text"
-    return None
+    return (clean(candidate), "text") if item.kind == "text" else None
 
 
 def extract(response: str, item: Item) -> tuple[str, str]:
@@ -112,16 +105,16 @@ def extract(response: str, item: Item) -> tuple[str, str]:
     text = tidy(response)
     if not text:
         return "", "empty"
-    structure, candidate = structured(text)
-    if structure:
-        extraction, how = read_short(candidate, item) or IN_PROSE[item.kind](candidate, item)
-        if how != "nothing" or structure != "boxed":
-            return extraction, how if how in NO_ANSWER else f"{structure}: {how}"
-    sections = parse(text)
-    if sections.description is not None or sections.rationales is not None:
-        return "", "unfinished"
-    alone = item.kind == "choice" and len(text) <= MAX_RAW and "\n" not in text
-    short = read_short(text, item) if alone else None
-    if short:
-        return short[0], short[1] if short[1] in NO_ANSWER else f"whole: {short[1]}"
-    return IN_PROSE[item.kind](text, item)
+    place, candidate = structured(text)
+    found = (read_short(candidate, item) or IN_PROSE[item.kind](candidate, item)) if place else None
+    if not found or found == (found[0], "nothing") and place == "boxed":
+        sections = parse(text)
+        if sections.description is not None or sections.rationales is not None:
+            return "", "unfinished"
+        place = "whole"
+        alone = item.kind == "choice" and len(text) <= MAX_RAW and "\n" not in text
+        found = read_choice(text, item) if alone else None
+        if not found:
+            return IN_PROSE[item.kind](text, item)
+    extraction, form = found
+    return extraction, form if form in NO_ANSWER else f"{place}: {form}"

@@ -2,33 +2,19 @@ r"""What sentences say about a question: the rules that read an answer out of fr
 
     choice_in_prose(text, item)       ("B", "stated letter")
     number_in_prose(text, item)       ("12", "restated")
-    list_in_prose, text_in_prose         the same for their kinds
+    list_in_prose, text_in_prose      the same for their kinds
 
-A rule is a function (text, item) -> answer or None, and its docstring an example or its reason. The rules of a kind
-are tried in the order of CHOICE_RULES and NUMBER_RULES, and the first that answers gives its name to the answer.
-They know English and some Chinese, the question and its options, and nothing else.
+CHOICE_RULES and NUMBER_RULES name the rules of a kind in the order in which they are tried. A rule is a function
+(text, item) -> answer or None, and the name of the first that answers goes with the answer. The rules know English and
+some Chinese, the question and its options, and nothing else.
 """
 import re
 from fractions import Fraction
 from functools import lru_cache
 
-from benchmarks.reading import (
-    BOLD,
-    MAX_RAW,
-    MAX_SENTENCE,
-    REJECTED_AFTER,
-    Item,
-    answer_number,
-    bare_number,
-    equal_number,
-    in_range,
-    letter_of,
-    number_in,
-    numbers,
-    option_numbers,
-    options_in,
-    spelled,
-)
+from benchmarks.reading import (BOLD, MAX_RAW, MAX_SENTENCE, REJECTED_AFTER, Item, answer_number, bare_number,
+                                equal_number, in_range, letter_of, number_in, numbers, option_numbers, options_in,
+                                spelled)
 from grading.equal import clean
 
 
@@ -68,6 +54,11 @@ def conclusions(text: str) -> list[str]:
     return [part for part in sentences(text)[::-1] if CONCLUSION.search(part)]
 
 
+def last_matches(pattern: re.Pattern, text: str) -> list[re.Match]:
+    """The matches to try, the last first."""
+    return list(pattern.finditer(text))[: -MAX_MATCHES : -1]
+
+
 def words_of(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.lower()))
 
@@ -82,20 +73,20 @@ def content_words(text: str) -> set[str]:
 
 
 def restating(text: str, item: Item) -> list[str]:
-    """The sentences that repeat half of the words of what is asked, most first, then the later. The word for what is
-    asked, the "area" of "what is the area of the disk", counts as four; bold counts as one."""
+    """The sentences that repeat half of the words of what is asked, those that repeat most first, then the later ones.
+
+    The word for what is asked, the "area" of "what is the area of the disk", counts as four; bold counts as one.
+    """
     asked = content_words((sentences(item.question) or ("",))[-1])
-    head = ASKED_FOR.search(item.question)
-    head = stem(head[1].lower()) if head else None
+    match = ASKED_FOR.search(item.question)
+    head = stem(match[1].lower()) if match else None
     ranked = []
     for i, part in enumerate(sentences(text)):
-        if INTENTION.match(part):
-            continue
         said = content_words(part)
         shared = len(asked & said) + 3 * (head in said)
-        if shared and shared >= len(asked) / 2:
+        if shared and shared >= len(asked) / 2 and not INTENTION.match(part):
             ranked.append((shared + bool(BOLD.search(part)), i, part))
-    return [part for _, _, part in sorted(ranked)[::-1]]
+    return [part for _, _, part in sorted(ranked, reverse=True)]
 
 
 # ---------------------------------------------------------------- rules: the letter of an option
@@ -113,9 +104,9 @@ REJECTED_BEFORE = re.compile(
     r"[^.,;\n]{0,20}$", re.IGNORECASE)
 
 
-def last_letter(pattern: re.Pattern, text: str) -> str | None:
-    """The letter of the last match that is neither ruled out nor supposed."""
-    for match in list(pattern.finditer(text))[: -MAX_MATCHES : -1]:
+def last_letter(text: str, *patterns: re.Pattern) -> str | None:
+    """The letter of the last match that is neither ruled out nor supposed, of the first pattern that has one."""
+    for match in (match for pattern in patterns for match in last_matches(pattern, text)):
         before, after = text[max(0, match.start() - 40) : match.start()], text[match.end() : match.end() + 80]
         if not REJECTED_AFTER.match(after) and not REJECTED_BEFORE.search(before):
             return next(filter(None, match.groups())).upper()
@@ -124,12 +115,12 @@ def last_letter(pattern: re.Pattern, text: str) -> str | None:
 
 def stated_letter(text: str, item: Item) -> str | None:
     """The correct answer is (B)."""
-    return last_letter(STATED, text)
+    return last_letter(text, STATED)
 
 
 def mentioned_letter(text: str, item: Item) -> str | None:
     """Option B fits best. I would choose C. (B) is correct."""
-    return last_letter(CONFIRMED, text) or last_letter(MENTIONED, text)
+    return last_letter(text, CONFIRMED, MENTIONED)
 
 
 def only_letter(text: str, item: Item) -> str | None:
@@ -171,16 +162,10 @@ def letter_of_word(word: str, item: Item) -> str:
 
 def yes_or_no(text: str, item: Item) -> str | None:
     """The first word, or else the last yes or no of a conclusion."""
-    if not is_yes_no(item):
-        return None
     leading = re.match(r"\W*(yes|no|true|false)\b", text, re.IGNORECASE)
-    if leading:
-        return letter_of_word(leading[1], item)
-    for part in conclusions(text):
-        words = re.findall(r"\b(?:yes|no|true|false)\b(?! \w)", part, re.IGNORECASE)
-        if words:
-            return letter_of_word(words[-1], item)
-    return None
+    concluding = (re.findall(r"\b(?:yes|no|true|false)\b(?! \w)", part, re.IGNORECASE) for part in conclusions(text))
+    words = leading.groups() if leading else next(filter(None, concluding), None)
+    return letter_of_word(words[-1], item) if words and is_yes_no(item) else None
 
 
 def turned_round(question: str, statement: str) -> bool:
@@ -279,31 +264,28 @@ def declined(text: str, item: Item) -> str | None:
     return None
 
 
-def unconditional(text: str) -> str:
-    """Without: If the first is larger, the answer is (A). Otherwise, the answer is (B)."""
-    return "\n".join(part for part in sentences(text) if not re.match("If|Otherwise", part))
-
-
-def rule_name(rule) -> str:
-    return rule.__name__.replace("_", " ")
+def first_answer(rules, text: str, item: Item) -> tuple:
+    """(answer, name of the rule that gave it) of the first rule that answers; (None, "nothing") when none does."""
+    answers = ((rule(text, item), rule.__name__.replace("_", " ")) for rule in rules)
+    return next((found for found in answers if found[0] is not None), (None, "nothing"))
 
 
 def choice_in_prose(text: str, item: Item) -> tuple[str, str]:
     """(letter, rule); with the rule "nothing" the words that decline to answer, or the end of the text."""
-    said = without_list(text)
+    said, rules = without_list(text), CHOICE_RULES
     if not said:
         return text[:MAX_RAW], "nothing"
     declining = declined(said, item)
-    rules = CHOICE_RULES
     if declining:
         same = [i for i, option in enumerate(spelled(item.choices)) if DECLINES.search(option)]
         if same:
             return letter_of(same[0]), "declined"
-        said, rules = unconditional(said), (stated_letter,)
-    for rule in rules:
-        answer = rule(said, item)
-        if answer:
-            return answer, rule_name(rule) if in_range(answer, item) else "out of range"
+        # What remains may still state a letter, but not: If the first is larger, the answer is (A). Otherwise, ..
+        said = "\n".join(part for part in sentences(said) if not re.match("If|Otherwise", part))
+        rules = [stated_letter]
+    answer, rule = first_answer(rules, said, item)
+    if answer:
+        return answer, rule if in_range(answer, item) else "out of range"
     refusal = "N/A" if len(text) > MAX_RAW and REFUSAL.search(text) else None
     return declining or refusal or text[-MAX_RAW:], "nothing"
 
@@ -318,12 +300,10 @@ NONE_SAID = re.compile(r"\b(?:no|none|zero|nothing)\b|没有", re.IGNORECASE)
 
 def stated_number(text: str, item: Item) -> Fraction | None:
     """The answer is 5."""
-    for match in list(STATES_NUMBER.finditer(text))[: -MAX_MATCHES : -1]:
+    for match in last_matches(STATES_NUMBER, text):
         rest = text[match.end() : match.end() + 200]
-        if re.match(r"\n\d+[.)] ", rest):                                # the first of the steps towards the answer
-            continue
         value = answer_number(SENTENCE_END.split(rest.strip())[0], item.question)
-        if value is not None:
+        if value is not None and not re.match(r"\n\d+[.)] ", rest):      # that begins the steps towards the answer
             return value
     return None
 
@@ -366,11 +346,8 @@ NUMBER_RULES = (stated_number, asked_year, restated, last_number, none_counted)
 def number_in_prose(text: str, item: Item) -> tuple[str, str]:
     """(bare number, rule); with the rule "nothing" the words that decline to answer, or the end of the text."""
     declining = declined(text, item)
-    for rule in (stated_number,) if declining else NUMBER_RULES:
-        value = rule(text, item)
-        if value is not None:
-            return bare_number(value), rule_name(rule)
-    return declining or text[-MAX_RAW:], "nothing"
+    value, rule = first_answer([stated_number] if declining else NUMBER_RULES, text, item)
+    return (declining or text[-MAX_RAW:] if value is None else bare_number(value)), rule
 
 
 # ---------------------------------------------------------------- the other kinds
@@ -390,7 +367,7 @@ def list_in_prose(text: str, item: Item) -> tuple[str, str]:
 
 def text_in_prose(text: str, item: Item) -> tuple[str, str]:
     """What follows the last "answer is", to the end of the sentence."""
-    for match in list(STATES_ANSWER.finditer(text))[: -MAX_MATCHES : -1]:
+    for match in last_matches(STATES_ANSWER, text):
         answer = clean(re.split(r"\n|\. ", text[match.end() : match.end() + MAX_SENTENCE])[0])
         if answer:
             return answer, "stated text"

@@ -39,6 +39,7 @@ NUMBER = re.compile(
     r"(?!(?:st|nd|rd|th)\b)(?: (million|billion|thousand)\b)?", re.IGNORECASE)
 MAX_DIGITS = 40
 SCALE = {"thousand": 1000, "million": 10**6, "billion": 10**9}
+# "one" in words is no number here: "which one", "one of them".
 NO_COUNT = re.compile(r"\b(?:which|this|that|the|no|each|every|any) one\b|\bone (?:of|can|must|another|or)\b")
 BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
 STATES = re.compile(
@@ -62,29 +63,25 @@ def numbers(text: str) -> list[Fraction]:
     return found
 
 
-def number_words(text: str) -> list[Fraction]:
-    """twenty-five, three; one only where it counts something: neither "which one" nor "one of them"."""
-    words = re.findall(r"[a-z]+(?:-[a-z]+)?", NO_COUNT.sub(" ", text.lower()))
-    return [Fraction(WORDS[word]) for word in words if word in WORDS]
-
-
 def number_in(text: str, question: str = "") -> Fraction | None:
-    """The number that a sentence states: the bold one; the last one after = or the first after "is", whichever comes
-    later, unless the question has it too; the last other one; the first in words; the last; that of 4th."""
-    bold = [value for part in BOLD.findall(text) for value in numbers(part)]
+    """The number that a sentence states. In this order: the bold one; the last one after = or else the first one after
+    "is" that the question does not have; the last one that the question does not have; the first in words, as
+    twenty-five; the last; that of 4th."""
+    bold = numbers(" ; ".join(BOLD.findall(text)))
     if bold:
         return bold[-1]
     text, asked = text.replace("*", ""), set(numbers(question))
-    for pattern in (EQUALS, STATES):
-        ends = [match.end() for match in pattern.finditer(text)]
-        for end in ends[::-1] if pattern is EQUALS else ends:
-            value = next(iter(numbers(text[end : end + MAX_RAW])), None)
-            if value is not None and value not in asked:
-                return value
+    after_equals = [match.end() for match in EQUALS.finditer(text)][::-1]
+    for end in (*after_equals, *(match.end() for match in STATES.finditer(text))):
+        value = next(iter(numbers(text[end : end + MAX_RAW])), None)
+        if value is not None and value not in asked:
+            return value
     found = numbers(text)
     fresh = [value for value in found if value not in asked]
+    words = re.findall(r"[a-z]+(?:-[a-z]+)?", NO_COUNT.sub(" ", text.lower()))
+    in_words = [Fraction(WORDS[word]) for word in words if word in WORDS]
     ordinal = [Fraction(digits) for digits in ORDINAL.findall(text)]
-    return (fresh[-1:] or number_words(text)[:1] or found[-1:] or ordinal[-1:] or [None])[0]
+    return (fresh[-1:] or in_words[:1] or found[-1:] or ordinal[-1:] or [None])[0]
 
 
 def answer_number(text: str, question: str = "") -> Fraction | None:
@@ -126,8 +123,8 @@ def in_range(letter: str, item: Item) -> bool:
 
 @lru_cache(maxsize=256)
 def option_pattern(choices: tuple[str, ...]) -> tuple[re.Pattern, str]:
-    """(pattern, letters): group i of a match is the option letters[i - 1]. Those of one letter are left out, "a" is an
-    article; longer ones come first, for one may stand within another."""
+    """(pattern, letters): group i of a match is the option letters[i - 1]. Options of one letter are left out, because
+    "a" is an article; longer ones come first, because a shorter one may stand within them."""
     options = sorted((-len(option), option, letter_of(i)) for i, option in enumerate(spelled(choices))
                      if len(option) > 1 or option.isdigit())
     patterns = []
@@ -145,12 +142,13 @@ def options_in(text: str, item: Item) -> list[str]:
 
 
 def equal_option(text: str, item: Item) -> str | None:
-    text = spell(text[: MAX_SENTENCE])
-    return next((letter_of(i) for i, option in enumerate(spelled(item.choices)) if option == text), None)
+    """The letter of the first option with this text."""
+    options, text = spelled(item.choices), spell(text[:MAX_SENTENCE])
+    return letter_of(options.index(text)) if text in options else None
 
 
 def equal_number(value: Fraction | None, item: Item) -> str | None:
-    """The first option with this number, units aside."""
+    """The letter of the first option with this number, units aside."""
     values = option_numbers(item.choices)
     return letter_of(values.index(value)) if value is not None and value in values else None
 
@@ -168,23 +166,22 @@ def read_choice(candidate: str, item: Item) -> tuple[str, str] | None:
     A letter with the text of another option is that letter, save "A: 30°", which says that the answer is 30°.
     """
     bare = clean(candidate[:MAX_SENTENCE].replace("**", ""))
-    letter = BARE_LETTER.fullmatch(bare)
-    if letter and letter[1].isupper() and in_range(letter[1], item):
-        return letter[1], "letter"
-    text = equal_option(candidate, item)
-    if text:
-        return text, "option"
-    if letter and in_range(letter[1].upper(), item):
-        return letter[1].upper(), "letter"
+    match = BARE_LETTER.fullmatch(bare)
+    letter = match[1].upper() if match else ""
+    option = equal_option(candidate, item)
+    if in_range(letter, item) and (match[1].isupper() or not option):    # a lower-case letter may be an option's text
+        return letter, "letter"
+    if option:
+        return option, "option"
     led = LETTER_THEN_TEXT.fullmatch(bare)
     if led and in_range((led[1] or led[2]).upper(), item):
-        text = equal_option(led[3], item)
-        if text and bare.startswith("A:"):
-            return text, "option"
-        if text or not REJECTED_AFTER.match(led[3]) and not bare.startswith(f"{led[2]} "):
+        option = equal_option(led[3], item)
+        if option and bare.startswith("A:"):
+            return option, "option"
+        if option or not REJECTED_AFTER.match(led[3]) and not bare.startswith(f"{led[2]} "):
             return (led[1] or led[2]).upper(), "letter"
     value = quantity(spell(candidate))
-    text = equal_number(value[0], item) if value else None
-    if text:
-        return text, "number"
-    return (letter[1].upper(), "out of range") if letter else None
+    option = equal_number(value[0], item) if value else None
+    if option:
+        return option, "number"
+    return (letter, "out of range") if letter else None

@@ -4,19 +4,19 @@ r"""Whether two answers are equal by algebra, found out in a process that can be
     grader.correct(r"\sqrt{8}", r"2\sqrt{2}")  True: x^2+2x+1 is (x+1)^2 as well
     grader.take_counts()                       Counter(asked=.., timeouts=.., restarts=..) since the last call
 
-Algebra needs sympy, and sympy may work on a hostile answer for ever or fill the memory. So a worker does it
+Algebra needs sympy, which may work on a hostile answer for ever or fill the memory. So a worker does it
 (algebra_worker.py, with math-verify), and is killed when it takes longer than the limit.
 
 Rule "own" asks the worker only when equal.correct has said no, the gold answer is symbolic, and both sides read as one
 expression: numbers, variables, fractions, roots, powers. Prose, lists, equations and functions are never asked, nor
-what may take for ever: towers of powers, factorials, exponents of three digits. Before it is asked, an expression is
-rewritten: every product is made explicit, every decimal a fraction, and every variable gets a name of its own. To
-math-verify R and r would otherwise be one variable, and the area \pi(R^2-r^2) would be 0.
+what may take for ever: towers of powers, factorials, exponents of three digits. An expression is rewritten first: every
+product is made explicit, every decimal a fraction, and every variable gets a name of its own. To math-verify R and r
+would otherwise be one variable, and the area \pi(R^2-r^2) would be 0.
 
 Rule "release" is the authors' accuracy reward, mathruler on the whole response, for ablations.
 
-Both fail closed: no reply within the limit, or a worker that dies, counts as wrong. So a pair is judged alike on every
-machine, except one that takes about as long as the limit; pairs that are given up are counted.
+No reply within the limit, or a worker that dies, counts as wrong. So a pair is judged alike on every machine, unless it
+takes about as long as the limit; pairs that are given up are counted.
 """
 import atexit
 import functools
@@ -28,7 +28,6 @@ import select
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from fractions import Fraction
 
@@ -189,14 +188,13 @@ class Grader:
 
     def ask(self, candidate: str, gold: str) -> bool:
         """What the worker says of a pair as it is; False when it says nothing within the limit, or dies of it."""
-        line = json.dumps([candidate, gold]).encode() + b"\n"
         with self.lock:
             if self.worker is None or self.worker.poll() is not None:
                 self.start()
             self.counts["asked"] += 1
             reply = b""
             try:
-                self.worker.stdin.write(line)
+                self.worker.stdin.write(json.dumps([candidate, gold]).encode() + b"\n")
                 reply = self.read_line(self.limit)
             except BrokenPipeError:
                 pass
@@ -219,19 +217,14 @@ class Grader:
                              f"`{sys.executable} {WORKER} {self.rule} {self.limit:g}` shows why")
 
     def read_line(self, seconds: float) -> bytes:
-        """The worker's next line; b"" when it has ended, or when the time is over, which is counted."""
-        line, end = b"", time.monotonic() + seconds
-        poll = select.poll()
+        """The worker's next line, which comes in one piece; b"" when the worker has ended, or when the time is over,
+        which is counted."""
+        poll = select.poll()  # select.select refuses the high descriptors of a process with many files
         poll.register(self.worker.stdout, select.POLLIN)
-        while not line.endswith(b"\n"):
-            if not poll.poll(max(0, end - time.monotonic()) * 1000):
-                self.counts["timeouts"] += 1
-                return b""
-            piece = self.worker.stdout.read(4096)
-            if not piece:
-                return b""
-            line += piece
-        return line
+        if poll.poll(seconds * 1000):
+            return self.worker.stdout.read(100)
+        self.counts["timeouts"] += 1
+        return b""
 
     def close(self):
         """End the worker; the next pair that needs one starts another."""

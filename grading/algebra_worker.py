@@ -9,6 +9,7 @@ A system that does not know a limit, as macOS does not know that of memory, runs
 """
 import json
 import math
+import os
 import re
 import resource
 import sys
@@ -66,14 +67,13 @@ def set_limit(name: str, value: int):
 def main(rule: str, limit: float):
     set_limit("RLIMIT_AS", MEMORY)
     set_limit("RLIMIT_CORE", 0)
-    replies, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no reply
+    sys.stdout = sys.stderr  # whatever a library prints is no reply
     equal = {"own": own, "release": release}[rule]()
     equal(r"\frac{(x+1)^{2}}{\sqrt{2}}", r"\sqrt{2}(x^{2}+2x+1)/2")  # loads what the first pair would wait for
-    print("ready", file=replies, flush=True)
+    os.write(1, b"ready\n")  # in one piece, which algebra.py counts on, and print with PYTHONUNBUFFERED does not do
     for line in sys.stdin:
-        end = math.ceil(time.process_time() + limit) + 1
-        set_limit("RLIMIT_CPU", end)
-        print(json.dumps(bool(equal(*json.loads(line)))), file=replies, flush=True)
+        set_limit("RLIMIT_CPU", math.ceil(time.process_time() + limit) + 1)
+        os.write(1, b"true\n" if equal(*json.loads(line)) else b"false\n")
 
 
 if __name__ == "__main__":
