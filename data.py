@@ -452,6 +452,7 @@ def drop_long(samples: list[Sample], processor, max_prompt: int, log=print) -> l
         raise InputError(f"no prompt is within {max_prompt} tokens ({longest}): raise --max_prompt or cut --max_pixels")
     if len(kept) < len(samples):
         log(f"dropped {len(samples) - len(kept)} of {len(samples)} prompts, over {max_prompt} tokens ({longest})")
+    encode_prompt(max(kept, key=lambda sample: len(sample.images)), processor)  # the template and the processor work
     return kept
 
 

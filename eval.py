@@ -99,20 +99,11 @@ def make_folder(path: str):
         raise InputError(f"--out {path}: no folder can be made there ({error.strerror})") from error
 
 
-def within_limit(config: EvalConfig, samples: list[Sample], processor) -> list[Sample]:
-    """The samples within --max_prompt. A picture that cannot be read and a template that fails are bad input here."""
-    data.check_images(samples)
-    kept = data.drop_long(samples, processor, config.max_prompt, log=print0)
-    data.encode_prompt(max(kept, key=lambda sample: len(sample.images)), processor)
-    return kept
-
-
 def load(config: EvalConfig, device) -> tuple:
     """(config with as many slots as there is room for, model, processor, clip, questions as their `prepare_..` returns
     them). All questions are checked first, because loading a model takes minutes."""
     folder = find_model(config.model)
-    note_pixels(folder, config.min_pixels, config.max_pixels, log=print0)
-    processor = load_processor(folder, config.min_pixels, config.max_pixels)
+    processor = load_processor(folder, config.min_pixels, config.max_pixels, log=print0)
     if config.benchmark:
         questions = [prepare_benchmark(config, name, folder, processor) for name in registry.chosen(config.benchmark)]
     else:
@@ -130,7 +121,8 @@ def prepare_file(config: EvalConfig, processor) -> tuple[list[Sample], int]:
     """The samples within --max_prompt, and how many are over it."""
     samples = data.load_samples(config.data, config.image_root, config.split or "train")
     data.require(samples, "answer", config.data)
-    kept = within_limit(config, samples, processor)
+    data.check_images(samples)
+    kept = data.drop_long(samples, processor, config.max_prompt, log=print0)
     make_folder(config.out)
     return kept, len(samples) - len(kept)
 
@@ -244,7 +236,8 @@ def prepare_benchmark(config: EvalConfig, name: str, model_folder: str, processo
     root = config.image_root or (place if os.path.isdir(place) else os.path.dirname(place))
     samples = registry.load_samples(items, rows, root)
     settings = settings_of(config, model_folder, samples, out)
-    kept = within_limit(config, samples, processor)
+    data.check_images(samples)
+    kept = data.drop_long(samples, processor, config.max_prompt, log=print0)
     make_folder(out)
     return name, items, kept, settings
 
