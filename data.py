@@ -279,7 +279,8 @@ def sample_from_row(row, where: str, default_qid: str, root: str) -> Sample:
     if turns:
         question, solution = first_turns(turns, where)
     else:
-        question, solution = str(column(row, where, "problem", "question")), column(row, where, "solution", default="")
+        question = str(column(row, where, "problem", "question"))
+        solution = column(row, where, "solution", default="")
     if not question.replace(IMAGE, "").strip():
         raise InputError(f"{where}: the question is empty; write one or remove the row")
     images = column(row, where, "images", "image", types=(str, list, dict, Image.Image), default=[])

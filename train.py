@@ -15,8 +15,7 @@ GRPO in seven lines, for one question; `rl_step` is these lines for many questio
     policy     = policy - learning_rate * gradient(loss)
 
 Where all responses to a question are right, or all are wrong, accuracy gives no advantage and so no gradient. That is
-why there are two stages: questions that are always answered right are rewarded for what is seen, those that are
-sometimes answered right for the answer.
+why there are two stages: what is always answered right is rewarded for seeing, what sometimes is for the answer.
 
 As in the release (the authors' own code), the clip is asymmetric and dual, and the KL estimate is k3: see `grpo_loss`.
 Unlike there, the mean is over the tokens of the whole optimiser step on all ranks (docs/differences.md).
@@ -514,9 +513,7 @@ def train(run: Run, step_function):
         began = time.perf_counter()
         rollout, stats, timer = step_function(run, optimizer, [run.samples[i] for i in run.batches[step]], step, steps)
         rows = gather(records(rollout)) if rollout else []
-        metrics = step_metrics(rows, PARTS, stats, timer.seconds)
-        if rollout:
-            metrics |= sum_over_ranks(grader_counts(config.grader))
+        metrics = step_metrics(rows, PARTS, stats, timer.seconds) | sum_over_ranks(grader_counts(config.grader))
         if config.eval_every and ((step + 1) % config.eval_every == 0 or step + 1 == steps):
             metrics |= evaluate(run)
         metrics["time/step"] = time.perf_counter() - began
