@@ -40,20 +40,19 @@ from plumbing.processes import stop_processes
 from plumbing.run_folder import write_text
 
 # --- the world ------------------------------------------------------------------------------------------------------
-
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 220), "yellow": (230, 200, 40)}
 SHAPES = ("circle", "square", "triangle")
-MISTAKEN = {"green": "blue", "triangle": "circle"}         # what the warm-up teacher takes them for
-CELL = 28                                                  # pixels: one merged image token (patch 14, merge 2)
-DESCRIBE = "Describe the image."                           # the question whose answer is the description alone
+MISTAKEN = {"green": "blue", "triangle": "circle"}  # what the warm-up teacher takes them for
+CELL = 28  # pixels: one merged image token (patch 14, merge 2)
+DESCRIBE = "Describe the image."  # the question whose answer is the description alone
 
 
 @dataclass(frozen=True)
 class Question:
-    kind: str                                              # "count", "subtract" or "add"
-    colour: str                                            # "" = any
-    shape: str                                             # "" = any
-    extra: int                                             # objects that "add" adds
+    kind: str  # "count", "subtract" or "add"
+    colour: str  # "" = any
+    shape: str  # "" = any
+    extra: int  # objects that "add" adds
 
     @property
     def label(self) -> str:
@@ -65,34 +64,32 @@ class Question:
                 "subtract": f"Subtract all {self.label}. How many objects are left?",
                 "add": f"Add {self.extra} {self.label}. How many objects are there?"}[self.kind]
 
-    @property
-    def plan(self) -> str:
-        return f"Add {self.extra}" if self.kind == "add" else f"{self.kind.capitalize()} the {self.label}"
-
     def names(self, pair: tuple[str, str]) -> bool:
         """Whether the label fits this (colour, shape)."""
         return self.colour in ("", pair[0]) and self.shape in ("", pair[1])
 
-    def part(self, pair: tuple[str, str]) -> str:
-        """What of an object the label asks about: its colour, its shape or both."""
-        return " ".join(word for word, asked in zip(pair, (self.colour, self.shape)) if asked)
-
-    def answer(self, total: int, named: int) -> int:
-        return {"count": named, "subtract": total - named, "add": total + self.extra}[self.kind]
+    def reason(self, pairs: tuple, counts: list[bool]) -> tuple[list[str], int]:
+        """The steps to the answer, and the answer, when `counts` says which objects count: "red 1, blue 1, red 2"."""
+        total, named = len(pairs), sum(counts)
+        # Of each object only what the label asks about is said: its colour, its shape or both.
+        asked = [" ".join(word for word, part in zip(pair, (self.colour, self.shape)) if part) for pair in pairs]
+        listed = ", ".join(f"{words} {sum(counts[:i])}" for i, words in enumerate(asked, 1))
+        if self.kind == "count":
+            return [listed], named
+        if self.kind == "subtract":
+            return [listed, f"{total} - {named} = {total - named}"], total - named
+        return [f"{total} + {self.extra} = {total + self.extra}"], total + self.extra
 
 
 @dataclass(frozen=True)
 class Item:
-    objects: tuple[tuple[str, str], ...]                   # (colour, shape) in reading order
-    image: Image.Image                                     # 56 x 56
+    objects: tuple[tuple[str, str], ...]  # (colour, shape) in reading order
+    image: Image.Image  # 56 x 56
     question: Question
-    reasoning: str                                         # right steps, from the true caption
+    reasoning: str  # right steps, from the true caption
     answer: str
-    response: str                                          # of the warm-up teacher: may be wrong
-
-    @property
-    def caption(self) -> str:
-        return describe(self.objects)
+    response: str  # of the warm-up teacher: may be wrong
+    caption: str  # names all objects
 
     @property
     def key_words(self) -> list[str]:
@@ -128,16 +125,6 @@ def ask(objects: tuple, rng: random.Random) -> Question:
     return Question(rng.choice(["count", "subtract", "subtract", "add"]), colour, shape, rng.randint(1, 4))
 
 
-def reason(question: Question, pairs: tuple, counts: list[bool]) -> tuple[list[str], int]:
-    """The steps to the answer, and the answer, when `counts` says which objects count: "red 1, blue 1, red 2"."""
-    total, named = len(pairs), sum(counts)
-    answer = question.answer(total, named)
-    listed = ", ".join(f"{question.part(pair)} {sum(counts[:i])}" for i, pair in enumerate(pairs, 1))
-    steps = {"count": [listed], "subtract": [listed, f"{total} - {named} = {answer}"],
-             "add": [f"{total} + {question.extra} = {answer}"]}[question.kind]
-    return steps, answer
-
-
 def teach(question: Question, objects: tuple, slip_seeing: float, slip_counting: float, rng: random.Random) -> str:
     """The imperfect warm-up teacher's response: it describes what it believes to see, and counts that."""
     seen = tuple(tuple(MISTAKEN[word] if word in MISTAKEN and rng.random() < slip_seeing else word for word in pair)
@@ -145,9 +132,10 @@ def teach(question: Question, objects: tuple, slip_seeing: float, slip_counting:
     counts = [question.names(pair) for pair in seen]
     if sum(counts) >= 2 and rng.random() < slip_counting:
         counts[max(i for i, hit in enumerate(counts) if hit)] = False
-    steps, answer = reason(question, seen, counts)
+    steps, answer = question.reason(seen, counts)
+    plan = f"Add {question.extra}" if question.kind == "add" else f"{question.kind.capitalize()} the {question.label}"
     numbered = [f"### {data.STEP} {i}: {step}." for i, step in enumerate(steps, 1)]
-    return "\n".join([f"### {data.DESCRIPTION}: {describe(seen)}", f"### {data.RATIONALES}: {question.plan}.",
+    return "\n".join([f"### {data.DESCRIPTION}: {describe(seen)}", f"### {data.RATIONALES}: {plan}.",
                       f"### {data.THINK}", *numbered, f"### {data.ANSWER}: {answer}"])
 
 
@@ -158,14 +146,14 @@ def make_items(count: int, seed: int, split: str, slip_seeing: float = 0.55, sli
     for _ in range(count):
         objects = tuple((rng.choice(list(COLOURS)), rng.choice(SHAPES)) for _ in range(rng.randint(2, 4)))
         question = ask(objects, rng)
-        steps, answer = reason(question, objects, [question.names(pair) for pair in objects])
+        steps, answer = question.reason(objects, [question.names(pair) for pair in objects])
         response = teach(question, objects, slip_seeing, slip_counting, rng)
-        items.append(Item(objects, draw(objects, rng), question, ". ".join(steps) + ".", str(answer), response))
+        items.append(Item(objects, draw(objects, rng), question, ". ".join(steps) + ".", str(answer), response,
+                          describe(objects)))
     return items
 
 
 # --- tokenizer, processor, model ------------------------------------------------------------------------------------
-
 END_OF_TEXT, TURN_START, TURN_END, IMAGE_PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>"
 VISION_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_PAD, "<|video_pad|>"]
 CHAT_TEMPLATE = """\
@@ -177,16 +165,14 @@ CHAT_TEMPLATE = """\
 {%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}"""
 
 
-def fixed_phrases() -> list[str]:
-    """Texts that cost one token each: they never vary, so the tiny model need not spend capacity on spelling them."""
-    headers = [data.DESCRIPTION, data.RATIONALES, *(f"{data.STEP} {i}" for i in range(1, 4)), data.ANSWER]
-    numbers = [f" {digit}" for digit in range(10)]
-    headers = [f"### {data.THINK}", *(f"### {name}:" for name in headers)]
-    return ["user\n", "assistant\n", *numbers, data.INSTRUCTION.strip(), *headers]
+HEADERS = [data.DESCRIPTION, data.RATIONALES, *(f"{data.STEP} {i}" for i in range(1, 4)), data.ANSWER]
+# These texts cost one token each: they never vary, so the tiny model need not spend capacity on spelling them.
+FIXED_PHRASES = ["user\n", "assistant\n", *(f" {digit}" for digit in range(10)), data.INSTRUCTION.strip(),
+                 f"### {data.THINK}", *(f"### {name}:" for name in HEADERS)]
 
 
-def make_processor(texts: list[str], vocab_size: int = 512):
-    """A Qwen2_5_VLProcessor whose byte-level BPE is trained on `texts`; every byte stays writable."""
+def make_processor(texts: list[str]):
+    """A Qwen2_5_VLProcessor whose byte-level BPE of 512 tokens is trained on `texts`; every byte stays writable."""
     from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, trainers
     from tokenizers.models import BPE
     from transformers import Qwen2_5_VLProcessor, Qwen2Tokenizer
@@ -199,60 +185,49 @@ def make_processor(texts: list[str], vocab_size: int = 512):
     split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, min_frequency=2,
-                                  show_progress=False)
-    bpe.train_from_iterator(texts, trainer)
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=512, initial_alphabet=to_bytes.alphabet(), min_frequency=2, show_progress=False))
     learned = json.loads(bpe.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=learned["vocab"], merges=[tuple(merge) for merge in learned["merges"]],
         unk_token=END_OF_TEXT, pad_token=END_OF_TEXT, eos_token=TURN_END,
         extra_special_tokens=[TURN_START, *VISION_TOKENS], padding_side="left", model_max_length=2048)
-    tokenizer.add_tokens([AddedToken(phrase, normalized=False, special=False) for phrase in fixed_phrases()])
-    pixels = {"shortest_edge": 28 * 28, "longest_edge": 802816}   # explicit: the class's default is shared and mutable
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False, special=False) for phrase in FIXED_PHRASES])
+    pixels = {"shortest_edge": 28 * 28, "longest_edge": 802816}  # explicit: the class's default is shared and mutable
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=pixels), video_processor=Qwen2VLVideoProcessor(),
         tokenizer=tokenizer, chat_template=CHAT_TEMPLATE)
 
 
-def make_model(processor, seed: int = 0, hidden: int = 128, layers: int = 2, heads: int = 4,
-               kv_heads: int = 2, intermediate: int = 256, vision_depth: int = 1, vision_hidden: int = 96,
-               vision_heads: int = 4, vision_intermediate: int = 192, rope_theta: float = 20.0,
-               mrope_section: tuple[int, int, int] = (2, 7, 7),
-               initializer_range: float = 0.06):
+def make_model(processor, seed: int = 0, vision_depth: int = 1, initializer_range: float = 0.06):
     """An untrained Qwen2.5-VL of the real architecture, its weights a function of `seed` alone.
 
-    rope_theta is small because positions are: at 1e4 one image cell would turn the rotary angles by 0.003 rad.
-    """
+    rope_theta is small because positions are: at 1e4 one image cell would turn the rotary angles by 0.003 rad."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    assert sum(mrope_section) == hidden // heads // 2, f"{mrope_section=} must add up to half of {hidden // heads=}"
-    ids = {token: processor.tokenizer.convert_tokens_to_ids(token) for token in [END_OF_TEXT, TURN_END, *VISION_TOKENS]}
-    ends = dict(bos_token_id=ids[END_OF_TEXT], eos_token_id=ids[TURN_END], pad_token_id=ids[END_OF_TEXT])
-    rope = dict(rope_type="default", rope_theta=rope_theta, mrope_section=list(mrope_section))
+    id_of = processor.tokenizer.convert_tokens_to_ids
+    ends = dict(bos_token_id=id_of(END_OF_TEXT), eos_token_id=id_of(TURN_END), pad_token_id=id_of(END_OF_TEXT))
     text_config = dict(
-        vocab_size=-(-len(processor.tokenizer) // 16) * 16, hidden_size=hidden, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=kv_heads, intermediate_size=intermediate,
-        max_position_embeddings=2048, rope_parameters=rope, initializer_range=initializer_range,
-        rms_norm_eps=1e-6, use_sliding_window=False, max_window_layers=layers, **ends)
+        vocab_size=-(-len(processor.tokenizer) // 16) * 16, hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
+        rope_parameters=dict(rope_type="default", rope_theta=20.0, mrope_section=[2, 7, 7]),
+        initializer_range=initializer_range, rms_norm_eps=1e-6, use_sliding_window=False, max_window_layers=2, **ends)
     vision_config = dict(
-        depth=vision_depth, hidden_size=vision_hidden, num_heads=vision_heads, intermediate_size=vision_intermediate,
-        out_hidden_size=hidden, fullatt_block_indexes=[vision_depth - 1], window_size=112,
-        initializer_range=initializer_range)
+        depth=vision_depth, hidden_size=96, num_heads=4, intermediate_size=192, out_hidden_size=128, window_size=112,
+        fullatt_block_indexes=[vision_depth - 1], initializer_range=initializer_range)
     config = Qwen2_5_VLConfig(
         text_config=text_config, vision_config=vision_config, tie_word_embeddings=True,
-        image_token_id=ids[IMAGE_PAD], video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"], **ends)
+        image_token_id=id_of(IMAGE_PAD), video_token_id=id_of("<|video_pad|>"),
+        vision_start_token_id=id_of("<|vision_start|>"), vision_end_token_id=id_of("<|vision_end|>"), **ends)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config)
-    model.generation_config.eos_token_id = [ids[TURN_END], ids[END_OF_TEXT]]
-    model.generation_config.pad_token_id = ids[END_OF_TEXT]
+    model.generation_config.eos_token_id = [id_of(TURN_END), id_of(END_OF_TEXT)]
+    model.generation_config.pad_token_id = id_of(END_OF_TEXT)
     return model.eval()
 
 
 # --- CLIP -----------------------------------------------------------------------------------------------------------
-
 CLIP_CONFIG = dict(
     embed_dim=64,
     vision_cfg=dict(image_size=2 * CELL, patch_size=14, layers=1, width=96, head_width=24, mlp_ratio=2.0),
@@ -271,29 +246,28 @@ def misdescribe(objects: tuple, rng: random.Random) -> str:
 def train_clip(items: list[Item], seed: int, steps: int = 300, batch: int = 64, rate: float = 2e-3):
     """Contrastive training of images and captions; each image is also pushed away from its caption with one word wrong.
 
-    The token embeddings stay random: they are nine tenths of the parameters, and a dozen words need no learned ones.
-    """
+    The token embeddings stay random: they are nine tenths of the parameters, and a dozen words need no learned ones."""
     import open_clip
 
     torch.manual_seed(seed)
     model, tokenize = open_clip.CLIP(**CLIP_CONFIG), open_clip.SimpleTokenizer(context_length=20)
     model.token_embedding.weight.requires_grad_(False).normal_(0, 0.3)
     rng, images = random.Random(seed), numpy.stack([numpy.asarray(item.image) for item in items])
-    images = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1                            # (items, 3, 56, 56)
-    captions = tokenize([item.caption for item in items])                                        # (items, 20)
+    images = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1  # (items, 3, 56, 56)
+    captions = tokenize([item.caption for item in items])  # (items, 20)
     optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.12)
     for _ in range(steps):
         chosen = rng.sample(range(len(items)), batch)
         texts = torch.cat([captions[chosen], tokenize([misdescribe(items[i].objects, rng) for i in chosen])])
-        image_features = model.encode_image(images[chosen], normalize=True)                      # (batch, D)
-        text_features = model.encode_text(texts, normalize=True)                                 # (2 batch, D)
-        logits = model.logit_scale.exp() * image_features @ text_features.T                      # (batch, 2 batch)
-        twins = (texts[None] == captions[chosen][:, None]).all(-1)                   # equal captions are all right
+        image_features = model.encode_image(images[chosen], normalize=True)  # (batch, D)
+        text_features = model.encode_text(texts, normalize=True)  # (2 batch, D)
+        logits = model.logit_scale.exp() * image_features @ text_features.T  # (batch, 2 batch)
+        twins = (texts[None] == captions[chosen][:, None]).all(-1)  # equal captions are all right
         twins[:, :batch] &= ~torch.eye(batch, dtype=torch.bool)
         logits, own = logits.masked_fill(twins, -1e4), torch.arange(batch)
         loss = F.cross_entropy(logits, own) + F.cross_entropy(logits[:, :batch].T, own)
-        wrong = (image_features * text_features[batch:]).sum(-1)                                 # (batch,) cosines
+        wrong = (image_features * text_features[batch:]).sum(-1)  # (batch,) cosines
         loss = loss + 4 * F.relu(wrong - 0.3).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -306,26 +280,17 @@ def train_clip(items: list[Item], seed: int, steps: int = 300, batch: int = 64, 
 def save_clip(model, folder: str):
     """The folder that open_clip loads as local-dir: and --clip takes."""
     os.makedirs(folder, exist_ok=True)
-    with open(f"{folder}/open_clip_config.json", "w") as file:
-        json.dump(dict(model_cfg=CLIP_CONFIG, preprocess_cfg=CLIP_PIXELS), file, indent=1)
+    config = dict(model_cfg=CLIP_CONFIG, preprocess_cfg=CLIP_PIXELS)
+    write_text(f"{folder}/open_clip_config.json", json.dumps(config, indent=1))
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()},
               f"{folder}/open_clip_model.safetensors")
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
-
-
 def make_world(out: str, seed: int, captions: int, warmup: int, questions: int, evaluation: int):
     """Images, the four data files, and the untrained model, under out/world and out/untrained."""
-    world, texts = f"{out}/world", []
-
-    def write(name: str, rows: list[dict]):
-        write_text(f"{world}/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-    def imitate(question: str, solution: str, images: list[str]) -> dict:
-        texts.extend([question, solution])
-        turns = [dict(role="user", content=question), dict(role="assistant", content=solution)]
-        return dict(messages=turns, images=images)
+    world = f"{out}/world"
+    os.makedirs(f"{world}/images", exist_ok=True)
 
     def drawn(count: int, split: str):
         """Items of a split with the paths of their images, which are written."""
@@ -333,28 +298,30 @@ def make_world(out: str, seed: int, captions: int, warmup: int, questions: int, 
             item.image.save(f"{world}/images/{split}_{i}.png", compress_level=1)
             yield item, [f"images/{split}_{i}.png"]
 
-    os.makedirs(f"{world}/images", exist_ok=True)
+    def imitate(question: str, solution: str, images: list[str]) -> dict:
+        turns = [dict(role="user", content=question), dict(role="assistant", content=solution)]
+        return dict(messages=turns, images=images)
+
+    def question_rows(count: int, split: str) -> list[dict]:
+        return [dict(qid=f"{split}_{i}", problem=item.question.text, answer=item.answer, images=images,
+                     key_words=item.key_words, caption=item.caption)
+                for i, (item, images) in enumerate(drawn(count, split))]
+
     base = []
     for item, images in drawn(captions, "captions"):
         base.append(imitate(DESCRIBE, f"### {data.DESCRIPTION}: {item.caption}", images))
         base.append(imitate(f"{item.caption} {item.question.text}", item.reasoning, []))
-    write("base", base)
-    write("warmup", [imitate(item.question.text, item.response, images) for item, images in drawn(warmup, "warmup")])
-    for split, count in (("questions", questions), ("evaluation", evaluation)):
-        write(split, [dict(qid=f"{split}_{i}", problem=item.question.text, answer=item.answer, images=images,
-                           key_words=item.key_words, caption=item.caption)
-                      for i, (item, images) in enumerate(drawn(count, split))])
-    processor = make_processor(texts)
+    taught = [imitate(item.question.text, item.response, images) for item, images in drawn(warmup, "warmup")]
+    files = dict(base=base, warmup=taught, questions=question_rows(questions, "questions"),
+                 evaluation=question_rows(evaluation, "evaluation"))
+    for name, rows in files.items():
+        write_text(f"{world}/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    processor = make_processor([turn["content"] for row in base + taught for turn in row["messages"]])
     make_model(processor, seed).save_pretrained(f"{out}/untrained")
     processor.save_pretrained(f"{out}/untrained")
 
 
-def make_clip(out: str, seed: int, captions: int, steps: int):
-    save_clip(train_clip(make_items(captions, seed, "captions"), seed, steps), f"{out}/clip")
-
-
 # --- the five stages ------------------------------------------------------------------------------------------------
-
 SIZES = dict(captions=3000, warmup=3000, questions=480, evaluation=500)
 STEPS = dict(clip=300, base=320, sft=240, stage1=20, stage2=36)
 PHASES = {"sft": "warm-up", "stage1": "after stage 1", "stage2": "after stage 2"}
@@ -363,10 +330,8 @@ PIXELS = str(4 * CELL * CELL)  # no image is resized
 SHARED = ["--dtype", "float32", "--max_prompt", "64", "--max_response", "96", "--min_pixels", PIXELS,
           "--max_pixels", PIXELS, "--slots", "256"]
 TRAINING = [*SHARED, "--restart", "--no_gradient_checkpointing", "--save_every", "0", "--token_budget", "2048"]
-SUPERVISED = [*TRAINING, "--questions_per_rollout", "64", "--questions_per_update", "64", "--epochs", "20",
-              "--lr", "3e-3"]
-REINFORCED = [*TRAINING, "--questions_per_rollout", "32", "--questions_per_update", "8", "--epochs", "100",
-              "--lr", "1e-4"]
+SUPERVISED = ["--questions_per_rollout", "64", "--questions_per_update", "64", "--epochs", "20", "--lr", "3e-3"]
+REINFORCED = ["--questions_per_rollout", "32", "--questions_per_update", "8", "--epochs", "100", "--lr", "1e-4"]
 
 
 def call(program, *argv):
@@ -379,32 +344,29 @@ def call(program, *argv):
 
 
 def supervise(out: str, model: str, rows: str, steps: int, seed: int, *flags):
-    call(train, "--stage", "sft", "--out", out, "--model", model, "--data", rows, "--max_steps", steps, "--seed", seed,
-         *SUPERVISED, *flags)
+    call(train, "--stage", "sft", "--out", out, "--seed", seed, "--max_steps", steps, "--model", model, "--data", rows,
+         *TRAINING, *SUPERVISED, *flags)
 
 
 def reinforce(stage: str, out: str, steps: int, seed: int, clip: str, *inputs):
-    call(train, "--stage", stage, "--out", out, "--max_steps", steps, "--seed", seed, "--clip", clip, *REINFORCED,
-         *inputs)
+    call(train, "--stage", stage, "--out", out, "--seed", seed, "--max_steps", steps, "--clip", clip, *TRAINING,
+         *REINFORCED, *inputs)
 
 
 def evaluate(world: str, clip: str, model: str, out: str) -> dict[str, tuple[float, float]]:
     """eval.py with four samples a question at temperature 1, and how often a caption is right in every word.
 
-    Returns (mean, half width of the 95 % interval) of each figure.
-    """
+    Returns (mean, half width of the 95 % interval) of each figure."""
     call(evaluation, "--model", model, "--data", f"{world}/evaluation.jsonl", "--out", out, "--clip", clip, *SHARED,
          "--group_size", 4, "--temperature", "1.0")
-    with open(f"{out}/report.json") as file:
-        figures = {name: (f["mean"], f["half_width"]) for name, f in json.load(file)["figures"].items()}
-    with open(f"{world}/evaluation.jsonl") as file:
-        captions = {row["qid"]: row["caption"] for row in map(json.loads, file)}
-    with open(f"{out}/responses.jsonl") as file:
-        rows = [json.loads(line) for line in file]
+    figures = data.read_json(f"{out}/report.json")["figures"]
+    results = {name: (figure["mean"], figure["half_width"]) for name, figure in figures.items()}
+    captions = {row["qid"]: row["caption"] for row in data.read_json(f"{world}/evaluation.jsonl").values()}
     exact = [statistics.fmean(data.parse(response["text"]).description == captions[row["qid"]]
-                              for response in row["responses"]) for row in rows]
-    figures["caption_exact"] = interval(exact)
-    return {name: figures[name] for name in FIGURES}
+                              for response in row["responses"])
+             for row in data.read_json(f"{out}/responses.jsonl").values()]
+    results["caption_exact"] = interval(exact)
+    return {name: results[name] for name in FIGURES}
 
 
 def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int]) -> dict:
@@ -412,7 +374,7 @@ def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int]) -> di
     world, clip, base = f"{out}/world", f"{out}/clip", f"{out}/base/sft/model"
     phases = {
         "world": lambda: make_world(out, seed, **sizes),
-        "clip": lambda: make_clip(out, seed, sizes["captions"], steps["clip"]),
+        "clip": lambda: save_clip(train_clip(make_items(sizes["captions"], seed, "captions"), seed, steps["clip"]), clip),
         "base": lambda: supervise(f"{out}/base", f"{out}/untrained", f"{world}/base.jsonl", steps["base"], seed,
                                   "--freeze_vision", "False"),  # what a downloaded model already knows
         "sft": lambda: supervise(out, base, f"{world}/warmup.jsonl", steps["sft"], seed),
@@ -452,11 +414,11 @@ def print_table(rows: dict[str, dict[str, tuple[float, float]]]):
 def ablate(out: str, seed: int, steps: dict[str, int]):
     """Two stages against either stage alone with as many RL steps; printed whichever way it ends.
 
-    The seeds are of RL: world, warm-up and buckets are those of `run`.
-    """
+    The seeds are of RL: world, warm-up and buckets are those of `run`."""
     world, clip, total = f"{out}/world", f"{out}/clip", steps["stage1"] + steps["stage2"]
     warm = ["--model", f"{out}/sft/model"]
     easy, medium = (["--data", f"{out}/sample/{name}.jsonl"] for name in ("easy", "medium"))
+    ways = {"both stages": "both/stage2", "stage 1 alone": "only1/stage1", "stage 2 alone": "only2/stage2"}
     rows = {}
     for s in range(seed + 1, seed + 4):
         folder = f"{out}/ablate/seed{s}"
@@ -464,8 +426,7 @@ def ablate(out: str, seed: int, steps: dict[str, int]):
         reinforce("2", f"{folder}/both", steps["stage2"], s, clip, *medium)
         reinforce("1", f"{folder}/only1", total, s, clip, *warm, *easy)
         reinforce("2", f"{folder}/only2", total, s, clip, *warm, *medium)
-        for name, last in (("both stages", "both/stage2"), ("stage 1 alone", "only1/stage1"),
-                           ("stage 2 alone", "only2/stage2")):
+        for name, last in ways.items():
             rows[f"{name}, seed {s}"] = evaluate(world, clip, f"{folder}/{last}/model", f"{folder}/eval/{last}")
     print_table(dict(sorted(rows.items())))
 
@@ -479,7 +440,6 @@ def main(argv: list[str] | None = None) -> int:
     if args.seed < 0:
         parser.error(f"--seed {args.seed} is negative")
     from transformers.utils.logging import disable_progress_bar
-
     disable_progress_bar()  # of transformers, when it saves the tiny model
     run(args.out, args.seed, SIZES, STEPS)
     if args.ablate:
