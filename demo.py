@@ -343,14 +343,10 @@ def call(program, *argv):
         sys.exit(code)
 
 
-def supervise(out: str, model: str, rows: str, steps: int, seed: int, *flags):
-    call(train, "--stage", "sft", "--out", out, "--seed", seed, "--max_steps", steps, "--model", model, "--data", rows,
-         *TRAINING, *SUPERVISED, *flags)
-
-
-def reinforce(stage: str, out: str, steps: int, seed: int, clip: str, *inputs):
-    call(train, "--stage", stage, "--out", out, "--seed", seed, "--max_steps", steps, "--clip", clip, *TRAINING,
-         *REINFORCED, *inputs)
+def stage(name: str, out: str, seed: int, steps: int, *flags):
+    """One stage of training."""
+    usual = SUPERVISED if name == "sft" else REINFORCED
+    call(train, "--stage", name, "--out", out, "--seed", seed, "--max_steps", steps, *TRAINING, *usual, *flags)
 
 
 def evaluate(world: str, clip: str, model: str, out: str) -> dict[str, tuple[float, float]]:
@@ -374,14 +370,15 @@ def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int]) -> di
     world, clip, base = f"{out}/world", f"{out}/clip", f"{out}/base/sft/model"
     phases = {
         "world": lambda: make_world(out, seed, **sizes),
-        "clip": lambda: save_clip(train_clip(make_items(sizes["captions"], seed, "captions"), seed, steps["clip"]), clip),
-        "base": lambda: supervise(f"{out}/base", f"{out}/untrained", f"{world}/base.jsonl", steps["base"], seed,
-                                  "--freeze_vision", "False"),  # what a downloaded model already knows
-        "sft": lambda: supervise(out, base, f"{world}/warmup.jsonl", steps["sft"], seed),
-        "sample": lambda: call(train, "--stage", "sample", "--out", out, "--data", f"{world}/questions.jsonl",
-                               "--seed", seed, *TRAINING),
-        "stage1": lambda: reinforce("1", out, steps["stage1"], seed, clip),
-        "stage2": lambda: reinforce("2", out, steps["stage2"], seed, clip),
+        "clip": lambda: save_clip(
+            train_clip(make_items(sizes["captions"], seed, "captions"), seed, steps["clip"]), clip),
+        "base": lambda: stage("sft", f"{out}/base", seed, steps["base"], "--model", f"{out}/untrained", "--data",
+                              f"{world}/base.jsonl", "--freeze_vision", "False"),  # what a downloaded model knows
+        "sft": lambda: stage("sft", out, seed, steps["sft"], "--model", base, "--data", f"{world}/warmup.jsonl"),
+        "sample": lambda: call(train, "--stage", "sample", "--out", out, "--seed", seed, "--data",
+                               f"{world}/questions.jsonl", *TRAINING),
+        "stage1": lambda: stage("1", out, seed, steps["stage1"], "--clip", clip),
+        "stage2": lambda: stage("2", out, seed, steps["stage2"], "--clip", clip),
     }
     seconds, results = {}, {}
     for name, phase in phases.items():
@@ -416,16 +413,16 @@ def ablate(out: str, seed: int, steps: dict[str, int]):
 
     The seeds are of RL: world, warm-up and buckets are those of `run`."""
     world, clip, total = f"{out}/world", f"{out}/clip", steps["stage1"] + steps["stage2"]
-    warm = ["--model", f"{out}/sft/model"]
+    warm = ["--clip", clip, "--model", f"{out}/sft/model"]
     easy, medium = (["--data", f"{out}/sample/{name}.jsonl"] for name in ("easy", "medium"))
     ways = {"both stages": "both/stage2", "stage 1 alone": "only1/stage1", "stage 2 alone": "only2/stage2"}
     rows = {}
     for s in range(seed + 1, seed + 4):
         folder = f"{out}/ablate/seed{s}"
-        reinforce("1", f"{folder}/both", steps["stage1"], s, clip, *warm, *easy)
-        reinforce("2", f"{folder}/both", steps["stage2"], s, clip, *medium)
-        reinforce("1", f"{folder}/only1", total, s, clip, *warm, *easy)
-        reinforce("2", f"{folder}/only2", total, s, clip, *warm, *medium)
+        stage("1", f"{folder}/both", s, steps["stage1"], *warm, *easy)
+        stage("2", f"{folder}/both", s, steps["stage2"], "--clip", clip, *medium)
+        stage("1", f"{folder}/only1", s, total, *warm, *easy)
+        stage("2", f"{folder}/only2", s, total, *warm, *medium)
         for name, last in ways.items():
             rows[f"{name}, seed {s}"] = evaluate(world, clip, f"{folder}/{last}/model", f"{folder}/eval/{last}")
     print_table(dict(sorted(rows.items())))

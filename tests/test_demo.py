@@ -37,5 +37,5 @@ def test_the_five_stages_run_and_summarise(tmp_path, monkeypatch, capsys):
 
 def test_a_stage_that_fails_ends_the_demo_with_its_exit_code(tmp_path):
     with pytest.raises(SystemExit) as stop:
-        demo.supervise(str(tmp_path), str(tmp_path / "absent"), "absent.jsonl", 1, 0)
+        demo.stage("sft", str(tmp_path), 0, 1, "--model", str(tmp_path / "absent"), "--data", "absent.jsonl")
     assert stop.value.code == 2
