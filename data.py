@@ -246,7 +246,7 @@ def texts(row: dict, where: str, *names: str, types: tuple = (list,)) -> list[st
 def as_image(value, where: str, root: str):
     """A path, a PIL image, or {bytes, path} as parquet files hold it -> absolute path or PIL image."""
     if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
+        value = value["bytes"] if isinstance(value.get("bytes"), bytes) else value.get("path")
     if isinstance(value, bytes):
         with opened(io.BytesIO(value), f"of {where}") as picture:
             return picture
