@@ -5,15 +5,14 @@
     python eval.py --benchmark mathvista --score runs/eval/mathvista/responses.jsonl --audit 50
     python eval.py --model runs/demo/stage1/model --data runs/demo/world/evaluation.jsonl --group_size 4 --temperature 1
 
-Prompt, pixels and sampler are those of training; a benchmark's prompt text takes the place of the question. Each file of
-benchmarks/ that ends with a BENCHMARK is one. Its questions come from the hub, the hub's cache, or --data: a folder, a
-.parquet or a .json file. Scores need no judge model and no key: "official" is the published rule, "strict" counts a
-response without an answer as wrong.
+Prompt, pixels and sampler are those of training; a benchmark's prompt text takes the place of the question. Benchmarks
+(benchmarks/registry.py finds them) come from the hub, its cache, or --data: a folder, a .parquet or a .json file. Their
+scores need no judge model and no key: "official" is the published rule, "strict" counts no answer as wrong.
 
 A benchmark writes to out/NAME. Every process appends its responses to its own responses-RANK.jsonl as soon as they are
 there, so a run that was cut off goes on where it stopped, on any number of processes. In the end responses.jsonl has
 them in the order of the data set, beside verdicts.json, report.json and report.md. A file of questions is graded like
-training data: accuracy, pass@n, format and the other reward parts. Intervals take each question as one independent draw.
+training data: accuracy, pass@n, format and the other reward parts. Intervals take every question as one draw.
 """
 import hashlib
 import json
@@ -193,7 +192,8 @@ def read_shards(folder: str, way: str) -> dict[str, dict]:
             found = [json.loads(line) for line in whole_lines(path).splitlines()]
         except ValueError as error:
             raise InputError(f"{path}: a line is broken ({error}); remove it, or ask again with --restart") from error
-        rows = {row["pid"]: row for row in found} | rows
+        for row in found:
+            rows.setdefault(row["pid"], row)
     return rows
 
 

@@ -37,7 +37,7 @@ NO_ANSWER = ("empty", "unfinished", "out of range", "nothing")
 MAX_TEXT = 40_000                                  # characters read: more than 4096 tokens hold
 CONTINUATION = re.compile(r"\n\s*(?:Hint: Please|Question(?: \d+)?:|Human:|User:|###? ?(?:Human|User|Question)\b)")
 ANSWER_LINE = re.compile(rf"(?:^|#)[ *>_]*{ANSWER_HEADER.pattern}[ *:]*", re.IGNORECASE | re.MULTILINE)
-PLAIN = str.maketrans({"\r": "", "−": "-", "–": "-", "：": ":", "（": "(", "）": ")", "，": ",", "＝": "=", "\u00a0": " "})
+PLAIN = str.maketrans("−–：（），＝\u00a0", "--:(),= ", "\r")
 
 
 def tidy(response: str) -> str:
@@ -73,11 +73,10 @@ def first_line(text: str) -> str:
 def structured(text: str) -> tuple[str, str]:
     """(kind of structure, what it holds), ("", "") without one."""
     sections = [text[header.end():].split("###")[0] for header in list(ANSWER_LINE.finditer(text))[:-4:-1]]
-    tagged = re.split("<answer>", text, flags=re.IGNORECASE)[1:][-1:]
+    tagged = re.split("<answer>", text, flags=re.IGNORECASE)[1:][-1:]    # what follows the last one, if there is any
     tags = [re.split("</answer>", tag, flags=re.IGNORECASE)[0] for tag in tagged]
     found = [("section", first_line(section)) for section in sections] + [("tag", first_line(tag)) for tag in tags]
-    found.append(("boxed", boxed(text)))
-    return next((pair for pair in found if pair[1]), ("", ""))
+    return next((pair for pair in [*found, ("boxed", boxed(text))] if pair[1]), ("", ""))
 
 
 # ---------------------------------------------------------------- extract
@@ -106,15 +105,16 @@ def extract(response: str, item: Item) -> tuple[str, str]:
     if not text:
         return "", "empty"
     place, candidate = structured(text)
-    found = (read_short(candidate, item) or IN_PROSE[item.kind](candidate, item)) if place else None
-    if not found or found == (found[0], "nothing") and place == "boxed":
+    extraction, form = "", "nothing"
+    if place:
+        extraction, form = read_short(candidate, item) or IN_PROSE[item.kind](candidate, item)
+    if form == "nothing" and place in ("", "boxed"):
         sections = parse(text)
         if sections.description is not None or sections.rationales is not None:
             return "", "unfinished"
-        place = "whole"
         alone = item.kind == "choice" and len(text) <= MAX_RAW and "\n" not in text
-        found = read_choice(text, item) if alone else None
-        if not found:
+        short = read_choice(text, item) if alone else None
+        if not short:
             return IN_PROSE[item.kind](text, item)
-    extraction, form = found
+        place, (extraction, form) = "whole", short
     return extraction, form if form in NO_ANSWER else f"{place}: {form}"

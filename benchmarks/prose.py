@@ -92,7 +92,8 @@ def restating(text: str, item: Item) -> list[str]:
 # ---------------------------------------------------------------- rules: the letter of an option
 
 # A letter as an answer: (B), (b), [B], "B", B; but neither "A triangle" nor the B of AB, B' or B = 5.
-LETTER = (r"[ *\"'`$]*(?:(?i:option|choice|answer|letter)\b|选项)?[ *\"`$:]*(?:\\(?:text|textbf|mathrm|mathbf|boxed)\{)*"
+LETTER = (r"[ *\"'`$]*(?:(?i:option|choice|answer|letter)\b|选项)?[ *\"`$:]*"
+          r"(?:\\(?:text|textbf|mathrm|mathbf|boxed)\{)*"
           r"(?:\(([A-Za-z])\)|\[([A-Z])\]|(?<=['‘])([A-Z])['’]|([A-Z])(?![A-Za-z0-9_'’°-]| ?[=<>+/^]|(?<=A) [a-z]))")
 SUBJECT = r"(?:\b(?i:answer|ans|option|choice|solution|letter|correct(?: one)?)\b|答案|选项)"
 IS = r"(?:\b(?:is|are|be|was)\b|[:=为是])"
@@ -126,8 +127,7 @@ def mentioned_letter(text: str, item: Item) -> str | None:
 def only_letter(text: str, item: Item) -> str | None:
     """The one letter in parentheses in the whole response, or else in its last sentence that has any."""
     for part in (text, *sentences(text)[::-1]):
-        letters = {letter.upper() for letter in re.findall(r"\(([A-Za-z])\)", part)}
-        letters = {letter for letter in letters if in_range(letter, item)}
+        letters = {letter.upper() for letter in re.findall(r"\(([A-Za-z])\)", part) if in_range(letter.upper(), item)}
         if len(letters) == 1:
             return letters.pop()
         if letters and part is not text:
@@ -169,7 +169,8 @@ def yes_or_no(text: str, item: Item) -> str | None:
 
 
 def turned_round(question: str, statement: str) -> bool:
-    """Does the statement compare the other way: B is more than A, or A is less than B, for "is A more than B"?"""
+    """Whether the statement compares the other way, as "B is more than A" and "A is less than B" do for "is A more than
+    B?"; both turns together are none."""
     asked, said = words_of(question), words_of(statement)
     opposite = any(a in asked - said and b in said - asked for x, y in ANTONYMS for a, b in ((x, y), (y, x)))
     swapped = False
@@ -181,11 +182,12 @@ def turned_round(question: str, statement: str) -> bool:
 
 
 def affirmed(text: str, item: Item) -> str | None:
-    """Yes or no by whether the first statement on what was asked says so: an odd number of turns makes a no."""
-    statements = [part for part in sentences(text) if part in restating(text, item)]
-    if not is_yes_no(item) or not statements or REFUSAL.search(statements[0]):
+    """Yes or no by the first sentence that repeats the question. A negation, or a comparison the other way, makes a yes
+    a no, and both together make it a yes again."""
+    statements = restating(text, item) if is_yes_no(item) else []
+    statement = next((part for part in sentences(text) if part in statements), None)
+    if statement is None or REFUSAL.search(statement):
         return None
-    statement = statements[0]
     negative = bool(NEGATION.search(statement)) != bool(NEGATION.search(item.question))
     return letter_of_word("no" if negative != turned_round(item.question, statement) else "yes", item)
 
@@ -220,8 +222,8 @@ def concluded_option(text: str, item: Item) -> str | None:
 
 
 def reworded_option(text: str, item: Item) -> str | None:
-    """The one option all of whose words, or else most words of its own, stand in the first sentence or the last, in any
-    order and inflection."""
+    """The one option whose words all stand in the first sentence, in any order and inflection, or else the one with the
+    most words there that no other option has; then the same in the last sentence."""
     options = [set(map(stem, re.findall(r"\w+", option))) for option in spelled(item.choices)]
     for part in (*sentences(text)[:1], *sentences(text)[:-2:-1]):
         said = set(map(stem, words_of(part)))

@@ -67,7 +67,7 @@ def number_in(text: str, question: str = "") -> Fraction | None:
     """The number that a sentence states. In this order: the bold one; the last one after = or else the first one after
     "is" that the question does not have; the last one that the question does not have; the first in words, as
     twenty-five; the last; that of 4th."""
-    bold = numbers(" ; ".join(BOLD.findall(text)))
+    bold = [value for part in BOLD.findall(text) for value in numbers(part)]
     if bold:
         return bold[-1]
     text, asked = text.replace("*", ""), set(numbers(question))

@@ -84,7 +84,8 @@ def read_responses(path: str) -> dict[str, dict]:
     responses = {}
     for key, row in read_file(path):
         if not isinstance(row, dict) or not ("pid" in row or isinstance(key, str)):
-            raise InputError(f"{path}: expected one row with pid and response per question, or an object of them by pid")
+            raise InputError(f"{path}: expected one row with pid and response per question, "
+                             "or an object of them by pid")
         pid = str(key if isinstance(key, str) else row["pid"])
         text, tokens = row.get("response") or "", row.get("tokens") or 0
         for wrong, message in (
@@ -130,9 +131,10 @@ def breakdown(right: dict[str, bool], items: dict[str, Item], groups: tuple[str,
     correct = sum(right.values())
     scores = {"average": {"accuracy": str(round(percent(right.values()), 2)), "correct": correct, "total": len(items)}}
     for name in groups:
-        best_first = sorted(grouped(right, items, name).items(), key=lambda pair: (-round(percent(pair[1]), 2), pair[0]))
-        scores[name] = {value: {"accuracy": f"{percent(members):.2f}", "correct": sum(members), "total": len(members)}
-                        for value, members in best_first}
+        members = grouped(right, items, name)
+        best_first = sorted(members, key=lambda value: (-round(percent(members[value]), 2), value))
+        scores[name] = {value: {"accuracy": f"{percent(members[value]):.2f}", "correct": sum(members[value]),
+                                "total": len(members[value])} for value in best_first}
     return scores
 
 
@@ -199,16 +201,15 @@ def share(part: int, whole: int) -> dict:
 def perception(full: dict[str, dict], others: dict[str, dict[str, dict]]) -> dict:
     """Where wrong answers come from, by the strict verdicts on the same questions, asked in up to three ways.
 
-    full: verdicts on the responses to question and image. others: "caption_only", with the model's own Image
-    Description in place of the image; "blind", with neither; or both.
+    full: with the image. others: "caption_only", with the model's own Image Description in its place; "blind", with
+    neither; or both.
 
     A wrong answer that is right from the description is a slip of reasoning, because the description held what was
-    needed. A wrong answer that is also wrong from the description may come from a bad description or from bad reasoning.
-    Only true descriptions could tell these apart, so their share is an upper bound of what perception costs.
-    A right answer that is wrong from the description used something that the description does not say. Luck and other
-    knowledge make some wrong answers right even without any image, so the first share means something only as far as it
-    is above that one. unread: with descriptions the model is no better than blind, so it does not read descriptions that
-    are given as text, and the shares say nothing of its perception.
+    needed. One that is wrong from the description too may come from a bad description or from bad reasoning. Only true
+    descriptions could tell these apart, so their share is an upper bound of what perception costs. A right answer that
+    is wrong from the description used something that this does not say. Luck makes some wrong answers right without any
+    image, so the share of slips means something only as far as it is above that of luck. unread: a model that answers
+    no better from descriptions than blind does not read them as text, and the shares say nothing of its perception.
     """
     right = {way: {pid: verdict["strict"] for pid, verdict in verdicts.items()}
              for way, verdicts in {"full": full, **others}.items()}
@@ -250,27 +251,25 @@ def markdown(report: dict, split: dict | None = None, whole: bool = False) -> st
         f"{report['questions']} questions; {len(report['missing'])} without response, {report['no_answer']} without "
         f"answer{length};\nextractor {report['extractor']}, prompt {report.get('prompt_id') or 'unknown'}",
         table(["figure", "%", "95 % interval", "right", "% of an empty response"],
-              [[kind, f"{f['accuracy']:.2f}", f"{f['low']:.2f} .. {f['high']:.2f}", f["correct"],
-                f"{report['empty_model'][kind]:.2f}"] for kind in FIGURES for f in [report[kind]]]),
+              [[kind, f"{f['accuracy']:.2f}", f"{f['low']:.2f} .. {f['high']:.2f}", f["correct"], f"{empty:.2f}"]
+               for kind, empty in report["empty_model"].items() for f in [report[kind]]]),
         "\n".join(f"- {kind}: {report[kind]['counts']}" for kind in FIGURES)]
     official, strict = (report["means"][kind] for kind in FIGURES)
     if strict:
-        blocks.append(table(["", *FIGURES], [[name, f"{official[name]:.2f}", f"{strict[name]:.2f}"] for name in strict]))
+        means = [[name, f"{official[name]:.2f}", f"{strict[name]:.2f}"] for name in strict]
+        blocks.append(table(["", *FIGURES], means))
     blocks += perception_table(split) if split else []
     blocks += ["\n".join(warnings(report))] if warnings(report) else []
     if whole:
+        short, strict = BENCHMARKS[report["benchmark"]].short, report["breakdown"]["strict"]
+        rows = [[group, f"{value} ({short[value]})" if value in short else value, official["total"],
+                 official["accuracy"], strict[group][value]["accuracy"]]
+                for group, values in report["breakdown"]["official"].items() if group != "average"
+                for value, official in values.items()]
         blocks += ["## Rules of extraction", table(["rule", "responses"], report["rules"].items())]
-        blocks += ["## Breakdown", table(["", "value", "questions", *FIGURES], breakdown_rows(report))]
+        blocks += ["## Breakdown", table(["", "value", "questions", *FIGURES], rows)]
         blocks += ["## Settings", table(["", "value"], report.get("settings", {}).items())]
     return "\n\n".join(blocks) + "\n"
-
-
-def breakdown_rows(report: dict) -> list[list]:
-    strict, short = report["breakdown"]["strict"], BENCHMARKS[report["benchmark"]].short
-    return [[group, f"{value} ({short[value]})" if value in short else value, official["total"], official["accuracy"],
-             strict[group][value]["accuracy"]]
-            for group, values in report["breakdown"]["official"].items() if group != "average"
-            for value, official in values.items()]
 
 
 def perception_table(split: dict) -> list[str]:

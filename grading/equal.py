@@ -166,12 +166,11 @@ def same_text(given: str, wanted: str) -> bool:
 
 
 def split_list(text: str) -> tuple[str, list[str]]:
-    """Brackets and items of `(1, 2]`; without brackets they are square; ("", []) when there is no list."""
+    """Brackets and items of `(1, 2]`; square brackets for `1, 2`, and none for a text that is no list."""
     text = text.replace(r"\{", "{").replace(r"\}", "}")
-    match = re.fullmatch(r"([{\[(])(.*)([}\])])", text) or re.fullmatch("()(.*,.*)()", text)
-    if match is None:
-        return "", []
-    return match[1] + match[3] or "[]", [item.strip() for item in match[2].split(",")]
+    match = re.fullmatch(r"([{\[(])(.*)([}\])])", text)
+    brackets, inside = (match[1] + match[3], match[2]) if match else ("[]" if "," in text else "", text)
+    return brackets, [item.strip() for item in inside.split(",")]
 
 
 def same_list(given: str, wanted: str) -> bool:
