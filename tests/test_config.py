@@ -4,6 +4,8 @@ import pytest
 from data import InputError
 from train import STAGES, Config, read_config
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture
 def inputs(tmp_path):

@@ -21,7 +21,7 @@ import data
 from data import InputError, Sample
 from engine.weights import load_processor
 
-
+pytestmark = pytest.mark.fast
 MIN_PIXELS, MAX_PIXELS = 576, 802816               # release: pebr_stage1.yaml
 EXTRA_TOKENS = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>",
                 "<|video_pad|>"]

@@ -6,7 +6,7 @@ import torch
 
 from train import Config, group_advantages, grpo_loss, learning_rate, sft_loss
 
-
+pytestmark = pytest.mark.fast
 CLIPS = dict(clip_ratio_low=0.2, clip_ratio_high=0.3, clip_ratio_c=3.0, kl_coef=0.01)
 
 
