@@ -8,7 +8,7 @@ import data
 import demo
 
 
-SIZES = dict(captions=80, warmup=64, questions=48, evaluation=6)
+SIZES = dict(captions=80, warmup=64, questions=12, evaluation=6)
 STEPS = dict(clip=2, base=2, sft=2, stage1=1, stage2=1)
 
 
@@ -21,6 +21,7 @@ def test_the_five_stages_run_and_summarise(tmp_path, monkeypatch, capsys):
         return write_buckets(folder, samples, counts, group_size)
 
     monkeypatch.setattr(data, "write_buckets", in_turn)
+    monkeypatch.setattr(demo, "REINFORCED", [*demo.REINFORCED, "--questions_per_rollout=8", "--questions_per_update=2"])
     out = str(tmp_path / "demo")
     summary = demo.run(out, 0, SIZES, STEPS)
     assert json.load(open(f"{out}/summary.json")) == summary
