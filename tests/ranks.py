@@ -8,7 +8,6 @@ model, so a process forked from it is as good as new. Where there is no such ser
 itself. torchrun, the launcher that people use, runs in test_processes.py and in test_memory.py.
 """
 import multiprocessing
-import multiprocessing.forkserver
 import os
 import socket
 import sys
@@ -40,13 +39,13 @@ def free_port() -> str:
         return str(s.getsockname()[1])
 
 
-def work(function, arguments, env: dict[str, str], said: str):
-    """What a process does: its output goes to files, and what function returns is its exit code."""
+def work(function, arguments, env: dict[str, str], out: str, err: str):
+    """What a process does: its output goes to two files, and what function returns is its exit code."""
     from plumbing.processes import stop_processes
 
     os.environ.update(env)
-    for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
-        os.dup2(os.open(f"{said}.{name}", os.O_WRONLY | os.O_CREAT), stream.fileno())
+    for stream, path in ((sys.stdout, out), (sys.stderr, err)):
+        os.dup2(os.open(path, os.O_WRONLY), stream.fileno())
     sys.exit(stop_processes(function(*arguments) or 0))
 
 
@@ -54,11 +53,12 @@ def start_server():
     """multiprocessing's context with its server running; the first call starts it."""
     if not FORK_SERVER:
         return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["heavy"])
+    from multiprocessing import forkserver
+
+    forkserver.set_forkserver_preload(["heavy"])
     with mock.patch.dict(os.environ, PYTHONPATH=PATH):  # sys.path does not reach the server before Python 3.12
-        multiprocessing.forkserver.ensure_running()
-    return context
+        forkserver.ensure_running()
+    return multiprocessing.get_context("forkserver")
 
 
 def ranks(n: int, function, *arguments, grace: float = HANGS, expect: int | None = 0) -> list[Done]:
@@ -70,10 +70,14 @@ def ranks(n: int, function, *arguments, grace: float = HANGS, expect: int | None
     context = start_server()
     group = dict(WORLD_SIZE=str(n), MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port(), OMP_NUM_THREADS="1")
     with tempfile.TemporaryDirectory() as folder:
-        running = [context.Process(target=work, args=(function, arguments, group | dict(RANK=str(r), LOCAL_RANK=str(r)),
-                                                      f"{folder}/{r}")) for r in range(n)]
-        for process in running:
-            process.start()
+        said = [[os.path.join(folder, f"{rank}.{stream}") for stream in ("out", "err")] for rank in range(n)]
+        running = []
+        for rank, paths in enumerate(said):
+            for path in paths:
+                open(path, "w").close()
+            env = group | dict(RANK=str(rank), LOCAL_RANK=str(rank))
+            running.append(context.Process(target=work, args=(function, arguments, env, *paths)))
+            running[-1].start()
         end = time.monotonic() + HANGS
         while any(process.is_alive() for process in running) and time.monotonic() < end:
             if not all(process.is_alive() for process in running):
@@ -82,8 +86,7 @@ def ranks(n: int, function, *arguments, grace: float = HANGS, expect: int | None
         for process in running:
             process.kill()
             process.join()
-        done = [Done(process.exitcode, *(open(f"{folder}/{r}.{name}").read() for name in ("out", "err")))
-                for r, process in enumerate(running)]
+        done = [Done(process.exitcode, *(open(path).read() for path in paths)) for process, paths in zip(running, said)]
     for rank, one in enumerate(done):
-        assert expect in (None, one.code), f"rank {rank} ended with {one.code}\n{one.stdout[-2000:]}{one.stderr[-3000:]}"
+        assert expect in (None, one.code), f"rank {rank}: {one.code}\n{one.stdout[-2000:]}{one.stderr[-3000:]}"
     return done

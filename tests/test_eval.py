@@ -21,7 +21,7 @@ MATHVISTA = os.path.join(ROOT, "..", "shared", "data", "mathvista")
 PUBLISHED = ("bard", "chatgpt_2shot_solution", "instruct_blip2_vicuna_13b", "llava_llama_2_13b", "minigpt4_llama2")
 SMALL = ["--dtype", "float32", "--max_response", "8", "--max_prompt", "600"]
 
-needs_mathvista = pytest.mark.skipif(not os.path.isdir(MATHVISTA), reason="the published MathVista problems are not here")
+needs_mathvista = pytest.mark.skipif(not os.path.isdir(MATHVISTA), reason="MathVista's published problems are not here")
 
 
 def read(path):

@@ -128,10 +128,11 @@ def run_out(*args, **kwargs):
 
 
 @pytest.mark.parametrize("module, name, phase, advice", [
-    (train, "generate", "rollout of step 1", "lower --slots"), (train, "update", "update of step 1", "lower --token_budget"),
+    (train, "generate", "rollout of step 1", "lower --slots"),
+    (train, "update", "update of step 1", "lower --token_budget"),
     (torch.optim.AdamW, "step", "update of step 1", "or use more GPUs if it is in the optimiser's own step")])
-def test_out_of_memory_is_one_line_of_advice_and_the_checkpoint_goes_on(one_process, tiny_folder, questions, tmp_path,
-                                                                        monkeypatch, capsys, module, name, phase, advice):
+def test_out_of_memory_is_one_line_of_advice_and_the_checkpoint_goes_on(
+        one_process, tiny_folder, questions, tmp_path, monkeypatch, capsys, module, name, phase, advice):
     """It comes in step 1, whose predecessor is saved; the same command then ends as an undisturbed run does."""
     flags = ["--epochs", "2", "--save_every", "1"]
     calls, real, last = [], getattr(module, name), {"generate": 2, "update": 3, "step": 3}[name]
@@ -172,10 +173,10 @@ def test_torchrun_restarts_a_run_from_its_own_checkpoint_although_it_was_told_to
     one = run_stage(tiny_folder, questions, tmp_path / "one", *flags)
     old = os.path.join(run_stage(tiny_folder, questions, tmp_path / "two", "--lr", "1e-4"), "metrics.jsonl")
     before = open(old).read()
-    logs = DefaultLogsSpecs(log_dir=str(tmp_path / "logs"), redirects=Std.ALL)
     start_server()
-    settings = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=1, run_id="restart", logs_specs=logs,
-                            rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="forkserver")
+    settings = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=1, run_id="restart",
+                            rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="forkserver",
+                            logs_specs=DefaultLogsSpecs(log_dir=str(tmp_path / "logs"), redirects=Std.ALL))
     agent = elastic_launch(settings, fail_once_on_rank_1)
     with ThreadPoolExecutor(1) as thread, mock.patch.dict(os.environ):  # in the main thread it would keep the signals
         thread.submit(agent, stage_1(tiny_folder, questions, tmp_path / "two", *flags)).result()
