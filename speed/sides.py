@@ -151,7 +151,8 @@ def their_config(processor, case: Case, out: str):
         temperature=SETTINGS["temperature"], top_p=SETTINGS["top_p"], top_k=0,
         generation_kwargs=dict(suppress_tokens=forbidden), beta=SETTINGS["kl_coef"],
         epsilon=SETTINGS["clip_ratio_low"], epsilon_high=SETTINGS["clip_ratio_high"], loss_type="dapo",
-        learning_rate=SETTINGS["lr"], weight_decay=SETTINGS["weight_decay"], max_grad_norm=SETTINGS["max_grad_norm"], lr_scheduler_type="constant",
+        learning_rate=SETTINGS["lr"], weight_decay=SETTINGS["weight_decay"], max_grad_norm=SETTINGS["max_grad_norm"],
+        lr_scheduler_type="constant",
         gradient_checkpointing=Config.gradient_checkpointing, gradient_checkpointing_kwargs=dict(use_reentrant=False),
         bf16=case.dtype == "bfloat16", model_init_kwargs=dict(dtype=case.dtype),  # the latter is of the reference
         use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(), max_steps=10**6,
