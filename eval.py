@@ -88,9 +88,6 @@ def read_flags(argv: list[str]) -> EvalConfig:
     return config
 
 
-# ---------------------------------------------------------------- what a file and a benchmark share
-
-
 def make_folder(path: str):
     try:
         os.makedirs(path, exist_ok=True)
@@ -113,7 +110,7 @@ def load(config: EvalConfig, device) -> tuple:
     return config, Policy.load(folder, device, getattr(torch, config.dtype)).eval(), processor, clip, questions
 
 
-# ---------------------------------------------------------------- a file of questions
+# ---------------------------------------------------------------- a file of questions: asked in one go
 
 
 def prepare_file(config: EvalConfig, processor) -> tuple[list[Sample], int]:
@@ -147,7 +144,7 @@ def run_file(config: EvalConfig, model, processor, clip, samples: list[Sample], 
         print(f"  {name:<10} {values['mean']:8.3f} {ends}")
 
 
-# ---------------------------------------------------------------- a benchmark's responses, on disk as they come
+# ---------------------------------------------------------------- a benchmark: its responses go to disk as they come
 
 
 def weights_id(folder: str) -> str:
@@ -223,9 +220,6 @@ def respond(config: EvalConfig, model, processor, samples: list[Sample], folder:
         raise InputError(f"{folder}: {len(lost)} responses of other processes are not to be seen, the first has pid "
                          f"{lost[0]}; --out must be a folder that all machines share")
     return {sample.qid: rows[sample.qid] for sample in samples}  # exactly those asked, in the order of the data set
-
-
-# ---------------------------------------------------------------- benchmarks
 
 
 def prepare_benchmark(config: EvalConfig, name: str, model_folder: str, processor) -> tuple:

@@ -28,10 +28,6 @@ class Verdict(NamedTuple):
     strict: bool                                   # right by ours
 
 
-def no_means(right: dict[str, bool], items: dict[str, Item]) -> dict[str, float]:
-    return {}
-
-
 @dataclass(frozen=True)
 class Benchmark:
     hub: str                                       # the data set's name there
@@ -42,7 +38,7 @@ class Benchmark:
     official: str                                  # what each figure counts as right, for the report
     strict: str
     config: str | None = None                      # of the hub's data set
-    means: Callable[[dict, dict], dict] = no_means
+    means: Callable[[dict, dict], dict] | None = None
     extract: Callable[[str, Item], tuple[str, str]] = extract
     short: dict = field(default_factory=dict)      # the authors' abbreviations of label values
 

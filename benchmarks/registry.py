@@ -12,6 +12,7 @@ the data is marked as not verified.
 import difflib
 import importlib
 import os
+from pathlib import Path
 
 from benchmarks.common import Benchmark, Item, present
 from data import IMAGE, InputError, Sample, as_image, read_rows
@@ -19,14 +20,10 @@ from data import IMAGE, InputError, Sample, as_image, read_rows
 
 def find_benchmarks() -> dict[str, Benchmark]:
     """name -> Benchmark: of each file of this folder in which a line begins with BENCHMARK, in the order of names."""
-    folder, found = os.path.dirname(os.path.abspath(__file__)), {}
-    for name in sorted(os.listdir(folder)):
-        if name.endswith(".py"):
-            with open(os.path.join(folder, name), encoding="utf-8") as file:
-                is_benchmark = any(line.startswith("BENCHMARK = ") for line in file)
-            if is_benchmark:
-                module = importlib.import_module(f"benchmarks.{name[:-3]}")
-                found[name[:-3]] = module.BENCHMARK
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if "\nBENCHMARK = " in path.read_text(encoding="utf-8"):
+            found[path.stem] = importlib.import_module(f"benchmarks.{path.stem}").BENCHMARK
     return found
 
 

@@ -155,7 +155,7 @@ def summarize(name: str, items: dict[str, Item], responses: dict[str, dict], ver
         **{kind: accuracy(right[kind].values()) | {"counts": getattr(benchmark, kind)} for kind in FIGURES},
         chance_credit=sum(verdict["official"] and verdict["rule"] in NO_ANSWER for verdict in verdicts.values()),
         empty_model={kind: percent([verdict[kind] for verdict in silent]) for kind in FIGURES},
-        means={kind: benchmark.means(right[kind], items) for kind in FIGURES},
+        means={kind: benchmark.means(right[kind], items) if benchmark.means else {} for kind in FIGURES},
         grader=dict(process_grader("own").take_counts()),  # timeouts among them: pairs that count as different
         rules=dict(rules.most_common()),
         breakdown={kind: breakdown(right[kind], items, benchmark.groups) for kind in FIGURES},
