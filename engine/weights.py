@@ -4,7 +4,7 @@
     load_processor(folder, ..)          its tokenizer, image processor and chat template
     read_weights(policy, folder)        each rank reads its own rows of the safetensors files
     export(folder, policy, processor)   a Hugging Face folder that from_pretrained, vLLM and eval.py load as it is
-    save_checkpoint, load_checkpoint    all that resuming needs; random numbers are functions of the step and need nothing
+    save_checkpoint, load_checkpoint    all that resuming needs; random numbers are functions of the step
 
 `export`, `save_checkpoint` and `load_checkpoint` are collectives: every rank calls them.
 Transformers is imported inside the functions: its model code takes a second, which --help need not wait for.

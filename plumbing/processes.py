@@ -87,7 +87,7 @@ def group_store() -> dist.Store:
 
 
 def launch_store() -> dist.Store:
-    """The store below all prefixes, which torchrun keeps over its restarts: an attempt reads what the last one wrote."""
+    """The store below all prefixes. torchrun keeps it over its restarts: an attempt reads what the last one wrote."""
     store = group_store()
     while isinstance(store, dist.PrefixStore):
         store = store.underlying_store
@@ -243,8 +243,9 @@ class Timer:
             yield
         except torch.OutOfMemoryError as error:
             advice = MEMORY_ADVICE.get(phase, "use a GPU with more memory")
-            raise InputError(f"rank {dist.get_rank()} is out of memory in the {phase} of {self.where}: {advice} (--plan "
-                             "shows what takes it); the same command goes on from the last checkpoint") from error
+            raise InputError(f"rank {dist.get_rank()} is out of memory in the {phase} of {self.where}: {advice} "
+                             "(--plan shows what takes it); the same command goes on from the last checkpoint"
+                             ) from error
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""The folder of a run: written whole or not at all, refused where it belongs to something else, resumed or set aside."""
+"""The folder of a run: written whole or not at all, refused where it is something else's, resumed or set aside."""
 import contextlib
 import dataclasses
 import json

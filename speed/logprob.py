@@ -162,7 +162,7 @@ def installed(device) -> tuple[list, dict[str, str]]:
 def milliseconds(function, device, repeats: int, warmups: int = 3) -> float:
     """Median time of a call; on a GPU by its own clock."""
     times = []
-    for i in range(warmups + repeats):
+    for _ in range(warmups + repeats):
         if device == "cpu":
             start = time.perf_counter()
             function()

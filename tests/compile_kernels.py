@@ -29,7 +29,7 @@ TYPES = {"scale": "fp32", "stride": "i32", "dstride": "i32", "N": "i32", "clip_r
 TILE = {"LANES": logprob.LANES, "WIDTH": logprob.WIDTH}
 BLOCK = logprob.LANES * logprob.WIDTH
 V = 152064  # the head of Qwen2.5-VL-7B
-BF16 = {name: "*bf16" for name in ("dlogits", "query", "keys", "values", "out")}
+BF16 = dict.fromkeys(("dlogits", "query", "keys", "values", "out"), "*bf16")
 
 
 def decode_constants(heads: int, kv_heads: int, number_bytes: int) -> dict:

@@ -90,7 +90,8 @@ STYLES = [
     (ODDS, "There are 3 red marbles of 8. The probability is 3/8.", "B"),
     # Chinese
     (CHINESE, "因为∠A=25°，所以∠BOC=2×25°=50°，故选C。", "C"), (CHINESE, "答案是 B", "B"), (CHINESE, "答案：D", "D"),
-    (CHINESE, "正确选项为（C）", "C"), (CHINESE, "所以∠BOC=40°", "B"), (CHINESE, "选项B正确", "B"), (CHINESE, "选C", "C"),
+    (CHINESE, "正确选项为（C）", "C"), (CHINESE, "所以∠BOC=40°", "B"), (CHINESE, "选项B正确", "B"),
+    (CHINESE, "选C", "C"),
     (COUNT, "答案是 12", "12"), (COUNT, "所以一共有8个", "8"),
     # numbers
     (COUNT, "5", "5"), (COUNT, "5.0", "5"), (COUNT, "Five", "5"), (COUNT, "twenty-five", "25"), (COUNT, "**5**", "5"),
@@ -223,7 +224,7 @@ def test_extract_does_not_look_at_pid_or_gold(item, response, expected):
 
 
 def test_extract_reads_only_the_section_whatever_stands_before_it():
-    for item, response, expected in STYLES:
+    for item, _, expected in STYLES:
         assert extract(SKELETON + f"### The final answer is: {expected}", item)[0] == expected
 
 
@@ -238,8 +239,8 @@ def test_extract_follows_the_options_when_their_order_changes():
 PIECES = [
     "the answer is ", "answer", "(A)", "A", "### ", "**", "*", "\\boxed{", "{", "}", "[", "]", "1", "1,", "-", "=",
     "1/", "10^{", "\n", " ", "\t", "The final answer is", "### The final answer is:", "<answer>", "</answer>", "not ",
-    "is ", "if ", "$", "option A is ", "\\frac{", "。", "答案", "选", "\\text{", "√", "one ", "twenty-", "1e9", "9" * 50,
-    ".", "? ", "yes no ", "Step 1: ", "#", "_", "x10^", " than ", "\nQuestion:", "\x00", "\ud800", "²", "٣", "İ",
+    "is ", "if ", "$", "option A is ", "\\frac{", "。", "答案", "选", "\\text{", "√", "one ", "twenty-", "1e9",
+    "9" * 50, ".", "? ", "yes no ", "Step 1: ", "#", "_", "x10^", " than ", "\nQuestion:", "\x00", "\ud800", "²", "٣", "İ",
     "1/0", "cannot be determined. ",
 ]
 KINDS = [ANGLE, YES_NO, EIGHT, ODDS, COUNT, AGE, LENGTH, YEAR, CORNER, ILLUSION, FORMULA,

@@ -391,7 +391,7 @@ def test_machine_code_has_no_spills_few_registers_and_wide_accesses(compiled, ke
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    """speed/gpu.py, without a GPU; its scripts run in this process, where torch and transformers are imported already."""
+    """speed/gpu.py, without a GPU; its scripts run in this process, which has imported torch and transformers."""
     root = os.path.dirname(TESTS)
     monkeypatch.syspath_prepend(os.path.join(root, "speed"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -64,10 +64,10 @@ def test_a_step_of_each_stage_and_an_evaluation_run_without_triton(tiny_folder, 
     """As on a Mac. Each stage takes one step; the buckets are filled by hand, because noise answers nothing."""
     small = [*SMALL, "--out", str(tmp_path), "--group_size", "2", "--questions_per_rollout", "2",
              "--questions_per_update", "2", "--max_steps", "1", "--clip_weight", "0"]
-    commands = [["--stage", "sft", "--model", tiny_folder, "--data", warmup], ["--stage", "sample", "--data", questions],
-                ["--stage", "1", "--data", questions], ["--stage", "2", "--data", questions]]
-    greedy = [*SMALL[: SMALL.index("--no_gradient_checkpointing")], "--model", tiny_folder, "--data", questions, "--out",
-              str(tmp_path / "eval")]
+    commands = [["--stage", "sft", "--model", tiny_folder, "--data", warmup],
+                ["--stage", "sample", "--data", questions], ["--stage", "1", "--data", questions], ["--stage", "2", "--data", questions]]
+    greedy = [*SMALL[: SMALL.index("--no_gradient_checkpointing")], "--model", tiny_folder, "--data", questions,
+              "--out", str(tmp_path / "eval")]
     run(*without_triton(tmp_path), f"""
 import importlib.util, eval, train
 assert importlib.util.find_spec("triton") is None
@@ -82,7 +82,8 @@ assert eval.main({greedy}) == 0
 def test_windows_is_told_to_use_wsl(tiny_folder, questions, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "platform", "win32")
     assert train.main(["--stage", "1"]) == 2
-    assert capsys.readouterr().err == "error: Windows lacks what this needs: run it in Linux under WSL (`wsl --install`)\n"
+    error = "error: Windows lacks what this needs: run it in Linux under WSL (`wsl --install`)\n"
+    assert capsys.readouterr().err == error
 
 
 def test_hugging_faces_package_named_kernels_does_not_take_the_place_of_ours(tmp_path):
