@@ -240,7 +240,8 @@ PIECES = [
     "the answer is ", "answer", "(A)", "A", "### ", "**", "*", "\\boxed{", "{", "}", "[", "]", "1", "1,", "-", "=",
     "1/", "10^{", "\n", " ", "\t", "The final answer is", "### The final answer is:", "<answer>", "</answer>", "not ",
     "is ", "if ", "$", "option A is ", "\\frac{", "。", "答案", "选", "\\text{", "√", "one ", "twenty-", "1e9",
-    "9" * 50, ".", "? ", "yes no ", "Step 1: ", "#", "_", "x10^", " than ", "\nQuestion:", "\x00", "\ud800", "²", "٣", "İ",
+    "9" * 50, ".", "? ", "yes no ", "Step 1: ", "#", "_", "x10^", " than ", "\nQuestion:", "\x00", "\ud800",
+    "²", "٣", "İ",
     "1/0", "cannot be determined. ",
 ]
 KINDS = [ANGLE, YES_NO, EIGHT, ODDS, COUNT, AGE, LENGTH, YEAR, CORNER, ILLUSION, FORMULA,

@@ -65,7 +65,8 @@ def test_a_step_of_each_stage_and_an_evaluation_run_without_triton(tiny_folder, 
     small = [*SMALL, "--out", str(tmp_path), "--group_size", "2", "--questions_per_rollout", "2",
              "--questions_per_update", "2", "--max_steps", "1", "--clip_weight", "0"]
     commands = [["--stage", "sft", "--model", tiny_folder, "--data", warmup],
-                ["--stage", "sample", "--data", questions], ["--stage", "1", "--data", questions], ["--stage", "2", "--data", questions]]
+                ["--stage", "sample", "--data", questions],
+                ["--stage", "1", "--data", questions], ["--stage", "2", "--data", questions]]
     greedy = [*SMALL[: SMALL.index("--no_gradient_checkpointing")], "--model", tiny_folder, "--data", questions,
               "--out", str(tmp_path / "eval")]
     run(*without_triton(tmp_path), f"""
