@@ -6,6 +6,8 @@ import pytest
 from data import Sections, parse
 from grading.equal import correct
 
+pytestmark = pytest.mark.fast
+
 
 RESPONSE = """### Image Description: A red circle
 and a blue square.

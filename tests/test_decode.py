@@ -2,6 +2,9 @@
 import math
 
 import pytest
+
+pytest.importorskip("triton", reason="needs Triton, to interpret the kernels or to compile them")
+
 import torch
 
 from kernels import decode, ops, sample

@@ -7,6 +7,8 @@ import pytest
 from benchmarks.extraction import NO_ANSWER, extract
 from benchmarks.reading import Item
 
+pytestmark = pytest.mark.fast
+
 
 ANGLE = Item("1", "What is the measure of angle BOC?", "choice", ("30°", "45°", "60°", "75°"))
 YES_NO = Item("2", "Is Medium Blue the roughest?", "choice", ("yes", "no"))

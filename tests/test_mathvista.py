@@ -20,6 +20,8 @@ from benchmarks.reading import Item
 from benchmarks.report import breakdown
 from data import InputError
 
+pytestmark = pytest.mark.fast
+
 
 FOUR = Item("1", "?", "choice", ("30°", "45°", "60°", "75°"), "60°")
 EIGHT = Item("2", "?", "choice", tuple("12345678"), "8")

@@ -5,6 +5,9 @@ import json
 import os
 
 import pytest
+
+pytest.importorskip("triton", reason="needs Triton, to interpret the kernels or to compile them")
+
 import torch
 from torch.autograd.profiler import profile
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration

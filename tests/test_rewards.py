@@ -16,6 +16,8 @@ import rewards
 from data import InputError, Sample, parse
 from engine import clip
 
+pytestmark = pytest.mark.fast
+
 
 GOOD = "### Image Description: {} ### Rationales: r ### Step 1: s ### The final answer is: {}"
 

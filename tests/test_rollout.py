@@ -1,5 +1,8 @@
 """The sampler against Hugging Face's generate (greedy), a full forward (log-probs) and the distribution asked for."""
 import pytest
+
+pytest.importorskip("triton", reason="needs Triton, to interpret the kernels or to compile them")
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
