@@ -9,12 +9,22 @@ sys.path.insert(0, ROOT)
 import pytest
 import torch
 from PIL import Image
+from transformers import PreTrainedConfig
 
 import data
 import demo
 from engine.policy import Policy
 from engine.weights import load_processor
 from plumbing.processes import start_processes
+from ranks import start_server
+
+PreTrainedConfig.__repr__ = object.__repr__  # what transformers logs of each config it reads: a seventh of a tiny run
+
+
+def pytest_collection_finish(session):
+    """The server imports while the first tests run; the fast tests need none."""
+    if any(not item.get_closest_marker("fast") for item in session.items):
+        start_server()
 
 
 @pytest.fixture(scope="session")

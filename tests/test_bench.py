@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -22,10 +23,10 @@ SPEED = os.path.join(ROOT, "speed")
 NAMES = ["step, equal lengths, 2 updates", "train", "rollout, equal lengths", "rollout, long tail", "scaling"]
 
 
-def run_side(arguments, commands, answers):
-    """What `python speed/sides.py` does, with these pipes for its standard input and output."""
-    for pipe, number in ((commands, 0), (answers, 1)):
-        os.dup2(pipe.fileno(), number)
+def run_side(arguments, commands, answers, said):
+    """What `python speed/sides.py` does, with these pipes and this file for its standard input, output and error."""
+    for number, stream in enumerate((commands, answers, open(said, "w"))):
+        os.dup2(stream.fileno(), number)
     sys.stdin = open(0)
     sys.argv = ["sides.py", *arguments]
     sys.path.insert(0, SPEED)
@@ -35,10 +36,11 @@ def run_side(arguments, commands, answers):
 class ForkedSide:
     """Takes the place of subprocess.Popen for speed/sides.py: the same process, without its imports."""
 
-    def __init__(self, command, **unused):
+    def __init__(self, command, stderr, **unused):
+        self.stderr, self.said = stderr, tempfile.NamedTemporaryFile("r")
         commands, to_commands = multiprocessing.Pipe(duplex=False)
         from_answers, answers = multiprocessing.Pipe(duplex=False)
-        self.process = start_server().Process(target=run_side, args=(command[2:], commands, answers))
+        self.process = start_server().Process(target=run_side, args=(command[2:], commands, answers, self.said.name))
         self.process.start()
         commands.close(), answers.close()
         self.stdin, self.stdout = open(os.dup(to_commands.fileno()), "w"), open(os.dup(from_answers.fileno()))
@@ -46,6 +48,7 @@ class ForkedSide:
 
     def wait(self):
         self.process.join(HANGS)
+        self.stderr.write(self.said.read())
 
 
 @needs_fork_server

@@ -6,6 +6,7 @@ itself does. Two nodes are two agents of torchrun on this machine.
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -69,10 +70,12 @@ def test_uneven_ranks_on_two_nodes_equal_one_process(tiny_folder, questions, tmp
             ("train", ["--stage", "sample", *SMALL, *one], "one"), ("eval", [*SMALL, *one], "eval")]
     here, there = ([(program, [*argv, "--out", str(tmp_path / side / name)]) for program, argv, name in runs]
                    for side in ("here", "there"))
-    for program, argv in here:
-        assert {"train": train, "eval": evaluation}[program].main(argv) == 0
     (tmp_path / "uneven.py").write_text(UNEVEN)
-    first, second = ranks(2, node, free_port(), str(tmp_path / "uneven.py"), json.dumps(there))
+    with ThreadPoolExecutor(1) as beside:
+        nodes = beside.submit(ranks, 2, node, free_port(), str(tmp_path / "uneven.py"), json.dumps(there))
+        for program, argv in here:
+            assert {"train": train, "eval": evaluation}[program].main(argv) == 0
+        first, second = nodes.result()
     assert "waiting for rank 1: rollout of step 0 for " in first.stderr and "waiting for" not in second.stderr
     for name in ("four", "one"):
         ours, theirs = (str(tmp_path / side / name / "stage1") for side in ("there", "here"))
@@ -93,7 +96,7 @@ def hang(argv):
 def test_a_rank_that_hangs_is_named_and_given_up(tiny_folder, questions, tmp_path):
     """patience: 0.05 minutes are 3 seconds."""
     argv = [*RL, "--model", tiny_folder, "--data", f"{questions}/four.jsonl", "--out", str(tmp_path)]
-    waiting, hanging = ranks(2, hang, [*argv, "--patience", "0.05"], grace=1, expect=None)
+    waiting, hanging = ranks(2, hang, [*argv, "--patience", "0.05"], grace=0.2, expect=None)
     assert waiting.code not in (0, 2) and hanging.code == -9
     assert waiting.stderr.count("waiting for rank 1: reward of step 0 for ") >= 4  # every half second
     assert "TimeoutError: gave up after 0.05 minutes of waiting for rank 1: reward of step 0 for " in waiting.stderr

@@ -177,8 +177,8 @@ def test_held_out_questions_change_nothing_else(one_process, tiny_folder, questi
 
 
 def test_resuming_continues_bit_for_bit(tiny_folder, questions, tmp_path):
-    whole, torn = (stage_1(tiny_folder, questions, tmp_path / name, "--epochs", "3", "--save_every", "1",
-                           "--eval_every", "3") for name in ("whole", "torn"))
+    whole, torn = (stage_1(tiny_folder, questions, tmp_path / name, "--questions_per_rollout", "6", "--epochs", "2",
+                           "--save_every", "1", "--eval_every", "3") for name in ("whole", "torn"))
     assert train.main(whole) == 0
 
     class Killed(Exception):
