@@ -1,10 +1,15 @@
-"""Computing in bfloat16: shards, the sampler's whole copy and a checkpoint's recomputation round alike, bit for bit."""
+"""Shards: in bfloat16 they round as the sampler's whole copy and a recomputation do; after a step none is gathered."""
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 import data
+import train
 from conftest import picture
 from engine.policy import Policy, pack
+from test_train import RL, SMALL, questions
+
+__all__ = ["questions"]  # a fixture
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +41,19 @@ def test_gradient_checkpointing_leaves_the_gradients_bit_for_bit(tiny_folder, pr
     plain, recomputed = gradients
     for name in plain:
         assert torch.equal(plain[name], recomputed[name]), name
+
+
+def test_after_a_step_neither_the_policy_nor_the_reference_is_gathered(tiny_folder, questions, tmp_path, monkeypatch):
+    """A gathered root holds the embeddings and the head whole: 2.1 GiB of the 7B, for the rest of the run."""
+    gathered, rl_step = {}, train.rl_step
+
+    def watched(run, *args):
+        out = rl_step(run, *args)
+        for name, policy in (("policy", run.policy), ("reference", run.ref_policy)):
+            gathered[name] = [key for key, weight in policy.named_parameters() if not isinstance(weight, DTensor)]
+        return out
+
+    monkeypatch.setattr(train, "rl_step", watched)
+    assert train.main(["--stage", "1", "--out", str(tmp_path), "--model", tiny_folder, "--data", questions, *SMALL,
+                       *RL]) == 0
+    assert gathered == {"policy": [], "reference": []}
