@@ -196,6 +196,8 @@ def generate(model, prompts: list[Prompt], seeds: list[int], group_size: int, ma
         return []
     slots = min(slots, len(prompts) * group_size)
     longest = max(len(prompt.input_ids) for prompt in prompts)
+    if model.lm_head.weight.is_cuda:
+        torch.cuda.empty_cache()  # what training has left in pieces; the cache below is one large block a layer
     state = Slots(model, slots, longest + max_new_tokens + BURST, max_new_tokens)
     decoder = Decoder(model, state, temperature, top_p, vocab_size)
     burst = capture(decoder) if graphs else decoder.burst

@@ -5,6 +5,10 @@ torch references are what a CPU runs and what the tests compare the kernels with
 
 Symbols: N response tokens, H hidden size, V vocabulary, B or S rows that decode together, L length of a cache.
 """
+import os
+import shutil
+import sysconfig
+
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
@@ -16,7 +20,7 @@ CHUNK = 2048  # tokens whose logits are alive at once: 1.2 GB; dweight is read a
 def backend(device) -> str:
     """What computes log-probs and losses on this device: "triton 3.6.0" or "torch 2.11.0"; the caller prints it once.
 
-    ValueError, one line: a GPU without Triton.
+    ValueError, one line: a GPU without Triton, or without the compiler and header that Triton's first launch needs.
     """
     if torch.device(device).type != "cuda":
         return f"torch {torch.__version__}"
@@ -25,6 +29,10 @@ def backend(device) -> str:
     except ImportError as error:
         raise ValueError("a GPU needs Triton, which is not installed here: pip install -r requirements.txt on Linux; "
                          "on Windows, do so within WSL") from error
+    if not any(map(shutil.which, (os.environ.get("CC", "gcc"), "gcc", "clang", "cc"))):
+        raise ValueError("Triton needs a C compiler at its first launch: apt install gcc")
+    if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
+        raise ValueError("Triton needs Python.h at its first launch: apt install python3-dev")
     return f"triton {triton.__version__}"
 
 

@@ -49,6 +49,10 @@ def start_processes() -> tuple[torch.device, DeviceMesh]:
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
+        # Rollout and training take turns with the memory; in fixed segments the holes of one would not fit the other.
+        if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name of the same variable
+            os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+        torch.backends.cudnn.allow_tf32 = False  # by default cuDNN rounds float32 to 10 bits
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
@@ -59,6 +63,8 @@ def start_processes() -> tuple[torch.device, DeviceMesh]:
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        if cuda:  # NCCL takes its memory at the first collective, while there still is some
+            dist.all_reduce(torch.zeros(1, device=device))
     here("start")
     return device, init_device_mesh(device.type, (dist.get_world_size(),))
 

@@ -4,10 +4,12 @@ import subprocess
 import sys
 import sysconfig
 
+import pytest
 import transformers.utils
 
 import data  # noqa: F401  tells transformers that there is no package named kernels
 import train
+from kernels import ops
 from test_train import SMALL, questions, warmup
 
 __all__ = ["questions", "warmup"]  # fixtures
@@ -80,6 +82,15 @@ assert eval.main({greedy}) == 0
     assert (tmp_path / "eval" / "report.json").is_file() and (tmp_path / "sample" / "hard.jsonl").is_file()
 
 
+@pytest.mark.parametrize("missing, package", [("which", "gcc"), ("exists", "python3-dev")])
+def test_a_gpu_without_what_tritons_first_launch_compiles_with_is_told_what_to_install(monkeypatch, missing, package):
+    pytest.importorskip("triton", reason="needs Triton")
+    monkeypatch.setattr(ops.shutil, "which", lambda name: None if missing == "which" else "/usr/bin/" + name)
+    monkeypatch.setattr(ops.os.path, "exists", lambda path: missing != "exists")
+    with pytest.raises(ValueError, match=f"^Triton needs .* at its first launch: apt install {package}$"):
+        ops.backend("cuda")
+
+
 def test_windows_is_told_to_use_wsl(tiny_folder, questions, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "platform", "win32")
     assert train.main(["--stage", "1"]) == 2
@@ -97,6 +108,7 @@ def test_hugging_faces_package_named_kernels_does_not_take_the_place_of_ours(tmp
 import importlib.metadata
 assert importlib.metadata.version("kernels") == "{version}"
 import train
+from kernels import ops
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
 from kernels import ops
 {HELP}"""
