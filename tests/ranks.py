@@ -7,11 +7,13 @@ Importing takes each process seconds of a CPU. The server does nothing but impor
 model, so a process forked from it is as good as new. Where there is no such server (Windows), each process imports for
 itself. torchrun, the launcher that people use, runs in test_processes.py and in test_memory.py.
 """
+import functools
 import multiprocessing
 import os
 import socket
 import sys
 import tempfile
+import threading
 import time
 from typing import NamedTuple
 from unittest import mock
@@ -22,6 +24,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PATH = os.pathsep.join((ROOT, os.path.dirname(os.path.abspath(__file__))))
 FORK_SERVER = "forkserver" in multiprocessing.get_all_start_methods()
 needs_fork_server = pytest.mark.skipif(not FORK_SERVER, reason="no fork server on this system")
+LOCK = threading.Lock()  # two threads may have ranks; multiprocessing looks after the processes of both
 HANGS = 300  # seconds after which processes are taken to hang; a slow machine needs a fraction of them
 
 
@@ -49,6 +52,7 @@ def work(function, arguments, env: dict[str, str], out: str, err: str):
     sys.exit(stop_processes(function(*arguments) or 0))
 
 
+@functools.cache
 def start_server():
     """multiprocessing's context with its server running; the first call starts it."""
     if not FORK_SERVER:
@@ -71,21 +75,25 @@ def ranks(n: int, function, *arguments, grace: float = HANGS, expect: int | None
     group = dict(WORLD_SIZE=str(n), MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port(), OMP_NUM_THREADS="1")
     with tempfile.TemporaryDirectory() as folder:
         said = [[os.path.join(folder, f"{rank}.{stream}") for stream in ("out", "err")] for rank in range(n)]
-        running = []
+        running, end = [], time.monotonic() + HANGS
         for rank, paths in enumerate(said):
             for path in paths:
                 open(path, "w").close()
             env = group | dict(RANK=str(rank), LOCAL_RANK=str(rank))
             running.append(context.Process(target=work, args=(function, arguments, env, *paths)))
-            running[-1].start()
-        end = time.monotonic() + HANGS
-        while any(process.is_alive() for process in running) and time.monotonic() < end:
-            if not all(process.is_alive() for process in running):
-                end = min(end, time.monotonic() + grace)
+            with LOCK:
+                running[-1].start()
+        alive = running
+        while alive and time.monotonic() < end:
             time.sleep(0.01)
-        for process in running:
-            process.kill()
-            process.join()
+            with LOCK:
+                alive = [process for process in running if process.is_alive()]
+            if len(alive) < n:
+                end = min(end, time.monotonic() + grace)
+        with LOCK:
+            for process in running:
+                process.kill()
+                process.join()
         done = [Done(process.exitcode, *(open(path).read() for path in paths)) for process, paths in zip(running, said)]
     for rank, one in enumerate(done):
         assert expect in (None, one.code), f"rank {rank}: {one.code}\n{one.stdout[-2000:]}{one.stderr[-3000:]}"

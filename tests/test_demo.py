@@ -21,7 +21,10 @@ def test_the_five_stages_run_and_summarise(tmp_path, monkeypatch, capsys):
         return write_buckets(folder, samples, counts, group_size)
 
     monkeypatch.setattr(data, "write_buckets", in_turn)
-    monkeypatch.setattr(demo, "REINFORCED", [*demo.REINFORCED, "--questions_per_rollout=8", "--questions_per_update=2"])
+    monkeypatch.setattr(demo, "SHARED", [*demo.SHARED, "--max_response=40"])
+    monkeypatch.setattr(demo, "TRAINING", [*demo.TRAINING, "--max_response=40"])
+    monkeypatch.setattr(demo, "REINFORCED", [*demo.REINFORCED, "--max_response=40", "--questions_per_rollout=8",
+                                             "--questions_per_update=2"])
     out = str(tmp_path / "demo")
     summary = demo.run(out, 0, SIZES, STEPS)
     assert json.load(open(f"{out}/summary.json")) == summary

@@ -20,6 +20,7 @@ from test_train import compare_metrics, largest_difference, metrics, one_process
 from train import read_config
 
 
+TWO_STEPS = ["--questions_per_rollout", "3", "--max_steps", "2"]  # of one update each
 __all__ = ["one_process", "questions"]  # fixtures: a run of stage 1 on one process, and its data
 
 
@@ -72,11 +73,12 @@ def test_a_run_with_half_size_moments_resumes_bit_for_bit(one_process, tiny_fold
     flags = ["--adam_dtype", "bfloat16", "--save_every", "1"]
     ours = run_stage(tiny_folder, questions, tmp_path / "once", *flags)
     assert 0 < largest_difference(weights(ours), weights(one_process)) < 2e-3  # three updates of at most 1e-3 each
-    ours = run_stage(tiny_folder, questions, tmp_path / "more", *flags, "--epochs", "2")
+    flags += TWO_STEPS
+    ours = run_stage(tiny_folder, questions, tmp_path / "more", *flags)
     whole = weights(ours)
     for name in ("model", "checkpoints/step-000002"):
         os.rename(os.path.join(ours, name), str(tmp_path / os.path.basename(name)))
-    run_stage(tiny_folder, questions, tmp_path / "more", *flags, "--epochs", "2")
+    run_stage(tiny_folder, questions, tmp_path / "more", *flags)
     assert largest_difference(weights(ours), whole) == 0
 
 
@@ -134,8 +136,8 @@ def run_out(*args, **kwargs):
 def test_out_of_memory_is_one_line_of_advice_and_the_checkpoint_goes_on(
         one_process, tiny_folder, questions, tmp_path, monkeypatch, capsys, module, name, phase, advice):
     """It comes in step 1, whose predecessor is saved; the same command then ends as an undisturbed run does."""
-    flags = ["--epochs", "2", "--save_every", "1"]
-    calls, real, last = [], getattr(module, name), {"generate": 2, "update": 3, "step": 3}[name]
+    flags = [*TWO_STEPS, "--save_every", "1"]
+    calls, real, last = [], getattr(module, name), {"generate": 2, "update": 1, "step": 1}[name]  # calls in step 0
 
     def sometimes(*args, **kwargs):
         calls.append(name)

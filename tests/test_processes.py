@@ -62,28 +62,18 @@ def node(port, *command):
                    "--master_addr", "127.0.0.1", "--master_port", port, *command])
 
 
-def test_uneven_ranks_on_two_nodes_equal_one_process(tiny_folder, questions, tmp_path):
-    """A rank that is late, one without any question, one without an image: in RL, in sampling and in evaluation."""
+@pytest.fixture(scope="module")
+def nodes(tiny_folder, questions, tmp_path_factory):
+    """Four runs on two nodes, which go on beside the tests of ranks that end: (their future, runs, folder)."""
+    out = tmp_path_factory.mktemp("nodes")
     four, one = (["--model", tiny_folder, "--data", f"{questions}/{name}.jsonl"] for name in ("four", "one"))
     single = ["--questions_per_rollout", "1", "--questions_per_update", "1"]
     runs = [("train", [*RL, *four], "four"), ("train", [*RL, *one, *single], "one"),
             ("train", ["--stage", "sample", *SMALL, *one], "one"), ("eval", [*SMALL, *one], "eval")]
-    here, there = ([(program, [*argv, "--out", str(tmp_path / side / name)]) for program, argv, name in runs]
-                   for side in ("here", "there"))
-    (tmp_path / "uneven.py").write_text(UNEVEN)
-    with ThreadPoolExecutor(1) as beside:
-        nodes = beside.submit(ranks, 2, node, free_port(), str(tmp_path / "uneven.py"), json.dumps(there))
-        for program, argv in here:
-            assert {"train": train, "eval": evaluation}[program].main(argv) == 0
-        first, second = nodes.result()
-    assert "waiting for rank 1: rollout of step 0 for " in first.stderr and "waiting for" not in second.stderr
-    for name in ("four", "one"):
-        ours, theirs = (str(tmp_path / side / name / "stage1") for side in ("there", "here"))
-        compare_metrics(ours, theirs)
-        assert largest_difference(weights(ours), weights(theirs)) < 2e-4
-    for path in ("one/sample/rollouts.jsonl", "eval/responses.jsonl"):
-        (ours,), (theirs,) = ([json.loads(line) for line in open(tmp_path / side / path)] for side in ("there", "here"))
-        assert [r["text"] for r in ours["responses"]] == [r["text"] for r in theirs["responses"]]
+    there = [(program, [*argv, "--out", str(out / "there" / name)]) for program, argv, name in runs]
+    (out / "uneven.py").write_text(UNEVEN)
+    with ThreadPoolExecutor(1) as thread:
+        yield thread.submit(ranks, 2, node, free_port(), str(out / "uneven.py"), json.dumps(there)), runs, out
 
 
 def hang(argv):
@@ -93,13 +83,13 @@ def hang(argv):
     return train.main(argv)
 
 
-def test_a_rank_that_hangs_is_named_and_given_up(tiny_folder, questions, tmp_path):
-    """patience: 0.05 minutes are 3 seconds."""
+def test_a_rank_that_hangs_is_named_and_given_up(nodes, tiny_folder, questions, tmp_path):
+    """patience: 0.08 minutes are 4.8 seconds. The two nodes are begun here, because there is time."""
     argv = [*RL, "--model", tiny_folder, "--data", f"{questions}/four.jsonl", "--out", str(tmp_path)]
-    waiting, hanging = ranks(2, hang, [*argv, "--patience", "0.05"], grace=0.2, expect=None)
+    waiting, hanging = ranks(2, hang, [*argv, "--patience", "0.08"], grace=0.2, expect=None)
     assert waiting.code not in (0, 2) and hanging.code == -9
     assert waiting.stderr.count("waiting for rank 1: reward of step 0 for ") >= 4  # every half second
-    assert "TimeoutError: gave up after 0.05 minutes of waiting for rank 1: reward of step 0 for " in waiting.stderr
+    assert "TimeoutError: gave up after 0.08 minutes of waiting for rank 1: reward of step 0 for " in waiting.stderr
 
 
 def test_bad_input_on_one_rank_ends_all_and_names_it(tiny_folder, questions, tmp_path):
@@ -138,3 +128,19 @@ def test_meetings_leave_nothing_behind_in_the_store(processes):
         joined.here(f"reward of step {step}")
         joined.barrier()
     assert joined.group_store().num_keys() == before
+
+
+def test_uneven_ranks_on_two_nodes_equal_one_process(nodes):
+    """A rank that is late, one without any question, one without an image: in RL, in sampling and in evaluation."""
+    begun, runs, out = nodes
+    for program, argv, name in runs:
+        assert {"train": train, "eval": evaluation}[program].main([*argv, "--out", str(out / "here" / name)]) == 0
+    first, second = begun.result()
+    assert "waiting for rank 1: rollout of step 0 for " in first.stderr and "waiting for" not in second.stderr
+    for name in ("four", "one"):
+        ours, theirs = (str(out / side / name / "stage1") for side in ("there", "here"))
+        compare_metrics(ours, theirs)
+        assert largest_difference(weights(ours), weights(theirs)) < 2e-4
+    for path in ("one/sample/rollouts.jsonl", "eval/responses.jsonl"):
+        (ours,), (theirs,) = ([json.loads(line) for line in open(out / side / path)] for side in ("there", "here"))
+        assert [r["text"] for r in ours["responses"]] == [r["text"] for r in theirs["responses"]]

@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import string
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -97,6 +98,35 @@ def one_process(tiny_folder, questions, tmp_path_factory):
     return os.path.join(out, "stage1")
 
 
+def warm_up(tiny_folder, warmup, questions, out):
+    return ["--stage", "sft", "--model", tiny_folder, "--data", warmup, "--questions_per_rollout", "5",
+            "--questions_per_update", "5", "--lr", "1e-2", *SMALL, "--eval_data", questions, "--eval_every", "2",
+            "--out", str(out)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def beside(request, tiny_folder, questions, warmup, tmp_path_factory):
+    """Runs on several processes, which go on beside the tests of one; those that look at them come last.
+
+    beside(8), beside(2): the folder of stage 1 on so many processes; beside("sft"): of the warm-up on two.
+    """
+    if not any("beside" in item.fixturenames for item in request.session.items if "processes" in item.name):
+        yield None
+        return
+    out = tmp_path_factory.mktemp("beside")
+    runs = {n: (n, stage_1(tiny_folder, questions, out / str(n)), out / str(n) / "stage1") for n in (8, 2)}
+    runs["sft"] = (2, warm_up(tiny_folder, warmup, questions, out), out / "sft")
+    with ThreadPoolExecutor(1) as thread:
+        begun = {name: (thread.submit(ranks, n, train.main, argv), folder) for name, (n, argv, folder) in runs.items()}
+
+        def folder_of(name):
+            run, folder = begun[name]
+            run.result()
+            return folder
+
+        yield folder_of
+
+
 def test_rl_moves_the_weights_and_logs_what_happened(one_process, tiny_folder):
     before = load_file(os.path.join(tiny_folder, "model.safetensors"))
     assert largest_difference(weights(one_process), before) > 1e-3
@@ -117,33 +147,6 @@ def test_the_result_does_not_depend_on_the_micro_batch_size(one_process, tiny_fo
     assert train.main(stage_1(tiny_folder, questions, tmp_path, "--token_budget", budget)) == 0
     assert largest_difference(weights(tmp_path / "stage1"), weights(one_process)) < 2e-4
     compare_metrics(tmp_path / "stage1", one_process)
-
-
-@pytest.mark.parametrize("n", [2, 8])
-def test_n_processes_equal_one(one_process, tiny_folder, questions, tmp_path, n):
-    """Eight processes share updates of three questions: most ranks have none, and some hold no image."""
-    ranks(n, train.main, stage_1(tiny_folder, questions, tmp_path))
-    assert largest_difference(weights(tmp_path / "stage1"), weights(one_process)) < 2e-4
-    compare_metrics(tmp_path / "stage1", one_process)
-
-
-def test_two_processes_equal_one_in_the_warm_up(tiny_folder, warmup, questions, tmp_path):
-    """Three steps; the vision tower is frozen and stays as it was. Held-out questions come after every second step and
-    after the last."""
-    argv = ["--stage", "sft", "--model", tiny_folder, "--data", warmup, "--questions_per_rollout", "5",
-            "--questions_per_update", "5", "--lr", "1e-2", *SMALL, "--eval_data", questions, "--eval_every", "2"]
-    assert train.main([*argv, "--out", str(tmp_path / "one")]) == 0
-    ranks(2, train.main, [*argv, "--out", str(tmp_path / "two")])
-    one, two = (weights(tmp_path / name / "sft") for name in ("one", "two"))
-    assert largest_difference(one, two) < 2e-4
-    compare_metrics(tmp_path / "one" / "sft", tmp_path / "two" / "sft")
-    before = load_file(os.path.join(tiny_folder, "model.safetensors"))
-    for name, tensor in one.items():
-        assert torch.equal(tensor, before[name]) == name.startswith("visual."), name
-    logged = metrics(tmp_path / "one" / "sft")
-    assert len(logged) == 3 and logged[-1]["opt/loss"] < logged[0]["opt/loss"]
-    figures = [{name for name in line if name.startswith("eval/")} for line in logged]
-    assert figures == [set(), {"eval/accuracy", "eval/format"}, {"eval/accuracy", "eval/format"}]  # it has no rewards
 
 
 def evaluated(config, folder, out):
@@ -389,3 +392,28 @@ def test_a_restart_replaces_the_old_run_although_torchrun_has_begun_it_twice(tin
 def test_a_missing_default_input_names_the_command_that_makes_it(tmp_path, capsys):
     assert train.main(["--stage", "2", "--out", str(tmp_path)]) == 2
     assert f"train.py --stage 1 --out {tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("n", [2, 8])
+def test_n_processes_equal_one(one_process, beside, n):
+    """Eight processes share updates of three questions: most ranks have none, and some hold no image."""
+    ours = beside(n)
+    assert largest_difference(weights(ours), weights(one_process)) < 2e-4
+    compare_metrics(ours, one_process)
+
+
+def test_two_processes_equal_one_in_the_warm_up(tiny_folder, warmup, questions, beside, tmp_path):
+    """Three steps; the vision tower is frozen and stays as it was. Held-out questions come after every second step and
+    after the last."""
+    assert train.main(warm_up(tiny_folder, warmup, questions, tmp_path)) == 0
+    ours, theirs = tmp_path / "sft", beside("sft")
+    one, two = weights(ours), weights(theirs)
+    assert largest_difference(one, two) < 2e-4
+    compare_metrics(ours, theirs)
+    before = load_file(os.path.join(tiny_folder, "model.safetensors"))
+    for name, tensor in one.items():
+        assert torch.equal(tensor, before[name]) == name.startswith("visual."), name
+    logged = metrics(ours)
+    assert len(logged) == 3 and logged[-1]["opt/loss"] < logged[0]["opt/loss"]
+    figures = [{name for name in line if name.startswith("eval/")} for line in logged]
+    assert figures == [set(), {"eval/accuracy", "eval/format"}, {"eval/accuracy", "eval/format"}]  # it has no rewards
