@@ -85,7 +85,7 @@ def main():
     rows = []  # of a kernel's name and sizes, and the counts to come
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:  # disassembles what has been compiled
         triton.knobs.cache.dir = folder  # compile anew, leave nothing behind
-        for arch in (80, 90):
+        for arch in map(int, sys.argv[1:] or ("80", "90")):
             for name, kernel, constants, changes, warps in CASES:
                 compiled = compile_kernel(kernel, constants, changes, warps, arch)
                 rows.append(({"kernel": name, "arch": arch, "shared": compiled.metadata.shared},

@@ -44,8 +44,15 @@ except SystemExit as end:
 """
 
 
-def test_all_programs_start_without_triton(tmp_path):
-    """And a GPU without it is refused in one line that says what to do, also on Windows."""
+def test_help_a_step_of_each_stage_and_an_evaluation_run_without_triton(tiny_folder, questions, warmup, tmp_path):
+    """As on a Mac. A GPU without Triton is refused in one line that says what to do, also on Windows."""
+    small = [*SMALL, "--out", str(tmp_path), "--group_size", "2", "--questions_per_rollout", "2",
+             "--questions_per_update", "2", "--max_steps", "1", "--clip_weight", "0"]
+    commands = [["--stage", "sft", "--model", tiny_folder, "--data", warmup],
+                ["--stage", "sample", "--data", questions],
+                ["--stage", "1", "--data", questions], ["--stage", "2", "--data", questions]]
+    greedy = [*SMALL[: SMALL.index("--no_gradient_checkpointing")], "--model", tiny_folder, "--data", questions,
+              "--out", str(tmp_path / "eval")]
     printed = run(*without_triton(tmp_path), f"""
 import importlib.util
 assert importlib.util.find_spec("triton") is None
@@ -56,28 +63,14 @@ try:
     ops.backend("cuda")
 except ValueError as error:
     print(error)
-{HELP}""")
-    refusal, *usage = printed.splitlines()
-    assert refusal.startswith("a GPU needs Triton, which is not installed here") and "WSL" in refusal
-    assert usage[0].startswith("usage:") and any("--stage" in line for line in usage)
-
-
-def test_a_step_of_each_stage_and_an_evaluation_run_without_triton(tiny_folder, questions, warmup, tmp_path):
-    """As on a Mac. Each stage takes one step; the buckets are filled by hand, because noise answers nothing."""
-    small = [*SMALL, "--out", str(tmp_path), "--group_size", "2", "--questions_per_rollout", "2",
-             "--questions_per_update", "2", "--max_steps", "1", "--clip_weight", "0"]
-    commands = [["--stage", "sft", "--model", tiny_folder, "--data", warmup],
-                ["--stage", "sample", "--data", questions],
-                ["--stage", "1", "--data", questions], ["--stage", "2", "--data", questions]]
-    greedy = [*SMALL[: SMALL.index("--no_gradient_checkpointing")], "--model", tiny_folder, "--data", questions,
-              "--out", str(tmp_path / "eval")]
-    run(*without_triton(tmp_path), f"""
-import importlib.util, eval, train
-assert importlib.util.find_spec("triton") is None
+{HELP}
 for argv in {commands}:
     assert train.main([*argv, *{small}]) == 0
 assert eval.main({greedy}) == 0
 """)
+    refusal, *usage = printed.splitlines()
+    assert refusal.startswith("a GPU needs Triton, which is not installed here") and "WSL" in refusal
+    assert usage[0].startswith("usage:") and any("--stage" in line for line in usage)
     assert all((tmp_path / stage / "model").is_dir() for stage in ("sft", "stage1", "stage2"))
     assert (tmp_path / "eval" / "report.json").is_file() and (tmp_path / "sample" / "hard.jsonl").is_file()
 
