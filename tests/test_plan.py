@@ -48,7 +48,7 @@ def resized(config: Qwen2_5_VLConfig, hidden=192, mlp=512, layers=2, blocks=3, v
                  num_key_value_heads=2, layer_types=["full_attention"] * layers)
     text["rope_parameters"]["mrope_section"] = [head // 8, head // 8, head // 2 - 2 * (head // 8)]
     vision |= dict(depth=blocks, hidden_size=vision_hidden, intermediate_size=vision_mlp, num_heads=4,
-                   out_hidden_size=hidden, fullatt_block_indexes=[blocks - 1], window_size=448)  # few windows: few calls
+                   out_hidden_size=hidden, fullatt_block_indexes=[blocks - 1], window_size=448)  # few windows
     return Qwen2_5_VLConfig.from_dict(changed)
 
 

@@ -136,7 +136,7 @@ def test_uneven_ranks_on_two_nodes_equal_one_process(nodes):
     for program, argv, name in runs:
         assert {"train": train, "eval": evaluation}[program].main([*argv, "--out", str(out / "here" / name)]) == 0
     first, second = begun.result()
-    assert "waiting for rank 1: rollout of step 0 for " in first.stderr and "waiting for" not in second.stderr
+    assert "waiting for rank 1: rollout of step 0 for " in first.stderr
     for name in ("four", "one"):
         ours, theirs = (str(out / side / name / "stage1") for side in ("there", "here"))
         compare_metrics(ours, theirs)
