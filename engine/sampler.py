@@ -62,6 +62,8 @@ class Slots:
 
     def __init__(self, model, slots: int, length: int, max_new_tokens: int):
         config, weight = model.config.text_config, model.lm_head.weight
+        if weight.is_cuda:
+            torch.cuda.empty_cache()  # training has left memory in pieces, and the keys of a layer are one large block
         shape = (slots, config.num_key_value_heads, length, config.hidden_size // config.num_attention_heads)
         make = dict(dtype=weight.dtype, device=weight.device)
         self.keys = [torch.zeros(shape, **make) for _ in range(config.num_hidden_layers)]  # each (S, kv heads, L, D)
@@ -182,6 +184,14 @@ def capture(decoder: Decoder):
     return graph.replay
 
 
+def hand_out(live: dict[int, Response], free: list[int], slots: list[int], ids, logprobs, end: set[int], limit: int):
+    """Give the tokens drawn in some slots to their responses; a response that has ended frees its slot."""
+    for slot, tokens, scores in zip(slots, ids, logprobs):
+        if live[slot].take(tokens, scores, end, limit):
+            free.append(slot)
+            del live[slot]
+
+
 @torch.no_grad()
 def generate(model, prompts: list[Prompt], seeds: list[int], group_size: int, max_new_tokens: int, temperature: float,
              top_p: float, slots: int, vocab_size: int, graphs: bool = True) -> list[list[Response]]:
@@ -196,21 +206,12 @@ def generate(model, prompts: list[Prompt], seeds: list[int], group_size: int, ma
         return []
     slots = min(slots, len(prompts) * group_size)
     longest = max(len(prompt.input_ids) for prompt in prompts)
-    if model.lm_head.weight.is_cuda:
-        torch.cuda.empty_cache()  # what training has left in pieces; the cache below is one large block a layer
     state = Slots(model, slots, longest + max_new_tokens + BURST, max_new_tokens)
     decoder = Decoder(model, state, temperature, top_p, vocab_size)
     burst = capture(decoder) if graphs else decoder.burst
     end = set(torch.tensor(model.generation_config.eos_token_id).view(-1).tolist())  # one token or several
     replies = [[Response([], [], False) for _ in range(group_size)] for _ in prompts]
     waiting, free, live = deque(range(len(prompts))), list(range(slots)), {}  # live: slot -> its Response
-
-    def hand_out(rows, ids, logprobs):
-        """Give the tokens drawn in some slots to their responses; a response that has ended frees its slot."""
-        for slot, tokens, scores in zip(rows, ids, logprobs):
-            if live[slot].take(tokens, scores, end, max_new_tokens):
-                free.append(slot)
-                del live[slot]
 
     while waiting or live:
         new, read = [], 0
@@ -223,13 +224,14 @@ def generate(model, prompts: list[Prompt], seeds: list[int], group_size: int, ma
             first = decoder.prefill([prompts[q] for q in new], groups, uniform)
             rows = [slot for group in groups for slot in group]
             live.update(zip(rows, (response for q in new for response in replies[q])))
-            hand_out(rows, *(column[:, None].tolist() for column in first))
+            hand_out(live, free, rows, *(column[:, None].tolist() for column in first), end, max_new_tokens)
         if not live:
             continue
         state.narrow(list(live))
         burst()
         ids, logprobs = state.ids.tolist(), state.logprobs.tolist()  # the host waits here and nowhere in the burst
-        hand_out(rows := list(live), [ids[slot] for slot in rows], [logprobs[slot] for slot in rows])
+        rows = list(live)
+        hand_out(live, free, rows, [ids[slot] for slot in rows], [logprobs[slot] for slot in rows], end, max_new_tokens)
         state.length[free] = 0  # a slot without a response has nothing to read
     return replies
 
