@@ -329,8 +329,7 @@ def chat_text(sample: Sample, processor) -> str:
     """The prompt as text, one image token per image. Images that lead the question come before the instruction, others
     stay where the question has them; without markers all lead."""
     where, question, images = f"{sample.where}: qid {sample.qid!r}", sample.question, len(sample.images)
-    found = REFUSED.search(question)
-    if found:
+    if found := REFUSED.search(question):
         raise InputError(f"{where} has the control token or half a surrogate pair {found[0]!r} in its text; remove it")
     markers = question.count(IMAGE)
     if markers not in (0, images):

@@ -399,6 +399,10 @@ def start(config: Config) -> Run:
 # -------------------------------------------------------------------------- the three kinds of step
 
 
+def solution_loss(logprobs: Tensor, batch: MicroBatch, rows: slice) -> tuple[Tensor, dict]:
+    return sft_loss(logprobs, batch.weights[rows]), {}
+
+
 def sft_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -> tuple[None, list[dict], Timer]:
     """One optimiser step of supervised warm-up: a solution is a group of one response."""
     config, timer = run.config, Timer(f"step {step}")
@@ -408,12 +412,9 @@ def sft_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) 
     with timer("wait"):
         barrier(config.patience)
     with timer("update"):
-        def loss_fn(logprobs, batch, rows):
-            return sft_loss(logprobs, batch.weights[rows]), {}
-
         batches = make_micro_batches(groups, config.token_budget, run.device)
         lr = learning_rate(config, step, steps)
-        stats = update(run.policy, optimizer, batches, loss_fn, lr, 1.0, config.max_grad_norm, run.device)
+        stats = update(run.policy, optimizer, batches, solution_loss, lr, 1.0, config.max_grad_norm, run.device)
     return None, [stats], timer
 
 
@@ -504,8 +505,7 @@ def train(run: Run, step_function):
     if run.device.type in REHEARSED:
         def idle_step(groups):
             batches = make_micro_batches(groups, config.token_budget, run.device)
-            update(run.policy, optimizer, batches, lambda logprobs, *_: (0 * logprobs.sum(), {}), 0.0, 1.0, 1.0,
-                   run.device)
+            update(run.policy, optimizer, batches, solution_loss, 0.0, 1.0, 1.0, run.device)
 
         rehearse(config, run.policy, run.replica, optimizer, len(run.processor.tokenizer), idle_step)
     on_every_rank(lambda: load_checkpoint(os.path.join(run.folder, "checkpoints"), run.policy, optimizer))

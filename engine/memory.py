@@ -94,7 +94,7 @@ def rehearse(config, policy, replica, optimizer, vocab_size: int, train_on: Call
     """Run the fullest rollout and the largest micro-batch that can come, and report the peaks.
 
     A run that is too large for its GPU so ends in its first minute, before any data is spent. train_on(groups) takes an
-    optimiser step whose loss and learning rate are 0: weights stay as they are, and Adam's moments are then forgotten.
+    optimiser step whose learning rate is 0: weights stay as they are, and Adam's moments are then forgotten.
     """
     timer, peaks = Timer("the rehearsal"), []
     if replica is not None and config.stage != "sft":
