@@ -358,18 +358,31 @@ def test_under_fsdp_the_gradients_are_those_of_the_whole_model(processes, where,
         torch.testing.assert_close(other.grad.full_tensor(), parameter.grad, msg=name)
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    """What compile_kernels.py prints; in a process of its own, because the interpreter leaves traces in Triton."""
+@pytest.fixture(scope="module", autouse=True)
+def compiling():
+    """compile_kernels.py for both cards, begun with the first test here; in processes of their own, because the
+    interpreter leaves traces in Triton. No process where ptxas is missing."""
     folder = os.path.join(os.path.dirname(nvidia.__file__), "bin")
     missing = [name for name in ("ptxas", "cuobjdump") if not os.path.exists(os.path.join(folder, name))]
     if missing:
-        pytest.skip(f"this Triton comes without {' and '.join(missing)}")
+        yield []
+        return
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     running = [subprocess.Popen([sys.executable, os.path.join(TESTS, "compile_kernels.py"), arch], env=environment,
                                 text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for arch in ("80", "90")]
-    rows = []
+    yield running
     for process in running:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def compiled(compiling):
+    """What compile_kernels.py prints."""
+    if not compiling:
+        pytest.skip("this Triton comes without ptxas or cuobjdump")
+    rows = []
+    for process in compiling:
         printed, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors[-2000:]
         rows += json.loads(printed)

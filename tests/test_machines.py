@@ -29,11 +29,16 @@ def without_triton(tmp_path) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, "-S"], os.environ | {"PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": ""}
 
 
-def run(python: list[str], environment: dict[str, str], code: str) -> str:
-    """What the code prints, started in the root folder."""
-    done = subprocess.run([*python, "-c", code], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+def start(python: list[str], environment: dict[str, str], code: str) -> subprocess.Popen:
+    """Code in a process of its own, in the root folder."""
+    return subprocess.Popen([*python, "-c", code], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)
+
+
+def printed_by(process: subprocess.Popen) -> str:
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-2000:]
+    return printed
 
 
 HELP = """
@@ -42,6 +47,26 @@ try:
 except SystemExit as end:
     assert not end.code
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def beside_hugging_faces_kernels(tmp_path_factory):
+    """A process that imports all beside that package; it is begun before the first test and read by the last."""
+    folder = tmp_path_factory.mktemp("installed")
+    (folder / "kernels.dist-info").mkdir()
+    version = transformers.utils.import_utils.KERNELS_MIN_VERSION
+    metadata = f"Metadata-Version: 2.1\nName: kernels\nVersion: {version}\n"
+    (folder / "kernels.dist-info" / "METADATA").write_text(metadata)
+    process = start([sys.executable], os.environ | {"PYTHONPATH": str(folder)}, f"""
+import importlib.metadata
+assert importlib.metadata.version("kernels") == "{version}"
+import train
+from transformers import AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
+from kernels import ops
+{HELP}""")
+    yield process
+    process.kill()
+    process.communicate()
 
 
 def test_help_a_step_of_each_stage_and_an_evaluation_run_without_triton(tiny_folder, questions, warmup, tmp_path):
@@ -53,7 +78,7 @@ def test_help_a_step_of_each_stage_and_an_evaluation_run_without_triton(tiny_fol
                 ["--stage", "1", "--data", questions], ["--stage", "2", "--data", questions]]
     greedy = [*SMALL[: SMALL.index("--no_gradient_checkpointing")], "--model", tiny_folder, "--data", questions,
               "--out", str(tmp_path / "eval")]
-    printed = run(*without_triton(tmp_path), f"""
+    process = start(*without_triton(tmp_path), f"""
 import importlib.util
 assert importlib.util.find_spec("triton") is None
 import train, eval, demo, rewards, data
@@ -68,7 +93,7 @@ for argv in {commands}:
     assert train.main([*argv, *{small}]) == 0
 assert eval.main({greedy}) == 0
 """)
-    refusal, *usage = printed.splitlines()
+    refusal, *usage = printed_by(process).splitlines()
     assert refusal.startswith("a GPU needs Triton, which is not installed here") and "WSL" in refusal
     assert usage[0].startswith("usage:") and any("--stage" in line for line in usage)
     assert all((tmp_path / stage / "model").is_dir() for stage in ("sft", "stage1", "stage2"))
@@ -91,21 +116,9 @@ def test_windows_is_told_to_use_wsl(tiny_folder, questions, tmp_path, monkeypatc
     assert capsys.readouterr().err == error
 
 
-def test_hugging_faces_package_named_kernels_does_not_take_the_place_of_ours(tmp_path):
+def test_hugging_faces_package_named_kernels_does_not_take_the_place_of_ours(beside_hugging_faces_kernels):
     """Installed, in a version that transformers looks for: there would be no model to import."""
-    metadata = tmp_path / "kernels.dist-info" / "METADATA"
-    metadata.parent.mkdir()
-    version = transformers.utils.import_utils.KERNELS_MIN_VERSION
-    metadata.write_text(f"Metadata-Version: 2.1\nName: kernels\nVersion: {version}\n")
-    code = f"""
-import importlib.metadata
-assert importlib.metadata.version("kernels") == "{version}"
-import train
-from kernels import ops
-from transformers import AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
-from kernels import ops
-{HELP}"""
-    assert run([sys.executable], os.environ | {"PYTHONPATH": str(tmp_path)}, code).startswith("usage:")
+    assert printed_by(beside_hugging_faces_kernels).startswith("usage:")
 
 
 def test_transformers_is_told_wherever_it_asks():
