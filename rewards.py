@@ -115,29 +115,29 @@ def score(samples: list[Sample], responses: list[str], lengths: list[int], weigh
     grader "release" hands the whole response to the release's own accuracy rule.
     """
     Q, N = len(samples), len(responses)
-    G = N // max(Q, 1)                                                   # a process may have no question
+    G = N // max(Q, 1)  # a process may have no question
     assert Q * G == N == len(lengths), f"{N=} not a multiple of {Q=}, or not {len(lengths)=}"
     assert clip is not None or not weights.get("clip"), "clip has a weight but there is no scorer"
     assert keyword_scope in ("description", "response"), f"{keyword_scope=}"
-    samples_of = [sample for sample in samples for _ in range(G)]         # of each response
+    samples_of = [sample for sample in samples for _ in range(G)]  # of each response
     sections = [parse(response) for response in responses]
     descriptions = [section.description for section in sections]
     texts = responses if keyword_scope == "response" else [description or "" for description in descriptions]
     cosines = torch.zeros(N)
     if clip is not None:
         cosines = clip.score([sample.images for sample in samples], descriptions)
+    if grader == "release":
+        from grading.algebra import process_grader  # its worker needs mathruler, which few have
+
+        judge = process_grader("release")
+        accuracies = [float(judge.correct(text, sample.answer)) for text, sample in zip(responses, samples_of)]
+    else:
+        accuracies = [accuracy_reward(section.answer, sample) for section, sample in zip(sections, samples_of)]
     parts = {
         "clip": clip_reward(cosines, clip_target),
         "keyword": torch.tensor([keyword_reward(text, sample.key_words) for text, sample in zip(texts, samples_of)]),
         "format": torch.tensor([format_reward(section) for section in sections]),
         "length": torch.tensor([length_reward(length, length_limit) for length in lengths]),
-        "accuracy": torch.tensor([accuracy_reward(section.answer, sample)
-                                  for section, sample in zip(sections, samples_of)]),
+        "accuracy": torch.tensor(accuracies),
     }
-    if grader == "release":
-        from grading.algebra import process_grader  # its worker needs mathruler, which few have
-
-        judge = process_grader("release")
-        parts["accuracy"] = torch.tensor([float(judge.correct(text, sample.answer))
-                                          for text, sample in zip(responses, samples_of)])
     return sum((weight * parts[part] for part, weight in weights.items()), torch.zeros(N)), parts

@@ -369,7 +369,7 @@ def load_samples(config: Config, processor) -> tuple[list[Sample], list[Sample]]
 def start(config: Config) -> Run:
     """Load and check everything that a stage needs; nothing of an earlier run is touched yet."""
     check_rule(config.grader)
-    device, mesh = start_processes()  # they run already
+    device, mesh = start_processes()  # joined in main; here for its device and mesh
     print0(f"{dist.get_world_size()} process(es) on {device.type}")
     folder, dtype = find_model(config.model), getattr(torch, config.dtype)
     processor = load_processor(folder, config.min_pixels, config.max_pixels, log=print0)
@@ -400,7 +400,7 @@ def start(config: Config) -> Run:
 
 
 def solution_loss(logprobs: Tensor, batch: MicroBatch, rows: slice) -> tuple[Tensor, dict]:
-    return sft_loss(logprobs, batch.weights[rows]), {}
+    return sft_loss(logprobs, batch.weights[rows]), {}  # it has no statistics
 
 
 def sft_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -> tuple[None, list[dict], Timer]:

@@ -210,6 +210,7 @@ class Policy:
         return linear_logprob_loss(*head, loss_fn, temperature)
 
     def prepare_training(self, freeze_vision: bool, gradient_checkpointing: bool):
+        """Choose what is trained, and whether activations are kept or computed again."""
         self.model.visual.requires_grad_(not freeze_vision)
         if gradient_checkpointing:
             self.gradient_checkpointing_enable({"use_reentrant": False})
