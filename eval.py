@@ -26,6 +26,7 @@ import torch.distributed as dist
 
 import data
 from benchmarks import registry, report
+from benchmarks.common import plain
 from data import InputError, Sample
 from engine.clip import load_clip
 from engine.memory import choose_slots
@@ -165,7 +166,9 @@ def settings_of(config: EvalConfig, model_folder: str, samples: list[Sample], ou
         weights=weights_id(model_folder), prompt_id=hashlib.sha256(data.INSTRUCTION.encode()).hexdigest()[:8],
         questions_id=hashlib.sha256(questions.encode()).hexdigest()[:12])
     path = os.path.join(out, "settings.json")
-    found = data.read_json(path) if os.path.exists(path) and not config.restart else settings
+    kept = not config.restart and (os.path.exists(path) or glob(os.path.join(out, "*-*.jsonl")))
+    found = data.checked(data.read_json(path) if kept else settings, (dict,), f"{path}: has",
+                         "the settings of the responses beside it; give another --out, or --restart to replace them")
     changed = [f"{name} was {found.get(name)} and is {value}" for name, value in settings.items()
                if found.get(name) != value]
     if changed:
@@ -185,12 +188,16 @@ def read_shards(folder: str, way: str) -> dict[str, dict]:
     """pid -> row, of all processes of all runs so far."""
     rows = {}
     for path in sorted(glob(os.path.join(folder, f"{way}-*.jsonl"))):
-        try:
-            found = [json.loads(line) for line in whole_lines(path).splitlines()]
-        except ValueError as error:
-            raise InputError(f"{path}: a line is broken ({error}); remove it, or ask again with --restart") from error
-        for row in found:
-            rows.setdefault(row["pid"], row)
+        for number, line in enumerate(whole_lines(path).splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path} row {number}: not valid JSON ({error}); remove it, or --restart") from error
+            row = report.response_row(f"{path} row {number}", number, found)
+            if row.get("response") is not None:
+                rows.setdefault(row["pid"], row)
     return rows
 
 
@@ -229,6 +236,9 @@ def prepare_benchmark(config: EvalConfig, name: str, model_folder: str, processo
     place, out = registry.place(name, config.data), os.path.join(config.out, name)
     root = config.image_root or (place if os.path.isdir(place) else os.path.dirname(place))
     samples = registry.load_samples(items, rows, root)
+    bare = sum(not sample.images for sample in samples)
+    if bare:
+        print0(f"note: {bare} of the {len(samples)} questions of {name} have no picture and are asked without")
     settings = settings_of(config, model_folder, samples, out)
     data.check_images(samples)
     kept = data.drop_long(samples, processor, config.max_prompt, log=print0)
@@ -299,7 +309,7 @@ def score(config: EvalConfig):
     [name] = registry.chosen(config.benchmark)
     if not os.path.isdir(os.path.dirname(config.verdicts) or ".") or os.path.isdir(config.verdicts):
         raise InputError(f"--verdicts {config.verdicts}: give a file in a folder that exists")
-    responses = report.read_responses(config.score)
+    responses = report.read_responses(config.score, "extraction" if config.from_extraction else "response")
     items = registry.load_items(name, registry.load_rows(name, config.data, config.split, images=False))
     strangers = [pid for pid in responses if pid not in items]
     if len(strangers) == len(responses):
@@ -307,9 +317,8 @@ def score(config: EvalConfig):
     if strangers:
         print(f"note: {len(strangers)} responses belong to no question of this split, the first has pid {strangers[0]}")
     beside = os.path.join(os.path.dirname(config.score), "settings.json")  # there when the responses are ours
-    settings = data.read_json(beside) if os.path.exists(beside) else {}
-    if not isinstance(settings, dict):
-        raise InputError(f"{beside}: lies beside the responses but is not their settings; move it away")
+    settings = plain(data.read_json(beside)) if os.path.exists(beside) else {}
+    data.checked(settings, (dict,), f"{beside}: has", "the settings of the responses beside it; move it away")
     folder = os.path.join(config.out, f"{name}-scored")
     make_folder(folder)
     about = dict(source=config.score, settings=settings, prompt_id=settings.get("prompt_id"))

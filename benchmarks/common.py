@@ -2,9 +2,11 @@
 
 A benchmark is one file, NAME.py in this folder, that ends with its own
 
-    BENCHMARK = Benchmark(hub="owner/name", split="test", groups=("subject",), item=item_from_row, judge=judge,
+    BENCHMARK = Benchmark(hub="owner/name", split="test", columns={"question": "string", "answer": "string or number"},
+                          groups=("subject",), item=item_from_row, judge=judge,
                           official="what the published figure counts as right", strict="what ours counts as right")
 
+    columns                                         what every row has, see `misfit`; nothing else is to be checked
     item_from_row(row, number) -> Item              a row of the data set, and its number from 1, as a question
     judge(response, extraction, item) -> Verdict    extraction is what extraction.py read out of the response
     means(right, items) -> {name: figure}           optional: the averages that its authors publish; right: pid -> bool
@@ -18,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from benchmarks.extraction import LETTERS, NO_ANSWER, extract
+from benchmarks.extraction import NO_ANSWER, extract
 from benchmarks.reading import Item, letter_of
 
 
@@ -32,6 +34,7 @@ class Verdict(NamedTuple):
 class Benchmark:
     hub: str                                       # the data set's name there
     split: str
+    columns: dict[str, str]                        # the table of columns, for `misfit`
     groups: tuple[str, ...]                        # labels that the score is broken down by
     item: Callable[[dict, int], Item]
     judge: Callable[[str, str, Item], Verdict]
@@ -49,42 +52,88 @@ class Benchmark:
         return Verdict(prediction, official and has_gold, strict and has_gold and rule not in NO_ANSWER)
 
 
-# ---------------------------------------------------------------- reading rows
+# ---------------------------------------------------------------- the door: is this such a row?
+
+KINDS = {type(None): "null", str: "string", int: "number", float: "number", list: "strings", dict: "object"}
 
 
-def present(row: dict, name: str):
-    """The value, or None when it is missing, null, or the NaN that pandas writes for null."""
-    value = row.get(name)
+def plain(value):
+    """The value as json would hold it: pandas' arrays are lists, and the NaN that it writes for null is None. Half a
+    surrogate pair, which can be neither printed nor written, is a question mark."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {plain(name): plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def kind_of(value) -> str:
+    """What tables of columns call a plain value, one of KINDS; or what is wrong with it."""
+    if isinstance(value, list) and not all(kind_of(part) == "string" for part in value):
+        return "a list of other things than strings"
+    return "infinite" if value in (math.inf, -math.inf) else KINDS.get(type(value), type(value).__name__)
+
+
+def misfit(row, columns: dict[str, str]) -> str:
+    """What is wrong with the first column of a plain row that is not as the table says; "" where all are.
+
+    columns: name -> kinds or values with "or" between them, "string or null", "yes or no". "metadata.skills" is inside
+    the object metadata. A null column may be missing.
+    """
+    if not isinstance(row, dict):
+        return f"it is {kind_of(row)}; expected an object with columns"
+    row = row | {f"{name}.{key}": part for name, value in row.items() if isinstance(value, dict)
+                 for key, part in value.items()}
+    for name, expected in columns.items():
+        value = row.get(name)
+        kind, words = kind_of(value), expected.split(" or ")
+        said = f"{value:g}" if kind == "number" else str(value).lower()
+        if kind not in words and (said not in words or said in KINDS.values()):
+            found = repr(value)[:40] if kind in ("string", "number") else kind
+            return f"{name} is {found}; expected {expected}" if name in row else f"no column {name}"
+    return ""
+
+
+# ---------------------------------------------------------------- reading rows
 
 
 def text_of(row: dict, *names: str) -> str:
     """The first of these columns that the row has and that is not empty, stripped; else ""."""
-    texts = (str(row[name]).strip() for name in names if present(row, name) is not None)
+    texts = (str(row[name]).strip() for name in names if row.get(name) is not None)
     return next(filter(None, texts), "")
 
 
-def texts_of(row: dict, name: str) -> tuple[str, ...]:
-    """A column of several texts; () for null. An array of pandas cannot be asked whether it is empty."""
-    values = present(row, name)
-    return () if values is None else tuple(map(str, values))
-
-
 def labels_of(row: dict, *names: str) -> dict[str, tuple[str, ...]]:
-    """The values to break a score down by, as texts; none where the row has null."""
-    return {name: () if present(row, name) is None else (str(row[name]),) for name in names}
+    """The values to break a score down by, as texts."""
+    return {name: (str(row[name]),) for name in names}
 
 
 def listed_options(question: str) -> tuple[str, ...]:
-    """The texts of "... Choices: A: 1 B: 2" (or "Options:"); the letters A to D where they cannot be told apart."""
-    _, heading, listed = question.rpartition("Choices:") if "Choices:" in question else question.rpartition("Options:")
+    """The texts of "Choices: A: 1 B: 2", "Option: (A) 1 (B) 2" or, with no heading, "(A) 1 (B) 2": the spelling of A
+    is that of all. The letters A to D where they cannot be told apart."""
+    parts = re.split(r"\b(?:choice|option)s? ?[:：]", question, flags=re.IGNORECASE)
+    first = re.search(r"(?<!\w)(\(?)A([:.)])" if len(parts) > 1 else r"(?<!\w)(\()A(\))", parts[-1])
+    before, after = map(re.escape, first.groups()) if first else ("", "")
     marks = []
-    for match in re.finditer(r"(?:^|(?<=[\s,;.]))\(?([A-H])[:.)]\s*", listed if heading else ""):
-        if match[1] == LETTERS[len(marks)]:
+    for match in re.finditer(rf"(?<!\w){before}([A-H]){after}\s*", parts[-1]) if first else ():
+        if match[1] == letter_of(len(marks)):
             marks.append(match)
-    ends = [match.start() for match in marks[1:]] + [len(listed)]
-    texts = tuple(listed[match.end():end].strip().rstrip(",;") for match, end in zip(marks, ends))
+    ends = [match.start() for match in marks[1:]] + [len(parts[-1])]
+    texts = tuple(parts[-1][match.end():end].strip().rstrip(",;") for match, end in zip(marks, ends))
     return texts if len(texts) > 1 else tuple("ABCD")
+
+
+def gold_letters(answer: str, choices: tuple[str, ...]) -> str:
+    """The letter of a gold answer: C of (C), or of the text of the third option; CD of C and D on two lines. What is
+    neither stays as it is."""
+    letters = re.findall("[A-Z]", answer) if re.fullmatch(r"\W*(?:[A-Z]\W*)+", answer) else []
+    if len(letters) != 1 and answer in choices:
+        return letter_of(choices.index(answer))
+    return "".join(letters) or answer
 
 
 def lettered(choices: tuple[str, ...]) -> list[str]:

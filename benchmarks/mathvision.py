@@ -6,22 +6,20 @@ here they are read as numbers.
 import re
 from fractions import Fraction
 
-from benchmarks.common import Benchmark, Item, Verdict, labels_of, lettered, text_of, texts_of
+from benchmarks.common import Benchmark, Item, Verdict, gold_letters, labels_of, lettered, text_of
 from benchmarks.extraction import LETTERS
 from grading.equal import clean, quantity, same_answer
 
 
 def item_from_row(row: dict, number: int) -> Item:
-    """Options that are just letters stand in the picture. <image1> marks where the one picture was: it goes first."""
-    options, answer = texts_of(row, "options"), text_of(row, "answer")
-    question = re.sub(r" ?<image\d+>", "", text_of(row, "question")).strip()
-    letters = LETTERS[: len(options)]
-    listed = [] if "".join(options) == letters else lettered(options)
-    if answer not in letters and answer in options:
-        answer = LETTERS[options.index(answer)]
-    return Item(pid=text_of(row, "id") or str(number), question=question, kind="choice" if options else "text",
-                choices=options, answer=answer, query="\n".join([question, *listed]),
-                labels=labels_of(row, "subject", "level"))
+    """Options that are just letters stand in the picture. <image1> marks where the one picture was: it goes first. One
+    question of the test split is nothing but its picture."""
+    asked, options = text_of(row, "question"), tuple(row["options"])
+    question = re.sub(r" ?<image\d+>", "", asked).strip()
+    listed = [] if "".join(options) == LETTERS[: len(options)] else lettered(options)
+    return Item(pid=str(row["id"]), question=question or asked, kind="choice" if options else "text", choices=options,
+                answer=gold_letters(text_of(row, "answer"), options) if options else text_of(row, "answer"),
+                query="\n".join(filter(None, [question, *listed])), labels=labels_of(row, "subject", "level"))
 
 
 def judge(response: str, extraction: str, item: Item) -> Verdict:
@@ -35,5 +33,7 @@ def judge(response: str, extraction: str, item: Item) -> Verdict:
 
 BENCHMARK = Benchmark(
     hub="MathLLMs/MathVision", split="test", groups=("subject", "level"), item=item_from_row, judge=judge,
+    columns={"id": "string or number", "question": "string", "options": "strings", "answer": "string or number",
+             "subject": "string", "level": "string or number"},
     official="the same letter, the same text, or numbers within 1e-6",
     strict="the same letter, or an equal value")

@@ -4,14 +4,16 @@ They are picked from other benchmarks in six categories of 250; the published fi
 """
 import re
 
-from benchmarks.common import Benchmark, Item, Verdict, labels_of, listed_options, mean_of_groups, text_of
+from benchmarks.common import (Benchmark, Item, Verdict, gold_letters, labels_of, listed_options, mean_of_groups,
+                               text_of)
 from benchmarks.extraction import LETTERS
 
 
 def item_from_row(row: dict, number: int) -> Item:
     question = text_of(row, "question")
-    return Item(pid=text_of(row, "index") or str(number), question=question, kind="choice",
-                answer=text_of(row, "answer"), choices=listed_options(question),
+    choices = listed_options(question)
+    return Item(pid=str(row["index"]), question=question, kind="choice", choices=choices,
+                answer=gold_letters(text_of(row, "answer"), choices),
                 query=f"{question}\nPlease select the correct answer from the options above.",
                 labels=labels_of(row, "category", "l2_category"))
 
@@ -47,7 +49,9 @@ def means(right: dict[str, bool], items: dict[str, Item]) -> dict[str, float]:
 
 
 BENCHMARK = Benchmark(
-    hub="Lin-Chen/MMStar", config="val", split="val", groups=("category", "l2_category"),  # config: not verified
+    hub="Lin-Chen/MMStar", config="val", split="val", groups=("category", "l2_category"),
+    columns={"index": "string or number", "question": "string", "answer": "string", "category": "string",
+             "l2_category": "string"},
     item=item_from_row, judge=judge, means=means,
     official="VLMEvalKit's letter from the whole response, without its judge",
     strict="the letter as extracted")

@@ -6,15 +6,14 @@
 
 Each benchmark has two figures. "strict" is ours: read by extraction.py, and a response without an answer is wrong.
 "official" is the published rule as far as it needs no judge. Each file says what its data set is and what counts as
-right there. Names of hub configs, splits and columns are those of the data set cards; what could not be checked against
-the data is marked as not verified.
+right there, and which columns every row has: rows of another data set are refused before anything is asked.
 """
 import difflib
 import importlib
 import os
 from pathlib import Path
 
-from benchmarks.common import Benchmark, Item, present
+from benchmarks.common import Benchmark, Item, misfit, plain
 from data import IMAGE, InputError, Sample, as_image, read_rows
 
 
@@ -56,22 +55,36 @@ def load_rows(name: str, source: str, split: str, images: bool = True) -> list[t
     benchmark = BENCHMARKS[name]
     source = place(name, source) or benchmark.hub
     rows = read_rows(source, split or benchmark.split, benchmark.config, images, only_split=True)
-    if not rows or not all(isinstance(row, dict) for _, row in rows):
+    if not rows:
         raise InputError(f"{source}: no rows of {name}; expected a list or an object of rows")
-    return [(f"{source} row {key}", {"pid": key} | row if isinstance(key, str) else row) for key, row in rows]
+    return [(f"{source} row {key}", {"pid": key} | row if isinstance(key, str) and isinstance(row, dict) else row)
+            for key, row in rows]
+
+
+def checked_row(name: str, where: str, row) -> dict:
+    """The row, plain. InputError where it is none of this benchmark; it says of which it is, if of any."""
+    row = plain(row)
+    wrong = misfit(row, BENCHMARKS[name].columns)
+    if wrong:
+        others = [other for other in BENCHMARKS if not misfit(row, BENCHMARKS[other].columns)]
+        advice = f"a row of {others[0]}: give --benchmark {others[0]}" if others else f"no row of {name}: fix it"
+        raise InputError(f"{where}: {wrong}; this is {advice}, or give other --data")
+    return row
 
 
 def load_items(name: str, rows: list[tuple[str, dict]]) -> dict[str, Item]:
-    """pid -> Item in the order of the data set. InputError: a column that is missing, or two rows with one pid."""
+    """pid -> Item in the order of the data set. InputError: a column that is missing or of another kind, a question
+    that asks nothing, or two rows with one pid."""
     items = {}
     for number, (where, row) in enumerate(rows, 1):
+        row = checked_row(name, where, row)
         try:
             item = BENCHMARKS[name].item(row, number)
-        except KeyError as error:
-            raise InputError(f"{where}: no column {error}; it has {', '.join(row)}: no row of {name}") from error
-        if not item.question or item.pid in items:
-            wrong = f"pid {item.pid} is there twice" if item.question else "no question"
-            raise InputError(f"{where}: {wrong}; this is no row of {name}, or the data set is broken")
+        except InputError as error:
+            raise InputError(f"{where}: {error}; fix or remove the row") from error
+        if not item.question.strip() or item.pid in items:
+            wrong = f"pid {item.pid} is there twice" if item.pid in items else "the question is empty"
+            raise InputError(f"{where}: {wrong}; fix or remove the row")
         items[item.pid] = item
     return items
 
@@ -80,7 +93,7 @@ def load_samples(items: dict[str, Item], rows: list[tuple[str, dict]], root: str
     """The prompt text in place of the question, the picture in front of it. root: what image paths are relative to."""
     samples = []
     for item, (where, row) in zip(items.values(), rows):
-        image = next((row[name] for name in ("decoded_image", "image") if present(row, name) is not None), None)
+        image = next((row[name] for name in ("decoded_image", "image") if row.get(name) not in (None, "")), None)
         images = () if image is None else (as_image(image, where, root),)
         samples.append(Sample(item.pid, item.query.replace(IMAGE, ""), images, item.answer, where=where))
     return samples

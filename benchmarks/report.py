@@ -19,8 +19,9 @@ import statistics
 import subprocess
 from collections import Counter
 
-from benchmarks.common import Item, Verdict, grouped, lettered, percent
+from benchmarks.common import Item, Verdict, grouped, lettered, misfit, percent, plain
 from benchmarks.extraction import NO_ANSWER, VERSION
+from benchmarks.reading import letter_of
 from benchmarks.registry import BENCHMARKS
 from data import InputError, read_file
 from grading.algebra import process_grader
@@ -79,22 +80,31 @@ def figures(rows: list[dict], parts: list[str]) -> dict[str, dict]:
 # ---------------------------------------------------------------- responses and verdicts
 
 
-def read_responses(path: str) -> dict[str, dict]:
-    """pid -> row with its "response": our responses.jsonl, or MathVista's object of rows by pid, plain or .gz."""
-    responses = {}
-    for key, row in read_file(path):
-        if not isinstance(row, dict) or not ("pid" in row or isinstance(key, str)):
-            raise InputError(f"{path}: expected one row with pid and response per question, "
-                             "or an object of them by pid")
-        pid = str(key if isinstance(key, str) else row["pid"])
-        text, tokens = row.get("response") or "", row.get("tokens") or 0
-        for wrong, message in (
-                (pid in responses, "is there twice; fix or remove its row"),
-                (not isinstance(text, str), "has no text as response; fix or remove its row"),
-                (not isinstance(tokens, int), f"has tokens {tokens!r}; expected a number, or no such column")):
-            if wrong:
-                raise InputError(f"{path}: pid {pid} {message}")
-        responses[pid] = row | {"response": text}
+COLUMNS = {"pid": "string or number", "response": "string or null", "tokens": "number or null",
+           "finished": "true or false or null"}
+
+
+def response_row(where: str, key, row) -> dict:
+    """A row of responses, plain, its pid a string; InputError where it is none. key: its pid in an object of rows."""
+    row = plain({"pid": key} | row if isinstance(key, str) and isinstance(row, dict) else row)
+    wrong = misfit(row, COLUMNS)
+    if wrong:
+        raise InputError(f"{where}: {wrong}; fix or remove this row")
+    return row | {"pid": str(row["pid"])}
+
+
+def read_responses(path: str, column: str = "response") -> dict[str, dict]:
+    """pid -> row: our responses.jsonl, or MathVista's object of rows by pid, plain or .gz. column: what is judged,
+    response or extraction. A row without a response, as after a failed request, is left out."""
+    responses, rows = {}, [response_row(f"{path} row {key}", key, row) for key, row in read_file(path)]
+    if not any(row.get(column) is not None for row in rows):
+        found = ", ".join(rows[0]) if rows else "nothing"
+        raise InputError(f"{path}: no row has {column}, the first has {found}: rename the column that holds it")
+    for row in rows:
+        if row["pid"] in responses:
+            raise InputError(f"{path}: pid {row['pid']} is there twice; fix or remove one row")
+        if row.get("response") is not None or column == "extraction":
+            responses[row["pid"]] = row | {"response": row.get("response") or ""}
     return responses
 
 
@@ -138,17 +148,25 @@ def breakdown(right: dict[str, bool], items: dict[str, Item], groups: tuple[str,
     return scores
 
 
+def unreachable(name: str, items: dict[str, Item]) -> list[str]:
+    """The questions on which neither the gold answer itself nor any option is judged right, strictly."""
+    return [pid for pid, item in items.items() if not any(
+        BENCHMARKS[name].verdict(answer, answer, "gold", item).strict
+        for answer in (item.answer, *map(letter_of, range(len(item.choices)))))]
+
+
 def summarize(name: str, items: dict[str, Item], responses: dict[str, dict], verdicts: dict[str, dict]) -> dict:
     """Everything that is said of the responses to one benchmark."""
     benchmark = BENCHMARKS[name]
     right = {kind: {pid: verdict[kind] for pid, verdict in verdicts.items()} for kind in FIGURES}
     silent = judge_all(name, {pid: {"response": ""} for pid in items}, items).values()
     answered = [responses[pid] for pid in items if pid in responses]
-    finished = [row["finished"] for row in answered if "finished" in row]
+    finished = [row["finished"] for row in answered if row.get("finished") is not None]
     tokens = [row["tokens"] for row in answered if row.get("tokens") is not None]
     rules = Counter(verdict["rule"] for verdict in verdicts.values())
     return dict(
         benchmark=name, questions=len(items), missing=[pid for pid in items if pid not in responses],
+        unreachable=unreachable(name, items),
         truncated=finished.count(False) if finished else None,  # unknown where responses come from elsewhere
         tokens=statistics.fmean(tokens) if tokens else None,
         no_answer=sum(rules[rule] for rule in NO_ANSWER),
@@ -179,14 +197,15 @@ def provenance() -> dict:
 
 def warnings(report: dict) -> list[str]:
     """What a reader of the two numbers must know, in whole lines."""
-    lines, missing, official = [], report["missing"], report["official"]["correct"]
+    lines, official = [], report["official"]["correct"]
     if report["chance_credit"] > official / 2:
         silent = report["empty_model"]["official"]
         lines.append(f"warning: {report['chance_credit']} of the {official} answers that are right in the official "
                      f"figure are no answers; saying nothing at all scores {silent:.1f} there")
-    if missing:
-        lines.append(f"warning: {len(missing)} questions have no response and count as wrong: "
-                     + ", ".join(missing[:10]) + (", .." if len(missing) > 10 else ""))
+    for name, lack in {"missing": "no response", "unreachable": "no gold answer that anything can match"}.items():
+        if pids := report[name]:
+            listed = ", ".join(pids[:10]) + (", .." if len(pids) > 10 else "")
+            lines.append(f"warning: {len(pids)} questions have {lack} and count as wrong: {listed}")
     return lines
 
 

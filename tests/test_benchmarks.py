@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import ocrbench
-from benchmarks.common import listed_options
+from benchmarks.common import gold_letters, listed_options
 from benchmarks.mmstar import can_infer
 from benchmarks.registry import BENCHMARKS, chosen, load_items, load_rows, load_samples
 from data import InputError
@@ -53,6 +53,24 @@ def mathvista_set() -> datasets.Dataset:
             for i, (question_type, answer_type, choices, unit, precision, answer) in enumerate(kinds, 1)]
     return as_set(rows, decoded_image=datasets.Image(), choices=datasets.List(datasets.Value("string")),
                   precision=datasets.Value("float64"), unit=datasets.Value("string"))
+
+
+ROWS = {  # one of each data set, with the columns of its card
+    "mathvista": dict(pid="1", question="Is it?", image="1.jpg", choices=["yes", "no"], unit=None, precision=None,
+                      answer="no", question_type="multi_choice", answer_type="text", metadata=metadata(), query="?"),
+    "mathverse": dict(sample_index="1", problem_index="1", problem_version="Text Lite", image="1.png", answer="B",
+                      question="Find x.\nChoices:\nA:135°\nB:140°", question_type="multi-choice", query_wo="Find x.",
+                      query_cot="Find x.", question_for_eval="Find x.\nChoices:\nA:135°\nB:140°",
+                      metadata=dict(split="testmini", source="GeoQA", subject="Plane Geometry", subfield="Angle")),
+    "mathvision": dict(id="1", question="How many?\n<image1>", options=["3", "5"], image="images/1.jpg", answer="B",
+                       solution=None, level=1, subject="algebra"),
+    "mmstar": dict(index=1, question="Which? Options: A: red, B: blue", image="1.jpg", answer="B", category="math",
+                   l2_category="geometry", meta_info=dict(source="MathVista", split="testmini", image_path="1.jpg")),
+    "ocrbench": dict(dataset="IIIT5K", question="what is written in the image?", image="1.jpg", answer=["CENTRE"],
+                     question_type="Regular Text Recognition"),
+    "hallusionbench": dict(category="VD", subcategory="chart", visual_input="1", set_id="0", figure_id="0",
+                           question_id="0", question="Is it?", gt_answer="1", gt_answer_details="", sample_note="",
+                           filename="", image="1.png")}
 
 
 def items_of(name: str, rows: list[dict]) -> dict:
@@ -94,16 +112,16 @@ def test_an_image_may_be_a_picture_a_path_or_bytes(tmp_path):
     picture(7).save(tmp_path / "7.png")
     stored = io.BytesIO()
     picture(7).save(stored, "PNG")
-    rows = [dict(question="q?", answer=["a"], question_type="t", image=image)
-            for image in (picture(7), "7.png", {"bytes": stored.getvalue(), "path": None}, None)]
+    rows = [ROWS["ocrbench"] | dict(image=image)
+            for image in (picture(7), "7.png", {"bytes": stored.getvalue(), "path": None}, None, "")]
     named = [(f"row {i}", row) for i, row in enumerate(rows)]
     samples = load_samples(load_items("ocrbench", named), named, str(tmp_path))
-    assert samples[1].images == (str(tmp_path / "7.png"),) and samples[3].images == ()
+    assert samples[1].images == (str(tmp_path / "7.png"),) and samples[3].images == samples[4].images == ()
     assert list(samples[0].images[0].get_flattened_data()) == list(samples[2].images[0].get_flattened_data())
 
 
 def test_a_question_that_writes_of_an_image_marks_none():
-    named = [("row 1", dict(question="What does <image> mean in HTML?", answer=["a"], question_type="t"))]
+    named = [("row 1", ROWS["ocrbench"] | dict(question="What does <image> mean in HTML?"))]
     [sample] = load_samples(load_items("ocrbench", named), named, "")
     assert "<image>" not in sample.question
 
@@ -120,7 +138,6 @@ def test_a_folder_may_hold_one_folder_per_benchmark(tmp_path):
 
 
 def test_the_only_split_is_taken_and_of_several_one_must_be_named(tmp_path):
-    """The hub's names could not be checked for each benchmark."""
     os.makedirs(tmp_path / "data")
     mathvista_set().to_parquet(str(tmp_path / "data" / "validation-00000-of-00001.parquet"))
     assert len(load_rows("mathvista", str(tmp_path), "")) == 4
@@ -140,16 +157,92 @@ def test_a_hub_that_cannot_be_reached_is_one_line_with_ways_out(monkeypatch, tmp
     assert "hf download" in line and "--data FOLDER" in line and "HF_HOME" in line
 
 
-@pytest.mark.parametrize("name, rows, message", [
-    ("mathvista", [dict(pid="1", question="q")], "question_type"),
-    ("mathverse", [dict(question="q", answer="A")], "question_type"),
-    ("mmstar", [dict(index=3, question="", answer="A")], "no question"),
-    ("mmstar", [dict(index=3, question="q", answer="A"), dict(index=3, question="r", answer="A")], "twice"),
-    ("hallusionbench", [dict(question="q", gt_answer="2")], "gt_answer"),
-])
-def test_a_row_of_another_kind_is_named(name, rows, message):
-    with pytest.raises(InputError, match=message):
-        items_of(name, rows)
+MISSING = object()
+# name, columns changed in a row of its data set; what is said, or "" where it is read; what happened before there were
+# tables of columns: "scored" with exit code 0.
+CHANGED = [
+    ("mathvista", {"question": 7}, "question is 7; expected string; this is no row of mathvista", "scored"),
+    ("mathvista", {"question": " "}, "the question is empty", "scored"),
+    ("mathvista", {"choices": 7}, "choices is 7; expected strings or null", "TypeError"),
+    ("mathvista", {"choices": "yes, no"}, "choices is 'yes, no'", "scored: each letter was an option"),
+    ("mathvista", {"choices": [1, 2]}, "choices is a list of other things than strings", "scored"),
+    ("mathvista", {"choices": []}, "a choice question without choices", "one line"),
+    ("mathvista", {"precision": "one"}, "precision is 'one'; expected 1 or 2 or null", "ValueError"),
+    ("mathvista", {"precision": float("inf")}, "precision is infinite", "OverflowError"),
+    ("mathvista", {"precision": "1"}, "", "read"),
+    ("mathvista", {"answer": {}}, "answer is object; expected string or number", "scored"),
+    ("mathvista", {"answer": None}, "answer is null", "scored"),
+    ("mathvista", {"answer": float("nan")}, "answer is null", "scored"),
+    ("mathvista", {"answer": ["no"]}, "answer is strings", "scored"),
+    ("mathvista", {"answer": True}, "answer is bool", "scored"),
+    ("mathvista", {"unit": 7}, "unit is 7", "scored"),
+    ("mathvista", {"query": 7}, "query is 7", "AttributeError when asked"),
+    ("mathvista", {"question_type": "multi-choice"}, "expected multi_choice or free_form", "scored: asked as a text"),
+    ("mathvista", {"metadata": None}, "no column metadata.language", "one line"),
+    ("mathvista", {"metadata.category": MISSING}, "no column metadata.category", "scored"),
+    ("mathvista", {"metadata.skills": "arithmetic"}, "metadata.skills is 'arithmetic'", "scored"),
+    ("mathvista", {"question": "Which \ud83d?"}, "", "UnicodeEncodeError of --audit"),
+    ("mathverse", {"problem_version": MISSING}, "no column problem_version", "scored"),
+    ("mathverse", {"answer": ["B"]}, "answer is strings", "scored"),
+    ("mathverse", {"answer": {"a": 1}}, "answer is object", "scored"),
+    ("mathverse", {"answer": None}, "answer is null", "scored"),
+    ("mathverse", {"question_type": "multi_choice"}, "expected multi-choice or free-form", "scored: asked as a text"),
+    ("mathverse", {"metadata": "GeoQA"}, "no column metadata.subject", "one line"),
+    ("mathverse", {"sample_index": None}, "sample_index is null", "scored"),
+    ("mathvision", {"options": 7}, "options is 7; expected strings", "TypeError"),
+    ("mathvision", {"options": "3, 5"}, "options is '3, 5'", "scored: each letter was an option"),
+    ("mathvision", {"options": MISSING}, "no column options", "scored: asked without options"),
+    ("mathvision", {"answer": None}, "answer is null", "scored"),
+    ("mathvision", {"options": list("012345678"), "answer": "8"}, "", "IndexError"),
+    ("mmstar", {"category": MISSING}, "no column category", "scored"),
+    ("mmstar", {"question": 7}, "question is 7", "scored"),
+    ("mmstar", {"answer": 1}, "answer is 1; expected string", "scored"),
+    ("ocrbench", {"answer": 7}, "answer is 7; expected string or strings", "TypeError"),
+    ("ocrbench", {"answer": {"a": 1}}, "answer is object", "scored: the keys were the answers"),
+    ("ocrbench", {"answer": None}, "answer is null", "scored"),
+    ("ocrbench", {"dataset": MISSING}, "no column dataset", "scored"),
+    ("ocrbench", {"answer": "CENTRE"}, "", "read"),
+    ("hallusionbench", {"set_id": MISSING}, "no column set_id", "scored: sets merged"),
+    ("hallusionbench", {"category": MISSING}, "no column category", "scored: categories merged"),
+    ("hallusionbench", {"gt_answer": "2"}, "gt_answer is '2'; expected 1 or 0 or yes or no", "one line"),
+    ("hallusionbench", {"gt_answer": True}, "gt_answer is bool", "one line"),
+]
+
+
+@pytest.mark.parametrize("name, changes, said, before", CHANGED)
+def test_a_row_with_another_column_is_one_line_or_read_properly(name, changes, said, before):
+    row = ROWS[name] | ({"metadata": dict(ROWS[name]["metadata"])} if "metadata" in ROWS[name] else {})
+    for column, value in changes.items():
+        holder, column = (row["metadata"], column[9:]) if column.startswith("metadata.") else (row, column)
+        holder[column] = value
+        if value is MISSING:
+            del holder[column]
+    named = [("f.json row 1", ROWS[name]), ("f.json row 2", row | {"pid": "2", "id": "2", "sample_index": row.get(
+        "sample_index") and "2", "index": 2})]
+    if not said:
+        assert len(load_items(name, named)) == 2
+        return
+    with pytest.raises(InputError) as error:
+        load_items(name, named)
+    line = str(error.value)
+    assert line.startswith("f.json row 2: ") and said in line and "\n" not in line and len(line) < 300
+
+
+@pytest.mark.parametrize("asked", BENCHMARKS)
+@pytest.mark.parametrize("given", BENCHMARKS)
+def test_rows_of_another_benchmark_are_refused_by_its_name(asked, given):
+    """Before, MathVista's rows were scored as MathVerse's, and any rows as MATH-Vision's, MMStar's or OCRBench's."""
+    named = [("f.json row 1", ROWS[given])]
+    if asked == given:
+        assert len(load_items(asked, named)) == 1
+    else:
+        with pytest.raises(InputError, match=f"^f.json row 1: no column .*; this is a row of {given}: give --bench"):
+            load_items(asked, named)
+
+
+def test_two_rows_with_one_pid_are_refused():
+    with pytest.raises(InputError, match="row 2: pid 1 is there twice"):
+        items_of("mmstar", [ROWS["mmstar"]] * 2)
 
 
 def test_names_come_with_commas_or_spaces_and_all_is_all():
@@ -168,7 +261,8 @@ def item_from_row(row, number):
 def judge(response, extraction, item):
     return Verdict(extraction, extraction == item.answer, extraction == item.answer)
 
-BENCHMARK = Benchmark("me/mine", "test", (), item_from_row, judge, official="equal", strict="equal, and an answer")
+BENCHMARK = Benchmark("me/mine", "test", {"q": "string", "a": "number"}, (), item_from_row, judge, official="equal",
+                      strict="equal, and an answer")
 """
 
 
@@ -189,10 +283,26 @@ def test_a_new_benchmark_is_one_new_file(tmp_path):
 # ---------------------------------------------------------------- MathVerse, MATH-Vision, MMStar
 
 
-def test_options_are_read_from_the_question():
-    assert listed_options("Find x. In A: no.\nChoices:\nA:135°\nB:140°\nC:145°") == ("135°", "140°", "145°")
-    assert listed_options("Where? Options: A: left, B: right of it, C: up") == ("left", "right of it", "up")
-    assert listed_options("Which one?") == ("A", "B", "C", "D")
+@pytest.mark.parametrize("question, options", [
+    ("Find x. In A: no.\nChoices:\nA:135°\nB:140°\nC:145°", ("135°", "140°", "145°")),
+    ("Find x.\nChoice:\nA:5 cm\nB:5 m", ("5 cm", "5 m")),  # MathVerse has the singular as well
+    ("Where? Options: A: left, B: right of it, C: up", ("left", "right of it", "up")),  # the three spellings of MMStar
+    ("Hint: the letter, e.g., A, B, C, D.\nQuestion: Is (A) up?\nChoices:\n(A) yes\n(B) no", ("yes", "no")),
+    ("Which is it?\n(A) red (B) blue\n(C) neither", ("red", "blue", "neither")),
+    ("What is in it? Options: A: vitamin B. only, B: fat", ("vitamin B. only", "fat")),  # the first mark's spelling
+    ("Which? Choices: A:1 B:2 C:3 D:4 E:5 F:6 G:7 H:8", tuple("12345678")),
+    ("Which? Choices: A:1 B:2 C:3 D:4 E:5 F:6 G:7 H:8 or A:9", (*"1234567", "8 or A:9")),
+    ("Which one?", ("A", "B", "C", "D")), ("Is angle (A) equal to f(B)?", ("A", "B", "C", "D")),
+])
+def test_options_are_read_from_the_question(question, options):
+    assert listed_options(question) == options
+
+
+@pytest.mark.parametrize("gold, choices, letters", [
+    ("C", (), "C"), ("(C)", (), "C"), ("C\nD", (), "CD"), ("(A), (B)", (), "AB"), ("blue", ("red", "blue"), "B"),
+    ("GAD", ("ADG", "GAD"), "B"), ("A", ("B", "A"), "A"), ("purple", ("red", "blue"), "purple"), ("", ("red",), "")])
+def test_gold_letters_in_any_spelling(gold, choices, letters):
+    assert gold_letters(gold, choices) == letters
 
 
 def mathverse_row(index, version, question_type="multi-choice", answer="B", **changes):
@@ -221,6 +331,36 @@ def test_mathverse_gold_answers_that_are_no_numbers_are_told_apart():
     assert [item.labels["gold"] for item in items.values()] == [("number",), ("other",), ("letter",)]
     assert judge("mathverse", COT.format("7"), items["1"]) == (False, True)  # equal, but not the same text
     assert judge("mathverse", COT.format("domain: x>0"), items["2"]) == (True, True)
+
+
+@pytest.mark.parametrize("gold, response, right", [
+    ("(C)", "C", True), ("(C)", "(C)", True), ("(C)", "B", False), ("145°", "C", True),
+    ("C\nD", "C, D", True), ("C\nD", "C and D", True), ("C\nD", "CD", True), ("C\nD", "C", False),
+    ("C\nD", "C, B", False)])
+def test_mathverse_golds_of_options(gold, response, right):
+    question = "Find x.\nChoice:\nA:135°\nB:140°\nC:145°\nD:150°"
+    row = mathverse_row(1, "Text Lite", answer=gold, question=question, question_for_eval=question)
+    assert judge("mathverse", COT.format(response), items_of("mathverse", [row])["1"]) == (right, right)
+
+
+def test_mathverse_without_the_version_vision_only_has_no_figure_for_it():
+    items = items_of("mathverse", [mathverse_row(1, "Text Only")])
+    assert BENCHMARKS["mathverse"].means({"1": True}, items) == {"mean of the versions": 100.0}
+
+
+def test_a_mathvision_question_may_be_nothing_but_its_picture():
+    row = ROWS["mathvision"] | dict(question="<image1>", options=list("ABCDE"), image="1.jpg")
+    items = items_of("mathvision", [row])
+    [sample] = load_samples(items, [("row 1", row)], "/x")
+    assert items["1"].query == "" and sample.question == "" and sample.images == ("/x/1.jpg",)
+    assert items_of("mathvision", [row | dict(options=["3", "5"])])["1"].query == "(A) 3\n(B) 5"
+
+
+@pytest.mark.parametrize("options, gold, letter", [(["AB", "BC"], "BC", "B"), (list("012345678"), "8", "I")])
+def test_a_mathvision_gold_that_is_the_text_of_an_option(options, gold, letter):
+    """BC is part of ABCDE but no letter; the ninth option has one that letters up to H do not reach."""
+    row = ROWS["mathvision"] | dict(options=options, answer=gold)
+    assert items_of("mathvision", [row])["1"].answer == letter
 
 
 def test_mathvision_options_that_are_letters_stand_in_the_picture():
@@ -299,6 +439,13 @@ def test_hallusionbench_means_by_hand():
     assert means["mean of the three"] == pytest.approx((1000 / 12 + 50 + 400 / 6) / 3)
 
 
+def test_hallusionbench_groups_are_within_a_category():
+    """VD and VS both have a set 0 of ocr: two figures and two questions, as the authors count them."""
+    rows = [ROWS["hallusionbench"] | dict(category=category, subcategory="ocr") for category in ("VD", "VS")]
+    means = BENCHMARKS["hallusionbench"].means({"1": True, "2": False}, items_of("hallusionbench", rows))
+    assert [means[name] for name in ("aAcc", "fAcc", "qAcc")] == [50, 50, 50]
+
+
 def test_yes_or_no_counts_in_the_final_section_only():
     """The reasoning of COT says "no" twice; the published rule on all of it would find both words."""
     item = items_of("hallusionbench", hallusionbench_rows()[:1])["1"]  # question 0 of figure 0: yes
@@ -318,8 +465,8 @@ def test_hallusionbench_gold_answers_in_either_spelling(gold, meant):
 # ---------------------------------------------------------------- OCRBench
 
 
-def ocr(answers, kind="Regular Text Recognition"):
-    row = dict(dataset="d", question="what is written in the image?", question_type=kind, answer=answers)
+def ocr(answers, kind="Regular Text Recognition", dataset="IIIT5K"):
+    row = dict(dataset=dataset, question="what is written in the image?", question_type=kind, answer=answers)
     return items_of("ocrbench", [row])["1"]
 
 
@@ -339,9 +486,22 @@ def test_ocrbench_strict_ignores_what_only_the_reasoning_says():
 
 
 def test_ocrbench_handwritten_formulas_keep_case_and_lose_spaces():
-    item = ocr(["\\frac { A } { b }"], ocrbench.HANDWRITTEN)
+    item = ocr(["\\frac { A } { b }"], ocrbench.HANDWRITTEN, "HME100k")
     assert judge("ocrbench", COT.format("\\frac{A}{b}"), item) == (True, True)
     assert judge("ocrbench", COT.format("\\frac{a}{b}"), item) == (False, False)
+
+
+@pytest.mark.parametrize("gold, response, dataset, right", [
+    ("A（1）", "a(1)", "ReCTS", True), ("A(1)", "Ａ（１）", "ReCTS", True), ("a b", "a　b", "ReCTS", True),
+    ("②", "2", "ReCTS", False), ("x²", "x2", "ReCTS", False), ("(1)", "（1）", "HME100k", False)])
+def test_ocrbench_folds_full_width_ascii_and_nothing_else(gold, response, dataset, right):
+    """As lmms-eval does: no circled numbers, no superscripts, and no formulas."""
+    assert judge("ocrbench", COT.format(response), ocr([gold], dataset=dataset)) == (right, right)
+
+
+def test_ocrbench_an_empty_gold_answer_is_part_of_no_response():
+    assert judge("ocrbench", COT.format("7"), ocr(["", "CENTRE"])) == (False, False)
+    assert judge("ocrbench", COT.format("centre"), ocr(["", "CENTRE"])) == (True, True)
 
 
 def test_ocrbench_recognition_of_text_is_one_group_of_five():

@@ -359,7 +359,8 @@ def test_responses_that_are_missing_or_strange_are_said(tmp_path, capsys):
 
 
 def test_nothing_is_not_right_where_the_gold_answer_is_withheld():
-    rows = [dict(id=str(i), question="q", options=[], answer=answer) for i, answer in enumerate(("7", ""))]
+    rows = [dict(id=str(i), question="q", options=[], answer=answer, subject="s", level=1)
+            for i, answer in enumerate(("7", ""))]
     items = load_items("mathvision", [(f"row {i}", row) for i, row in enumerate(rows)])
     verdicts = judge_all("mathvision", {pid: dict(response="") for pid in items}, items)
     assert not any(verdict["official"] or verdict["strict"] for verdict in verdicts.values())
@@ -371,7 +372,7 @@ def test_a_copy_without_git_has_no_revision(monkeypatch):
 
 
 def test_a_score_without_warnings_warns_of_nothing():
-    items = load_items("ocrbench", [("row 1", dict(question="q", answer=["a"], question_type="t"))])
+    items = load_items("ocrbench", [("row 1", dict(question="q", answer=["a"], question_type="t", dataset="d"))])
     responses = {"1": dict(response="a", finished=True)}
     made = summarize("ocrbench", items, responses, judge_all("ocrbench", responses, items))
     assert report.warnings(made) == [] and "warning" not in markdown(made | report.provenance())

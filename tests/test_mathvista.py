@@ -15,7 +15,8 @@ from test_extraction import SKELETON, wrapped
 
 from benchmarks import registry
 from benchmarks.extraction import NO_ANSWER, extract
-from benchmarks.mathvista import BENCHMARK, GROUPS, item_from_row, levenshtein, normalize
+from benchmarks.mathvista import BENCHMARK, GROUPS, item_from_row
+from benchmarks.normalize import levenshtein, normalize
 from benchmarks.reading import Item
 from benchmarks.report import breakdown
 from data import InputError
@@ -80,26 +81,32 @@ def row(**columns):
                 unit=None, precision=None, answer="5", image="images/7.jpg", metadata=metadata) | columns
 
 
+def item_of(row):
+    """As a run reads it: through the door, where arrays and NaN of pandas become lists and null."""
+    [item] = registry.load_items("mathvista", [("row 1", row)]).values()
+    return item
+
+
 def test_item_from_row_reads_null_nan_and_arrays_alike():
     nan = float("nan")
-    expected = item_from_row(row(), "row 1")
-    assert item_from_row(row(unit=nan, precision=nan, choices=nan, query=nan), "row 1") == expected
+    expected = item_of(row())
+    assert item_of(row(unit=nan, precision=nan, choices=nan, query=nan)) == expected
     assert (expected.kind, expected.unit, expected.choices, expected.precision) == ("integer", "", (), None)
     choice = row(question_type="multi_choice", answer_type="text", choices=["1", "5"])
-    assert item_from_row(choice | {"choices": numpy.array(["1", "5"], dtype=object)}, "") == item_from_row(choice, "")
+    assert item_of(choice | {"choices": numpy.array(["1", "5"], dtype=object)}) == item_of(choice)
 
 
 def test_query_puts_the_hint_first_and_knows_the_unit():
-    item = item_from_row(row(unit="years"), "")
+    item = item_of(row(unit="years"))
     assert item.query.endswith("1, 2, 3, at the end.\nQuestion: How long? (Unit: years)")
-    decimals = item_from_row(row(answer_type="float", precision=1.0), "")
-    assert decimals.query == item_from_row(row(answer_type="float", precision=1, unit=float("nan")), "").query
+    decimals = item_of(row(answer_type="float", precision=1.0))
+    assert decimals.query == item_of(row(answer_type="float", precision=1, unit=float("nan"))).query
     assert "one decimal place" in decimals.query and "(Unit" not in decimals.query
-    choice = item_from_row(row(question_type="multi_choice", answer_type="text", choices=["1", "5"]), "")
+    choice = item_of(row(question_type="multi_choice", answer_type="text", choices=["1", "5"]))
     assert choice.query == ("Hint: Please answer the question and provide the correct option letter, e.g., A, B, C, "
                             "D, at the end.\nQuestion: How long?\nChoices:\n(A) 1\n(B) 5")
-    assert item_from_row(row(query="as on the hub"), "").query == "as on the hub"
-    assert item_from_row(row(answer_type="text", answer="red"), "").query == "Question: How long?"
+    assert item_of(row(query="as on the hub")).query == "as on the hub"
+    assert item_of(row(answer_type="text", answer="red")).query == "Question: How long?"
 
 
 def load_problems(path):
@@ -107,9 +114,9 @@ def load_problems(path):
 
 
 @pytest.mark.parametrize("content, complaint", [
-    ("[1]", "expected a list or an object of rows"), ("{", "line 1: not valid JSON"), ('{"1": 2}', "an object of rows"),
-    ('{"1": {"question": "?"}}', "row 1: no question_type, answer_type, metadata"),
-    (json.dumps({"1": row(answer_type="essay")}), "type essay"),
+    ("[1]", "row 1: it is number; expected an object"), ("{", "line 1: not valid JSON"), ('{"1": 2}', "row 1: it is"),
+    ('{"1": {"question": "?"}}', "row 1: no column answer; this is no row of mathvista"), ("[]", "no rows of mathv"),
+    (json.dumps({"1": row(answer_type="essay")}), "answer_type is 'essay'; expected text or integer or float or list"),
     (json.dumps({"1": row(answer_type="float")}), "row 1: a float question without precision"),
 ])
 def test_load_problems_names_what_is_wrong(tmp_path, content, complaint):
