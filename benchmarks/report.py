@@ -149,10 +149,10 @@ def breakdown(right: dict[str, bool], items: dict[str, Item], groups: tuple[str,
 
 
 def unreachable(name: str, items: dict[str, Item]) -> list[str]:
-    """The questions on which neither the gold answer itself nor any option is judged right, strictly."""
+    """The questions on which no option, or where there are none not even the gold answer itself, is judged right."""
     return [pid for pid, item in items.items() if not any(
         BENCHMARKS[name].verdict(answer, answer, "gold", item).strict
-        for answer in (item.answer, *map(letter_of, range(len(item.choices)))))]
+        for answer in ([item.answer] if item.kind != "choice" else map(letter_of, range(len(item.choices)))))]
 
 
 def summarize(name: str, items: dict[str, Item], responses: dict[str, dict], verdicts: dict[str, dict]) -> dict:

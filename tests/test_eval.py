@@ -3,6 +3,7 @@ import gzip
 import io
 import json
 import os
+import re
 
 import datasets
 import pytest
@@ -388,17 +389,116 @@ def test_the_audit_sheet_is_always_the_same_sample(tiny_mathvista):
     assert report.audit_sheet(99, items, responses, verdicts).count("## [ ] ") == N
 
 
-@pytest.mark.parametrize("content, message", [
-    ("[1]", "expected one row with pid"), ('{"1": {"response": 7}}', "no text"), ("{", "line 1: not valid JSON"),
-    ('[{"pid": 1, "response": "a"}, {"pid": "1", "response": "b"}]', "twice"),
+ONE = {"pid": "100", "response": "(A)"}
+# A file of responses, further flags; what is said, or how many have no response where it is read; what happened before
+# there was a table of its columns: "scored" with exit code 0.
+STORED = [
+    ([{"pid": "100", "prediction": "(A)"}], "", "no row has response, the first has pid, prediction: r", "scored 0 %"),
+    ({"100": {"error": "timeout"}}, "", "no row has response, the first has pid, error: rename the", "scored 0 %"),
+    ([ONE, {"pid": "99", "error": "timeout"}], "", N - 1, "scored as if it had a response"),
+    ([ONE, {"pid": "99", "response": None}], "", N - 1, "scored as if it had a response"),
+    ([ONE, {"pid": "99", "response": float("nan")}], "", N - 1, "one line"),
+    ([ONE], "--from_extraction", "no row has extraction, the first has pid, response: rename", "scored 0 %"),
+    ([{"pid": "100", "extraction": None}, {"pid": "99", "extraction": "1"}], "--from_extraction", N - 2, "scored"),
+    ([ONE | {"tokens": None, "finished": None}], "", N - 1, "scored: null counted as finished"),
+    ([ONE | {"tokens": "many"}], "", "r.json row 1: tokens is 'many'; expected number or null", "one line"),
+    ([ONE | {"tokens": True}], "", "row 1: tokens is bool", "scored: as 1 token"),
+    ([ONE | {"finished": "no"}], "", "row 1: finished is 'no'; expected true or false or null", "scored: as finished"),
+    ([{"pid": "100", "response": "(A) \ud83d"}], "--audit 1", N - 1, "UnicodeEncodeError"),
+    ([ONE, {"pid": "\ud83d", "response": "(A)"}], "", N - 1, "UnicodeEncodeError"),
+    ([ONE, {"pid": None, "response": "(A)"}], "", "row 2: pid is null; expected string or number", "scored"),
+    ([{"pid": [1], "response": "(A)"}], "", "row 1: pid is a list", "one line"),
+    ([{"index": 100, "response": "(A)"}], "", "row 1: no column pid", "one line"),
+    ([ONE, ONE], "", "pid 100 is there twice", "one line"),
+    ({"100": {"response": 7}}, "", "row 100: response is 7; expected string or null", "one line"),
+    (ONE, "", "row pid: it is string; expected an object with columns", "one line"),
+    ([1], "", "row 1: it is number; expected an object with columns", "one line"),
+    ([], "", "no row has response, the first has nothing", "one line"),
+    (b"{", "", "line 1: not valid JSON", "one line"),
+    (b"\xef\xbb\xbf" + json.dumps([ONE]).encode(), "", N - 1, "read"),
+    (json.dumps([ONE]).encode("utf-16"), "", "cannot be read", "one line"),
+]
+
+
+@pytest.mark.parametrize("content, flags, said, before", STORED)
+def test_a_file_of_responses_is_one_line_or_read(tmp_path, capsys, tiny_mathvista, content, flags, said, before):
+    path, out = tmp_path / "r.json", tmp_path / "out"
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    argv = ["--benchmark", "mathvista", "--data", tiny_mathvista, "--out", str(out), "--score", str(path)]
+    code, error = evaluation.main([*argv, *flags.split()]), capsys.readouterr().err
+    if isinstance(said, int):
+        assert code == 0 and len(read(out / "mathvista-scored" / "report.json")["missing"]) == said
+    else:
+        assert code == 2 and said in error and error.count("\n") == 1 and len(error) < 300 and not os.path.exists(out)
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"[1]", "settings.json: has type list; expected the settings"), (b'"x"', "has type str"), (b"{", "not valid JSON"),
+    (b"\xef\xbb\xbf{}", ""), (b'{"prompt_id": ["\\ud800"]}', "")])
+def test_settings_beside_responses_may_be_something_else(tmp_path, capsys, tiny_mathvista, content, said):
+    """The last was a UnicodeEncodeError."""
+    (tmp_path / "r.json").write_text(json.dumps([ONE]))
+    (tmp_path / "settings.json").write_bytes(content)
+    argv = ["--benchmark", "mathvista", "--data", tiny_mathvista, "--out", str(tmp_path / "out")]
+    code, error = evaluation.main([*argv, "--score", str(tmp_path / "r.json")]), capsys.readouterr().err
+    assert code == (2 if said else 0) and said in error and error.count("\n") == bool(said)
+
+
+@pytest.mark.parametrize("line, said, before", [
+    (b"7", "row 2: it is number; expected an object", "TypeError"), (b"null", "row 2: it is null", "TypeError"),
+    (b'["a"]', "row 2: it is strings", "TypeError"), (b'{"response": "a"}', "row 2: no column pid", "KeyError"),
+    (b'{"pid": "2", "response": 7}', "row 2: response is 7", "AttributeError when judged"),
+    (b'{"pid": ', "row 2: not valid JSON", "one line"), (b"\0\0\0", "row 2: not valid JSON", "one line"),
+    (b'{"pid": "2", "response": "\xe9"}', "row 2: not valid JSON", "one line"),
+    (b"[" * 100_000, "row 2: not valid JSON", "RecursionError"),
+    (b'{"pid": "2"}', "", "KeyError when judged"), (b'{"pid": "2", "response": null}', "", "TypeError when judged"),
+    (b"", "", "one line"), (b'\xef\xbb\xbf{"pid": "1", "response": "b"}', "", "read"),
 ])
-def test_a_broken_file_of_responses_is_one_line(tmp_path, capsys, tiny_mathvista, content, message):
-    path = tmp_path / "r.json"
-    path.write_text(content)
-    argv = ["--benchmark", "mathvista", "--data", tiny_mathvista, "--out", str(tmp_path / "out"), "--score", str(path)]
+def test_a_row_of_an_earlier_run_is_one_line_or_is_asked_again(tmp_path, line, said, before):
+    (tmp_path / "responses-0.jsonl").write_bytes(b'{"pid": "1", "response": "a", "tokens": null}\n' + line + b"\n")
+    if not said:
+        assert {pid: row["response"] for pid, row in evaluation.read_shards(str(tmp_path), "responses").items()} == {
+            "1": "a"}
+    else:
+        with pytest.raises(evaluation.InputError, match=re.escape(f"responses-0.jsonl {said}")):
+            evaluation.read_shards(str(tmp_path), "responses")
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"[1]", "settings.json: has type list"), (b"{", "not valid JSON"), (None, "cannot be read")])
+def test_responses_whose_settings_are_lost_are_not_gone_on_with(argv, tmp_path, capsys, content, said):
+    """A list was an AttributeError; without the file, responses of any model were taken."""
+    folder = tmp_path / "out" / "mathvista"
+    os.makedirs(folder)
+    (folder / "responses-0.jsonl").write_text(json.dumps(ONE) + "\n")
+    if content:
+        (folder / "settings.json").write_bytes(content)
     assert evaluation.main(argv) == 2
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1 and not os.path.exists(tmp_path / "out")
+    assert said in error and error.count("\n") == 1 and sorted(os.listdir(folder)) == sorted(
+        ["responses-0.jsonl", *["settings.json"] * bool(content)])
+
+
+def test_questions_without_a_picture_are_counted(argv, tiny_mathvista, tmp_path, capsys):
+    rows = datasets.Dataset.from_parquet(tiny_mathvista).remove_columns("image")
+    bare = rows.select([0, 1]).map(lambda row: {"decoded_image": None}, features=rows.features)
+    datasets.concatenate_datasets([bare, rows.select(range(2, N))]).to_parquet(str(tmp_path / "some.parquet"))
+    argv[argv.index("--data") + 1] = str(tmp_path / "some.parquet")
+    assert evaluation.main(argv) == 0
+    assert f"note: 2 of the {N} questions of mathvista have no picture" in capsys.readouterr().out
+
+
+def test_a_gold_answer_that_nothing_matches_is_named():
+    """A letter that is no option, an empty one, and one of 300 characters; the others can be matched."""
+    golds = [("A", ["3", "5"]), ("(b)", ["3", "5"]), ("E", ["3", "5"]), ("", []), ("7" * 300, []), ("2.5", [])]
+    rows = [dict(id=str(i), question="q", options=options, answer=gold, subject="s", level=1)
+            for i, (gold, options) in enumerate(golds)]
+    items = load_items("mathvision", [(f"row {i}", row) for i, row in enumerate(rows)])
+    responses = {pid: dict(response="A") for pid in items}
+    made = summarize("mathvision", items, responses, judge_all("mathvision", responses, items))
+    assert made["unreachable"] == ["1", "2", "3", "4"]
+    assert "warning: 4 questions have no gold answer that anything can match and count as wrong: 1, 2, 3, 4" in (
+        report.warnings(made))
 
 
 # ---------------------------------------------------------------- bad input
