@@ -189,8 +189,6 @@ def read_shards(folder: str, way: str) -> dict[str, dict]:
     rows = {}
     for path in sorted(glob(os.path.join(folder, f"{way}-*.jsonl"))):
         for number, line in enumerate(whole_lines(path).splitlines(), 1):
-            if not line.strip():
-                continue
             try:
                 found = json.loads(line)
             except (ValueError, RecursionError) as error:

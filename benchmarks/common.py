@@ -60,8 +60,7 @@ KINDS = {type(None): "null", str: "string", int: "number", float: "number", list
 def plain(value):
     """The value as json would hold it: pandas' arrays are lists, and the NaN that it writes for null is None. Half a
     surrogate pair, which can be neither printed nor written, is a question mark."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+    value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, dict):
         return {plain(name): plain(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -72,10 +71,9 @@ def plain(value):
 
 
 def kind_of(value) -> str:
-    """What tables of columns call a plain value, one of KINDS; or what is wrong with it."""
-    if isinstance(value, list) and not all(kind_of(part) == "string" for part in value):
-        return "a list of other things than strings"
-    return "infinite" if value in (math.inf, -math.inf) else KINDS.get(type(value), type(value).__name__)
+    """What tables of columns call a plain value, one of KINDS; else the name of its type."""
+    mixed = isinstance(value, list) and not all(isinstance(part, str) for part in value)
+    return "list" if mixed else KINDS.get(type(value), type(value).__name__)
 
 
 def misfit(row, columns: dict[str, str]) -> str:
@@ -89,8 +87,8 @@ def misfit(row, columns: dict[str, str]) -> str:
     row = row | {f"{name}.{key}": part for name, value in row.items() if isinstance(value, dict)
                  for key, part in value.items()}
     for name, expected in columns.items():
-        value = row.get(name)
-        kind, words = kind_of(value), expected.split(" or ")
+        value, words = row.get(name), expected.split(" or ")
+        kind = kind_of(value)
         said = f"{value:g}" if kind == "number" else str(value).lower()
         if kind not in words and (said not in words or said in KINDS.values()):
             found = repr(value)[:40] if kind in ("string", "number") else kind

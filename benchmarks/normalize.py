@@ -1,9 +1,4 @@
-"""MathVista's official normaliser (lupantech/MathVista, evaluation/calculate_score.py), quirks included.
-
-    normalize(extraction, item)         what its authors compare with the gold answer
-
-Whatever text stands in for an answer becomes the nearest option.
-"""
+"""MathVista's official normaliser, quirks included: lupantech/MathVista, evaluation/calculate_score.py."""
 import re
 
 from benchmarks.extraction import LETTERS

@@ -74,17 +74,16 @@ def checked_row(name: str, where: str, row) -> dict:
 
 def load_items(name: str, rows: list[tuple[str, dict]]) -> dict[str, Item]:
     """pid -> Item in the order of the data set. InputError: a column that is missing or of another kind, a question
-    that asks nothing, or two rows with one pid."""
+    that lacks something, or two rows with one pid."""
     items = {}
     for number, (where, row) in enumerate(rows, 1):
-        row = checked_row(name, where, row)
-        try:
-            item = BENCHMARKS[name].item(row, number)
-        except InputError as error:
-            raise InputError(f"{where}: {error}; fix or remove the row") from error
-        if not item.question.strip() or item.pid in items:
-            wrong = f"pid {item.pid} is there twice" if item.pid in items else "the question is empty"
-            raise InputError(f"{where}: {wrong}; fix or remove the row")
+        item = BENCHMARKS[name].item(checked_row(name, where, row), number)
+        for wrong, message in ((not item.question.strip(), "the question is empty"),
+                               (item.kind == "choice" and not item.choices, "a choice without choices"),
+                               (item.kind == "float" and not item.precision, "a float without precision"),
+                               (item.pid in items, f"pid {item.pid} is there twice")):
+            if wrong:
+                raise InputError(f"{where}: {message}; fix or remove the row")
         items[item.pid] = item
     return items
 

@@ -407,7 +407,7 @@ STORED = [
     ([{"pid": "100", "response": "(A) \ud83d"}], "--audit 1", N - 1, "UnicodeEncodeError"),
     ([ONE, {"pid": "\ud83d", "response": "(A)"}], "", N - 1, "UnicodeEncodeError"),
     ([ONE, {"pid": None, "response": "(A)"}], "", "row 2: pid is null; expected string or number", "scored"),
-    ([{"pid": [1], "response": "(A)"}], "", "row 1: pid is a list", "one line"),
+    ([{"pid": [1], "response": "(A)"}], "", "row 1: pid is list", "one line"),
     ([{"index": 100, "response": "(A)"}], "", "row 1: no column pid", "one line"),
     ([ONE, ONE], "", "pid 100 is there twice", "one line"),
     ({"100": {"response": 7}}, "", "row 100: response is 7; expected string or null", "one line"),
@@ -452,7 +452,7 @@ def test_settings_beside_responses_may_be_something_else(tmp_path, capsys, tiny_
     (b'{"pid": "2", "response": "\xe9"}', "row 2: not valid JSON", "one line"),
     (b"[" * 100_000, "row 2: not valid JSON", "RecursionError"),
     (b'{"pid": "2"}', "", "KeyError when judged"), (b'{"pid": "2", "response": null}', "", "TypeError when judged"),
-    (b"", "", "one line"), (b'\xef\xbb\xbf{"pid": "1", "response": "b"}', "", "read"),
+    (b"", "row 2: not valid JSON", "one line"), (b'\xef\xbb\xbf{"pid": "1", "response": "b"}', "", "read"),
 ])
 def test_a_row_of_an_earlier_run_is_one_line_or_is_asked_again(tmp_path, line, said, before):
     (tmp_path / "responses-0.jsonl").write_bytes(b'{"pid": "1", "response": "a", "tokens": null}\n' + line + b"\n")
@@ -486,6 +486,15 @@ def test_questions_without_a_picture_are_counted(argv, tiny_mathvista, tmp_path,
     argv[argv.index("--data") + 1] = str(tmp_path / "some.parquet")
     assert evaluation.main(argv) == 0
     assert f"note: 2 of the {N} questions of mathvista have no picture" in capsys.readouterr().out
+
+
+def test_a_question_that_is_only_its_picture_is_asked(tiny_folder, tmp_path):
+    Image.new("RGB", (56, 56)).save(tmp_path / "1.jpg")
+    row = dict(id="1", question="<image1>", options=list("ABCDE"), answer="D", level=1, subject="logic", image="1.jpg")
+    (tmp_path / "test.json").write_text(json.dumps([row]))
+    argv = ["--model", tiny_folder, "--benchmark", "mathvision", "--out", str(tmp_path / "out"), *SMALL]
+    assert evaluation.main([*argv, "--data", str(tmp_path / "test.json")]) == 0
+    assert read(tmp_path / "out" / "mathvision" / "report.json")["missing"] == []
 
 
 def test_a_gold_answer_that_nothing_matches_is_named():
