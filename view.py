@@ -21,8 +21,11 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 from PIL import Image, ImageOps
+
+from plumbing.doctor import Doctor
 
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "plumbing", "page.html")
 SIDE = 256  # pixels of an embedded picture, at most
@@ -121,8 +124,10 @@ def training_stages(run: str, page: Page) -> list[dict]:
         names = {name: None for row in rows for name, value in row.items()
                  if isinstance(value, (int, float)) and re.fullmatch(r"\w+/[\w@]+", name)}
         config = read_object(os.path.join(folder, "config.json"), page)
+        doctor = Doctor(SimpleNamespace(**config)) if {"stage", "lr", "kl_coef"} <= set(config) else None
+        lines = [line for row in rows for line in doctor.look(row)] if doctor else []
         stages.append(dict(name=os.path.relpath(folder, run), folder=folder, stage=str(config.get("stage")),
-                           config=config, steps=sorted(by_step),
+                           config=config, steps=sorted(by_step), doctor=lines,
                            metrics={name: [row.get(name) for row in rows] for name in names}))
     return sorted(stages, key=lambda stage: (ORDER.get(stage["stage"], 4), stage["name"]))
 
@@ -262,11 +267,9 @@ def curves(stages: list[dict]) -> list[str]:
     """A panel for every metric of a run, what is drawn together first."""
     names = list(dict.fromkeys(name for stage in stages for name in stage["metrics"]))
     together = {name for panel_names in PANELS.values() for name in panel_names}
-    alone = {name: (name,) for name in sorted(names, key=lambda name: (name not in FIRST, name.startswith("perf/")))
-             if name not in together and not name.endswith("_std")}
-    spread = {f"{name}": (name,) for name in names if name.endswith("_std")}
+    names.sort(key=lambda name: (name not in FIRST, name.endswith("_std"), name.startswith("perf/")))
     panels = []
-    for title, members in (PANELS | alone | spread).items():
+    for title, members in (PANELS | {name: (name,) for name in names if name not in together}).items():
         having = [stage for stage in stages if set(members) & set(stage["metrics"])]
         if lines := lines_of(having, members):
             panels.append(panel(title, lines, having))
@@ -308,7 +311,7 @@ def build(run: str, images: int, groups: int, items: int) -> tuple[dict, list[st
     if not (stages or found or sizes):
         raise Torn(f"{run} holds no metrics.jsonl, no report.json and no easy.jsonl: give the --out of a run")
     stages = with_ends(stages, found)
-    about = [{name: stage[name] for name in ("name", "stage", "config", "steps", "metrics")} for stage in stages]
+    about = [{name: value for name, value in stage.items() if name != "folder"} for stage in stages]
     content = dict(run=run, stages=about, buckets=sizes, rollouts=shown, evaluations=found, notes=page.notes,
                    pictures=page.pictures)
     return content, curves(stages)
