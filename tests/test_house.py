@@ -26,7 +26,7 @@ MAY_IMPORT = {  # a room or a root file: what it may import of ours, beside file
     "data": set(), "kernels": set(), "plumbing": BELOW, "grading": BELOW, "engine": BELOW | {"plumbing"},
     "benchmarks": {"data", "grading"}, "rewards": {"data", "engine", "grading"}, "train": METHOD,
     "eval": METHOD | {"benchmarks", "train"}, "demo": METHOD | {"benchmarks", "train", "eval"},
-    "speed": METHOD | {"benchmarks", "train", "eval", "demo"}}
+    "view": {"plumbing"}, "speed": METHOD | {"benchmarks", "train", "eval", "demo"}}
 # Two files of one room that need each other: the second imports the first inside a function, when it is called.
 PAIRS = {("grading/algebra.py", "grading/equal.py"), ("kernels/logprob.py", "kernels/ops.py")}
 LONG_FILES = {"train.py": 560}
@@ -78,8 +78,9 @@ def test_no_files_import_each_other_in_a_circle():
         pytest.fail(" -> ".join(error.args[1]))
 
 
-def test_the_root_shows_the_method_in_five_files():
-    assert {path for path in FILES if "/" not in path} == {"train.py", "rewards.py", "data.py", "eval.py", "demo.py"}
+def test_the_root_shows_the_method_in_five_files_and_the_page_of_a_run():
+    assert {path for path in FILES if "/" not in path} == {"train.py", "rewards.py", "data.py", "eval.py", "demo.py",
+                                                           "view.py"}
 
 
 def test_no_packages_init_has_code():
