@@ -81,7 +81,6 @@ class Page:
 
 # ------------------------------------------------------------------------------------ files of a run
 
-
 def read_object(path: str, page: Page) -> dict:
     """A json file as an object; {} and a note where it is torn."""
     try:
@@ -187,13 +186,11 @@ def evaluations(run: str, count: int, page: Page) -> list[dict]:
                                prediction=verdict.get("prediction"), accuracy=float(verdict.get("strict", 0)))])
             items.append(row)
         items.sort(key=lambda row: sum(response.get("accuracy") or 0 for response in row.get("responses", [])))
-        name = os.path.relpath(folder, run)
+        name = os.path.relpath(folder, os.path.dirname(os.path.abspath(run)) if folder == run else run)
         if len(items) > count:
             page.note(f"{name}: {count} of {len(items)} questions are shown, wrong answers first; --items takes more")
-        name = os.path.basename(os.path.abspath(run)) if name == "." else name
-        figures = report.get("figures") or {kind: {key: value / 100 for key, value in report[kind].items()
-                                                   if key in ("accuracy", "low", "high")} for kind in
-                                            ("official", "strict") if isinstance(report.get(kind), dict)}
+        figures = report.get("figures") or {kind: {key: report[kind][key] / 100 for key in ("accuracy", "low", "high")}
+                                            for kind in ("official", "strict") if kind in report}
         found.append(dict(name=name, figures=figures, questions=report.get("questions"), model=report.get("model"),
                           items=[group_of(row, page, stage=name, step=0) for row in items[:count]]))
     return found
