@@ -50,9 +50,15 @@ class Live(NamedTuple):
     length: Tensor  # (S,) int64: the first so many
 
 
+@functools.cache
+def has_flash(device) -> bool:
+    """Whether a GPU has flash attention: from Ampere (compute capability 8.0) on. A T4 has 7.5."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale):
     """Attention over ragged segments. q (Tq, heads, D), k and v (Tk, kv heads, D) -> (Tq, heads, D)."""
-    if q.is_cuda and q.dtype.itemsize == 2:  # flash attention has no more than 16 bits
+    if q.is_cuda and q.dtype.itemsize == 2 and has_flash(q.device):  # flash attention has no more than 16 bits
         from torch.nn.attention.varlen import varlen_attn  # needs CUDA to import
 
         window = (-1, 0) if causal else (-1, -1)
@@ -236,6 +242,8 @@ class Policy:
             shard(policy, mesh, compute_dtype, offload)
         policy.to_empty(device="cpu" if offload else device)
         policy.tie_weights()  # to_empty unties the head from the embeddings
+        patches = policy.model.visual.patch_embed
+        patches.forward = functools.partial(embed_patches, patches.proj)
         read_weights(policy, folder)
         for buffer in policy.buffers():  # rope tables, which are no part of the shards
             buffer.data = buffer.data.to(device)
@@ -244,6 +252,15 @@ class Policy:
         if policy.generation_config.eos_token_id is None:
             raise InputError(f"{folder}: no eos_token_id in config.json or generation_config.json: add it")
         return policy
+
+
+def embed_patches(proj, pixels):
+    """The patch embedding, (patches, patch_dim) -> (patches, Hv), as the matrix product that it is.
+
+    transformers has a Conv3d whose kernel equals its stride; in bfloat16 cuDNN is slow at it or lacks it (pytorch
+    166643, 174051). Called inside the root's forward, where FSDP2 has gathered the weight.
+    """
+    return F.linear(pixels.to(proj.weight.dtype), proj.weight.flatten(1))
 
 
 @functools.cache
@@ -273,6 +290,8 @@ def choose_loss(reference: Callable, fused: str, device, log=print) -> Callable:
     the fused log-probs are compared with their reference as well; InputError where they differ."""
     try:
         log(f"log-probs and loss by {backend(device)}")
+        if torch.device(device).type == "cuda" and not has_flash(device):
+            log("this GPU is older than Ampere and has no flash attention: attention runs a segment at a time, slowly")
         check_linear_logprob(device)
         return choose_grpo_loss(reference, fused, device, log)
     except ValueError as error:
