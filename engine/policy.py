@@ -186,18 +186,14 @@ class Policy:
 
         The vision tower runs even without an image: an FSDP rank that skipped it would leave the others waiting for it.
         """
-        embeddings = self.get_input_embeddings()(input_ids)  # (1, T, H)
-        if pixel_values is None:
-            merge, vision = self.model.visual.spatial_merge_size, self.config.vision_config
-            patch_dim = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-            pixel_values = torch.zeros(merge**2, patch_dim, device=input_ids.device)
-            blank = self.image_features(pixel_values, torch.tensor([[1, merge, merge]], device=input_ids.device))
-            return embeddings + 0 * blank.sum().to(embeddings.dtype)
-        features = self.image_features(pixel_values, grid_thw).to(embeddings.dtype)  # (image tokens, H)
-        return embeddings.masked_scatter((input_ids == self.config.image_token_id)[..., None], features)
-
-    def image_features(self, pixel_values, grid_thw):
-        return torch.cat(self.model.get_image_features(pixel_values, grid_thw).pooler_output)
+        embeddings, visual = self.get_input_embeddings()(input_ids), self.model.visual  # (1, T, H)
+        if pixel_values is None:  # of a blank image nothing is taken, and its gradient is 0
+            merge = visual.spatial_merge_size
+            pixel_values = embeddings.new_zeros(merge**2, visual.patch_embed.proj.weight[0].numel())
+            grid_thw = torch.tensor([[1, merge, merge]], device=input_ids.device)
+        features = torch.cat(self.model.get_image_features(pixel_values, grid_thw).pooler_output)  # (image tokens, H)
+        of_image = (input_ids == self.config.image_token_id)[..., None]
+        return embeddings.masked_scatter(of_image, features.to(embeddings.dtype))
 
     def forward(self, packed: Packed, temperature: float = 1.0, loss_fn: Callable | None = None):
         """Log-probs and entropies of all response tokens under softmax(logits / temperature): two (N,) in float32.
@@ -255,10 +251,9 @@ class Policy:
 
 
 def embed_patches(proj, pixels):
-    """The patch embedding, (patches, patch_dim) -> (patches, Hv), as the matrix product that it is.
+    """(patches, patch_dim) -> (patches, Hv): the product that transformers' Conv3d is, its kernel being its stride.
 
-    transformers has a Conv3d whose kernel equals its stride; in bfloat16 cuDNN is slow at it or lacks it (pytorch
-    166643, 174051). Called inside the root's forward, where FSDP2 has gathered the weight.
+    In bfloat16 cuDNN is slow at it or cannot do it (pytorch 166643, 174051).
     """
     return F.linear(pixels.to(proj.weight.dtype), proj.weight.flatten(1))
 
