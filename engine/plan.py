@@ -7,11 +7,10 @@
     rollout    + the key-value cache of all slots, reading prompts, drawing tokens
     training   + gradients, gathered weights, and the activations of one packed row at its largest moment
 
-The largest moment lies in the update. Log-probs need less, also with the embeddings of policy and reference gathered.
-
 Weights and cache are counted exactly. Activations are what autograd keeps of transformers' layers, added up below per
 token; tests/test_plan.py holds them against the allocator's own figures. The row is the worst that can come: as many
-prompts with the largest image as fit beside one full chunk of logits.
+prompts with the largest image as fit beside one full chunk of logits. Its log-probs take less than its update, although
+embeddings and head of the policy stay gathered while those of the reference are.
 
 Symbols: T tokens in the row, N response tokens, p image patches, H hidden size, I width of the MLP (Hv, Iv: of the
 vision tower), V vocabulary, b bytes of the compute dtype. GB are 2^30 bytes, as in the size of an "80 GB" GPU.

@@ -191,9 +191,8 @@ class Policy:
             merge = visual.spatial_merge_size
             pixel_values = embeddings.new_zeros(merge**2, visual.patch_embed.proj.weight[0].numel())
             grid_thw = torch.tensor([[1, merge, merge]], device=input_ids.device)
-        features = torch.cat(self.model.get_image_features(pixel_values, grid_thw).pooler_output)  # (image tokens, H)
-        of_image = (input_ids == self.config.image_token_id)[..., None]
-        return embeddings.masked_scatter(of_image, features.to(embeddings.dtype))
+        features = torch.cat(self.model.get_image_features(pixel_values, grid_thw).pooler_output).to(embeddings.dtype)
+        return embeddings.masked_scatter((input_ids == self.config.image_token_id)[..., None], features)
 
     def forward(self, packed: Packed, temperature: float = 1.0, loss_fn: Callable | None = None):
         """Log-probs and entropies of all response tokens under softmax(logits / temperature): two (N,) in float32.
@@ -238,8 +237,7 @@ class Policy:
             shard(policy, mesh, compute_dtype, offload)
         policy.to_empty(device="cpu" if offload else device)
         policy.tie_weights()  # to_empty unties the head from the embeddings
-        patches = policy.model.visual.patch_embed
-        patches.forward = functools.partial(embed_patches, patches.proj)
+        policy.model.visual.patch_embed.forward = functools.partial(embed_patches, policy.model.visual.patch_embed.proj)
         read_weights(policy, folder)
         for buffer in policy.buffers():  # rope tables, which are no part of the shards
             buffer.data = buffer.data.to(device)
