@@ -61,7 +61,7 @@ PHASES = {"rollout": 1, "logprobs": 2, "update": 3}  # how many forward passes' 
 def whole_cases(size: str) -> list[Case]:
     """The steps that both sides take."""
     if size == "gpu":
-        return [Case("long tail, 4 updates", 8, 512, stop=0.002, prompt=400, updates=4, dtype="bfloat16")]
+        return [Case("long tail, 4 updates", 8, 256, stop=0.004, prompt=400, updates=4, dtype="bfloat16")]
     if size == "smoke":
         return [Case("equal lengths, 2 updates", 2, 6, group_size=2, prompt=40, side=56, updates=2, micro_batch=2)]
     return [Case("equal lengths, 1 update", 4, 128), Case("equal lengths, 4 updates", 4, 128, updates=4),
@@ -77,7 +77,7 @@ def stage_cases(size: str) -> tuple[Case, Case]:
     if size == "smoke":
         small = Case("small", 2, 6, group_size=2, prompt=40, side=56, updates=2)
         return small, dataclasses.replace(small, name="stage 1", tokens=8)
-    return (Case("small", 8, 512, stop=0.002, prompt=400, updates=4, dtype="bfloat16"),
+    return (Case("small", 8, 128, prompt=400, updates=4, dtype="bfloat16"),
             Case("stage 1", 70, 1024, stop=0.0025, prompt=400, updates=5, slots=256, dtype="bfloat16"))
 
 
@@ -218,7 +218,7 @@ def bench_stage(folder: str, shape, peak: float, size: str, args, end: float) ->
         side.step(0)  # compiles the kernels
         found["ours"] = figures([side.step(1)], big, shape, peak)
         for i, case in enumerate(cases[2:], 2):
-            if time.monotonic() > end:
+            if time.monotonic() > end - args.seconds / 4:  # which what comes next needs
                 found["left_out"] = f"the time is up before {case.name}"
                 break
             side.step(i)
