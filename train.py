@@ -507,7 +507,7 @@ def train(run: Run, step_function):
             batches = make_micro_batches(groups, config.token_budget, run.device)
             update(run.policy, optimizer, batches, solution_loss, 0.0, 1.0, 1.0, run.device)
 
-        rehearse(config, run.policy, run.replica, optimizer, len(run.processor.tokenizer), idle_step)
+        rehearse(config, run.policy, run.ref_policy, run.replica, optimizer, len(run.processor.tokenizer), idle_step)
     on_every_rank(lambda: load_checkpoint(os.path.join(run.folder, "checkpoints"), run.policy, optimizer))
     for step in tqdm(range(first, steps), f"stage {config.stage}", initial=first, total=steps, disable=no_bar()):
         began = time.perf_counter()

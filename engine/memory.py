@@ -2,7 +2,7 @@
 
     config = fit_plan(config, folder, device)             as many slots as the plan has room for
     optimizer = make_optimizer(policy, config)            AdamW, its moments in float32 or bfloat16
-    rehearse(config, policy, replica, ..)                 the worst that can come, run before any data is spent
+    rehearse(config, policy, ref_policy, replica, ..)     the worst that can come, run before any data is spent
 """
 import dataclasses
 import math
@@ -14,8 +14,8 @@ import torch.distributed as dist
 from data import InputError, Prompt, mrope_positions
 from engine.adamw import AdamW
 from engine.plan import GB, USABLE, Shape, always_bytes, largest_image, most_slots, shape_of, table, worst_row
-from engine.policy import Group
-from engine.sampler import BURST, generate
+from engine.policy import Group, pack
+from engine.sampler import BURST, PREFILL, Decoder, Slots, capture, uniform_numbers
 from plumbing.log import peak_memory
 from plumbing.processes import Timer, print0
 
@@ -83,28 +83,44 @@ def worst_groups(config, model_config) -> list[Group]:
 
 
 def worst_prompts(config, model_config) -> list[Prompt]:
-    """Prompts that fill every slot's cache but for one burst, as full of images as can be."""
-    length = config.max_prompt + config.max_response - BURST
-    image = largest_image(config)
-    prompt = blank_prompt(length // (image + 1), image, length, model_config)
-    return [prompt] * max(1, config.slots // config.group_size)
+    """The prompts of the longest row that `generate` reads, as full of images as can be."""
+    length, image = config.max_prompt, largest_image(config)
+    size = max(1, length // -(-length // (image + 1)) - 1)  # tokens of each image: all alike, and together the prompt
+    prompt = blank_prompt(max(1, length // (size + 1)), size, length, model_config)
+    return [prompt] * max(1, min(config.slots // config.group_size, PREFILL // length + 1))
 
 
-def rehearse(config, policy, replica, optimizer, vocab_size: int, train_on: Callable):
-    """Run the fullest rollout and the largest micro-batch that can come, and report the peaks.
+@torch.no_grad()
+def worst_rollout(config, replica, vocab_size: int):
+    """What `generate` does at its worst: the longest cache of all slots, the longest row of prompts, a burst."""
+    G, prompts = config.group_size, worst_prompts(config, replica.config)
+    state = Slots(replica, config.slots, config.max_prompt + config.max_response + BURST, config.max_response)
+    decoder = Decoder(replica, state, config.temperature, config.top_p, vocab_size)
+    burst = capture(decoder) if config.cuda_graphs else decoder.burst
+    slots = torch.arange(len(prompts) * G).view(-1, G).tolist()
+    decoder.prefill(prompts, slots, uniform_numbers(0, len(prompts) * G, config.max_response))
+    burst()
+
+
+def rehearse(config, policy, ref_policy, replica, optimizer, vocab_size: int, train_on: Callable):
+    """Run the fullest rollout, and log-probs and update of the largest micro-batch that can come; report the peaks.
 
     A run that is too large for its GPU so ends in its first minute, before any data is spent. train_on(groups) takes an
     optimiser step whose learning rate is 0: weights stay as they are, and Adam's moments are then forgotten.
     """
-    timer, peaks = Timer("the rehearsal"), []
-    if replica is not None and config.stage != "sft":
-        prompts = worst_prompts(config, policy.config)
+    timer, peaks, groups = Timer("the rehearsal"), {}, worst_groups(config, policy.config)
+    if config.stage != "sft":
         with timer("rollout"):
-            generate(replica, prompts, list(range(len(prompts))), config.group_size, BURST + 1, config.temperature,
-                     config.top_p, config.slots, vocab_size, config.cuda_graphs)
-        peaks.append(f"rollout peak {peak_memory(forget=True):.2f} GB")
+            worst_rollout(config, replica, vocab_size)
+        peaks["rollout"] = peak_memory(forget=True)
+        with timer("logprobs"), torch.no_grad():  # as in train.rl_step
+            policy(pack(groups, policy.device), config.temperature)
+            if ref_policy is not None:
+                ref_policy(pack(groups, policy.device), config.temperature)
+                ref_policy.reshard()
+        peaks["log-probs"] = peak_memory(forget=True)
     with timer("update"):
-        train_on(worst_groups(config, policy.config))
+        train_on(groups)
     optimizer.state.clear()
-    peaks.append(f"training peak {peak_memory(forget=True):.2f} GB")
-    print0("rehearsed the largest step: " + ", ".join(peaks))
+    peaks["training"] = peak_memory(forget=True)
+    print0("rehearsed the largest step: " + ", ".join(f"{name} peak {peak:.2f} GB" for name, peak in peaks.items()))

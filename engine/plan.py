@@ -9,7 +9,8 @@
 
 Weights and cache are counted exactly. Activations are what autograd keeps of transformers' layers, added up below per
 token; tests/test_plan.py holds them against the allocator's own figures. The row is the worst that can come: as many
-prompts with the largest image as fit beside one full chunk of logits.
+prompts with the largest image as fit beside one full chunk of logits. Its log-probs take less than its update, although
+embeddings and head of the policy stay gathered while those of the reference are.
 
 Symbols: T tokens in the row, N response tokens, p image patches, H hidden size, I width of the MLP (Hv, Iv: of the
 vision tower), V vocabulary, b bytes of the compute dtype. GB are 2^30 bytes, as in the size of an "80 GB" GPU.
@@ -114,7 +115,8 @@ def always_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
 def rollout_bytes(config, shape: Shape, slots: int) -> dict[str, float]:
     """The cache, which exists during a rollout only, and the larger of its two kinds of step."""
     b, length = bytes_of(config), config.max_prompt + config.max_response + BURST
-    T, p, Hv = PREFILL + config.max_prompt, 4 * PREFILL, shape.vision_hidden  # at worst every token is an image's
+    T, Hv = PREFILL + config.max_prompt, shape.vision_hidden
+    p = 4 * T  # at worst every token is an image's
     text = T * ((4 + 2.5 * b) * shape.hidden + 3 * b * shape.mlp)  # a layer's MLP and what it was made of
     vision = p * (shape.patch * with_copy(b) + max(36 * Hv, 14 * Hv + 3 * b * shape.vision_mlp))  # rotation in fp32
     drawing = 4 * 4 * slots * shape.vocab  # logits and, without the kernel, three copies with something done to them

@@ -50,9 +50,15 @@ class Live(NamedTuple):
     length: Tensor  # (S,) int64: the first so many
 
 
+@functools.cache
+def has_flash(device) -> bool:
+    """Whether a GPU has flash attention: from Ampere (compute capability 8.0) on. A T4 has 7.5."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale):
     """Attention over ragged segments. q (Tq, heads, D), k and v (Tk, kv heads, D) -> (Tq, heads, D)."""
-    if q.is_cuda and q.dtype.itemsize == 2:  # flash attention has no more than 16 bits
+    if q.is_cuda and q.dtype.itemsize == 2 and has_flash(q.device):  # flash attention has no more than 16 bits
         from torch.nn.attention.varlen import varlen_attn  # needs CUDA to import
 
         window = (-1, 0) if causal else (-1, -1)
@@ -180,18 +186,13 @@ class Policy:
 
         The vision tower runs even without an image: an FSDP rank that skipped it would leave the others waiting for it.
         """
-        embeddings = self.get_input_embeddings()(input_ids)  # (1, T, H)
-        if pixel_values is None:
-            merge, vision = self.model.visual.spatial_merge_size, self.config.vision_config
-            patch_dim = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-            pixel_values = torch.zeros(merge**2, patch_dim, device=input_ids.device)
-            blank = self.image_features(pixel_values, torch.tensor([[1, merge, merge]], device=input_ids.device))
-            return embeddings + 0 * blank.sum().to(embeddings.dtype)
-        features = self.image_features(pixel_values, grid_thw).to(embeddings.dtype)  # (image tokens, H)
+        embeddings, visual = self.get_input_embeddings()(input_ids), self.model.visual  # (1, T, H)
+        if pixel_values is None:  # of a blank image nothing is taken, and its gradient is 0
+            merge = visual.spatial_merge_size
+            pixel_values = embeddings.new_zeros(merge**2, visual.patch_embed.proj.weight[0].numel())
+            grid_thw = torch.tensor([[1, merge, merge]], device=input_ids.device)
+        features = torch.cat(self.model.get_image_features(pixel_values, grid_thw).pooler_output).to(embeddings.dtype)
         return embeddings.masked_scatter((input_ids == self.config.image_token_id)[..., None], features)
-
-    def image_features(self, pixel_values, grid_thw):
-        return torch.cat(self.model.get_image_features(pixel_values, grid_thw).pooler_output)
 
     def forward(self, packed: Packed, temperature: float = 1.0, loss_fn: Callable | None = None):
         """Log-probs and entropies of all response tokens under softmax(logits / temperature): two (N,) in float32.
@@ -236,6 +237,7 @@ class Policy:
             shard(policy, mesh, compute_dtype, offload)
         policy.to_empty(device="cpu" if offload else device)
         policy.tie_weights()  # to_empty unties the head from the embeddings
+        policy.model.visual.patch_embed.forward = functools.partial(embed_patches, policy.model.visual.patch_embed.proj)
         read_weights(policy, folder)
         for buffer in policy.buffers():  # rope tables, which are no part of the shards
             buffer.data = buffer.data.to(device)
@@ -244,6 +246,14 @@ class Policy:
         if policy.generation_config.eos_token_id is None:
             raise InputError(f"{folder}: no eos_token_id in config.json or generation_config.json: add it")
         return policy
+
+
+def embed_patches(proj, pixels):
+    """(patches, patch_dim) -> (patches, Hv): the product that transformers' Conv3d is, its kernel being its stride.
+
+    In bfloat16 cuDNN is slow at it or cannot do it (pytorch 166643, 174051).
+    """
+    return F.linear(pixels.to(proj.weight.dtype), proj.weight.flatten(1))
 
 
 @functools.cache
@@ -273,6 +283,8 @@ def choose_loss(reference: Callable, fused: str, device, log=print) -> Callable:
     the fused log-probs are compared with their reference as well; InputError where they differ."""
     try:
         log(f"log-probs and loss by {backend(device)}")
+        if torch.device(device).type == "cuda" and not has_flash(device):
+            log("this GPU is older than Ampere and has no flash attention: attention runs a segment at a time, slowly")
         check_linear_logprob(device)
         return choose_grpo_loss(reference, fused, device, log)
     except ValueError as error:

@@ -248,6 +248,3 @@ def load_checkpoint(folder: str, policy, optimizer):
     except dcp.api.CheckpointException as error:
         raise InputError(f"checkpoint {path} cannot be read: delete it to resume from the one before") from error
     set_state_dict(policy, optimizer, model_state_dict=saved["weights"], optim_state_dict=saved["optimizer"])
-
-
-# ------------------------------------------------------------------------------------------ restart

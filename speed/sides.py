@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -26,6 +26,8 @@ import rewards
 import train
 from train import Config
 from engine.memory import make_optimizer
+from engine.plan import GB, make_plan, shape_of
+from engine.policy import choose_loss
 from engine.weights import load_processor
 from plumbing.log import peak_memory
 from plumbing.processes import stop_processes
@@ -51,6 +53,7 @@ class Case:
     slots: int = 0  # of our sampler; 0: one per response
     dtype: str = "float32"  # master weights are float32 on both sides whatever this is
     micro_batch: int = 8  # TRL's per_device_train_batch_size
+    options: dict = field(default_factory=dict, hash=False)  # other settings of our Config, by name
 
 
 def make_sample(processor, case: Case, seed: int) -> data.Sample:
@@ -83,7 +86,7 @@ def our_config(case: Case, folder: str, out: str) -> Config:
     return Config(stage="1", model=folder, data=f"{out}/{case.name}.jsonl", out=out, clip="", dtype=case.dtype,
                   group_size=case.group_size, max_prompt=case.prompt, max_response=case.tokens,
                   slots=case.slots or case.questions * case.group_size, questions_per_rollout=case.questions,
-                  questions_per_update=case.questions // case.updates, **SETTINGS)
+                  questions_per_update=case.questions // case.updates, **SETTINGS | case.options)
 
 
 def write_questions(samples: list[data.Sample], config: Config):
@@ -104,8 +107,11 @@ def ours(folder: str, cases: list[Case], out: str, commands, answer):
     for case, config in zip(cases, configs):
         write_questions(make_samples(processor, case), config)
     first = train.start(configs[0])
-    runs = [dataclasses.replace(first, config=config, samples=train.load_samples(config, processor)[0])
+    runs = [dataclasses.replace(first, config=config, samples=train.load_samples(config, processor)[0],
+                                grpo_loss=choose_loss(train.grpo_loss, config.fused_loss, first.device, log=print))
             for config in configs]
+    room = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 80 * GB
+    plans = [make_plan(config, shape_of(folder), 1, room).peaks for config in configs]
     optimizer = make_optimizer(first.policy, first.config)
     for step, command in enumerate(commands):
         case, run = cases[int(command)], runs[int(command)]
@@ -114,6 +120,7 @@ def ours(folder: str, cases: list[Case], out: str, commands, answer):
         rollout, _, timer = train.rl_step(run, optimizer, run.samples, step, step + 1)
         seconds = time.perf_counter() - start
         answer(seconds=seconds, update=timer.seconds["update"], phases=timer.seconds, peak_memory_gb=peak_memory(),
+               planned_gb={phase: peak / GB for phase, peak in plans[int(command)].items()},
                lengths=[[len(ids) for ids in responses] for _, responses in rollout.groups])
     stop_processes(0)
 

@@ -8,6 +8,7 @@
     rollout   G responses to each prompt: the slot sampler against generate(num_return_sequences=G), two of its caches
     train     log-probs of a group, forward and backward: packed behind a shared prompt against G padded rows
     scaling   our step as G or the prompt grows
+    stage1    on a GPU: one GPU's share of stage 1's step on eight, memory against the plan; switches on and off
 
 TRL is optional: `pip install trl` (1.16.0 was measured) leaves the pinned packages as they are. Equal on both sides of
 `step`: model folder, prompts token by token, images, G, length limit, share of end tokens, forbidden tokens, reward
@@ -43,6 +44,7 @@ import transformers
 from transformers import AutoModelForImageTextToText
 
 import data
+import train
 from flops import forward_flops, peak_flops
 from engine.policy import Policy, pack
 from engine.weights import load_processor
@@ -59,11 +61,28 @@ PHASES = {"rollout": 1, "logprobs": 2, "update": 3}  # how many forward passes' 
 def whole_cases(size: str) -> list[Case]:
     """The steps that both sides take."""
     if size == "gpu":
-        return [Case("long tail, 4 updates", 8, 512, stop=0.002, prompt=400, updates=4, dtype="bfloat16")]
+        return [Case("long tail, 4 updates", 8, 256, stop=0.004, prompt=400, updates=4, dtype="bfloat16")]
     if size == "smoke":
         return [Case("equal lengths, 2 updates", 2, 6, group_size=2, prompt=40, side=56, updates=2, micro_batch=2)]
     return [Case("equal lengths, 1 update", 4, 128), Case("equal lengths, 4 updates", 4, 128, updates=4),
             Case("long tail, 4 updates", 8, 256, stop=0.02, updates=4, slots=32)]
+
+
+SWITCHES = {"fused_loss": ("off", "on"), "cuda_graphs": (False, True), "old_logprobs": ("policy", "sampler")}
+
+
+def stage_cases(size: str) -> tuple[Case, Case]:
+    """A small step, and what one of eight GPUs does in a step of stage 1: 560 questions, 5 updates; prompts as short
+    as Geometry3K's, whose figures others publish."""
+    if size == "smoke":
+        small = Case("small", 2, 6, group_size=2, prompt=40, side=56, updates=2)
+        return small, dataclasses.replace(small, name="stage 1", tokens=8)
+    return (Case("small", 8, 128, prompt=400, updates=4, dtype="bfloat16"),
+            Case("stage 1", 70, 1024, stop=0.0025, prompt=400, updates=5, slots=256, dtype="bfloat16"))
+
+
+def switched(case: Case, name: str, value) -> Case:
+    return dataclasses.replace(case, name=f"{name} {value}", options={name: value})
 
 
 def scaling_cases(size: str) -> dict[str, list[Case]]:
@@ -150,8 +169,12 @@ def figures(steps: list[dict], case: Case, shape, peak: float) -> dict:
     for step in steps:
         tokens = sum(map(sum, step["lengths"]))
         F = forward_flops(shape, case.prompt, (1, patches, patches), step["lengths"])
+        whole = tokens + case.prompt * sum(map(len, step["lengths"]))  # as EasyR1 counts: a prompt for each response
         row = dict(seconds=step["seconds"], update_s=step["update"], before_update_s=step["seconds"] - step["update"],
-                   response_tokens=tokens, tokens_per_s=tokens / step["seconds"], peak_memory_gb=step["peak_memory_gb"])
+                   response_tokens=tokens, tokens_per_s=tokens / step["seconds"],
+                   prompt_and_response_tokens_per_s=whole / step["seconds"], peak_memory_gb=step["peak_memory_gb"],
+                   utilisation=sum(PHASES.values()) * F / step["seconds"] / peak)
+        row |= {f"planned_{phase}_gb": peak_gb for phase, peak_gb in step.get("planned_gb", {}).items()}
         for phase, times in PHASES.items() if "phases" in step else ():
             seconds = step["phases"][phase]
             row |= {f"{phase}_s": seconds, f"{phase}_tokens_per_s": tokens / seconds,
@@ -181,6 +204,29 @@ def bench_steps(case: Case, folder: str, shape, peak: float, args, end: float, t
         row["ratio_update"] = row["trl"][str(fastest)]["update_s"] / mine["update_s"]
         row["ratio_before_update"] = row["trl"][str(fastest)]["before_update_s"] / mine["before_update_s"]
     return row
+
+
+def bench_stage(folder: str, shape, peak: float, size: str, args, end: float) -> dict:
+    """Our whole step of stage 1, then a small one with each switch at both of its values; in one process."""
+    small, big = stage_cases(size)
+    fields = {f.name for f in dataclasses.fields(train.Config)}
+    pairs = {name: values for name, values in SWITCHES.items() if name in fields and (
+        name != "fused_loss" or args.device == "cuda")}
+    cases = [small, big, *(switched(small, name, value) for name, values in pairs.items() for value in values)]
+    side, found = Side("ours", folder, cases, args.threads), {}
+    try:
+        side.step(0)  # compiles the kernels
+        found["ours"] = figures([side.step(1)], big, shape, peak)
+        for i, case in enumerate(cases[2:], 2):
+            if time.monotonic() > end - args.seconds / 4:  # which what comes next needs
+                found["left_out"] = f"the time is up before {case.name}"
+                break
+            side.step(i)
+            found.setdefault("switches", {})[case.name] = figures([side.step(i)], case, shape, peak)
+    except SideFailed as error:
+        found["failed"] = str(error)
+    side.close()
+    return found
 
 
 def bench_scaling(series: dict[str, list[Case]], folder: str, shape, peak: float, args, end: float) -> dict:
@@ -315,6 +361,9 @@ def bench_part(name: str, case: Case, folder: str, args, device: str) -> dict:
 
 def describe(name: str, row) -> str:
     """A row of results on one line or a few."""
+    if name == "stage1":
+        switches = [f"\n    {case:<20} {mine['seconds']:8.3f} s" for case, mine in row.get("switches", {}).items()]
+        return f"{name:<44} {json.dumps(row.get('ours', row))}" + "".join(switches)
     if "ratio" in row:
         return f"{name:<44} ours {row['ours_s']:8.3f} s  theirs {row['theirs_s']:8.3f} s  ratio {row['ratio']:.2f}"
     if "seconds" in row.get("ours", {}):
@@ -344,7 +393,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", help="also write the figures to this json file")
     parser.add_argument("--only", nargs="+", default=["step", "rollout", "train", "scaling"],
-                        choices=["step", "rollout", "train", "scaling"])
+                        choices=["stage1", "step", "rollout", "train", "scaling"])
     parser.add_argument("--shape", help="config.json of the model; default: the demo's tiny one, on CUDA the 3B")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
     parser.add_argument("--repeats", type=int, default=5)
@@ -365,6 +414,8 @@ def measurements(folder: str, shape, peak: float, args, end: float):
     """(name, function that measures it) in the order of importance."""
     size = "smoke" if args.smoke else "gpu" if args.device == "cuda" else "cpu"
     parts = part_cases(size)
+    if "stage1" in args.only:
+        yield "stage1", lambda: bench_stage(folder, shape, peak, size, args, end)
     if "step" in args.only:
         for case in whole_cases(size):
             yield f"step, {case.name}", lambda: bench_steps(case, folder, shape, peak, args, end, args.device == "cpu")
@@ -396,7 +447,7 @@ def main():
         for name, measure in measurements(folder, shape, peak, args, end):
             results[name] = measure() if time.monotonic() < end else dict(left_out="the time is up")
             print(describe(name, results[name]), flush=True)
-            if name.startswith("step") and "seconds" in results[name].get("ours", {}):
+            if name.startswith("st") and "seconds" in results[name].get("ours", {}):
                 print(utilisation(results[name]), flush=True)
             if args.out:  # after every row: a run that is cut off keeps what it has
                 with open(args.out, "w") as f:

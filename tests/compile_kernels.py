@@ -1,10 +1,11 @@
 """Compile every kernel as shipped for GPUs that are not there; print what the machine code needs, as json.
 
-    python tests/compile_kernels.py        needs no GPU: ptxas and cuobjdump are in Triton's wheel
+    python tests/compile_kernels.py           for all cards of CARDS; needs no GPU: ptxas is in Triton's wheel
+    python tests/compile_kernels.py 80 90     for these compute capabilities
 
 One row per kernel, dtype and architecture: registers, bytes of shared memory, spills (loads and stores of local memory,
 bytes of stack), global loads and stores and how many of them are of 128 bits, asynchronous copies of 128 bits to shared
-memory, shuffles and barriers.
+memory, shuffles and barriers. The exit code is 1 where a limit is passed; standard error says which.
 """
 import json
 import os
@@ -38,6 +39,11 @@ def decode_constants(heads: int, kv_heads: int, number_bytes: int) -> dict:
     return {"R": heads // kv_heads, "ROWS": decode.ROWS, "D": 128, "CHUNK": chunk, "BLOCK": block}
 
 
+# Compute capability -> bytes of shared memory that a block may have (CUDA C++ Programming Guide, technical
+# specifications per compute capability). 7.5 is a T4; 8.6, 8.9 and 12.0 are cards of 24 GB and the like.
+CARDS = {75: 65_536, 80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+SHARED = 75_840  # bytes that a kernel here may take at most, so that an H100 runs three programs beside each other
+REGISTERS = 65_536  # of a multiprocessor, on all of them
 MERGE = {"COUNT": decode.MOST_PARTS, "D": 128, "CHUNK": 512}
 SAMPLE = {"V": V, "BLOCK": sample.BLOCK}
 CASES = [  # name, kernel, its constants, types that are not as in TYPES, warps
@@ -81,17 +87,34 @@ def inspect_cubin(cubin: bytes) -> dict[str, int]:
     return {"registers": int(registers), "stack": int(stack), **counts}
 
 
-def main():
+def passed_limits(row: dict, warps: int) -> list[str]:
+    """Where a kernel takes more than its card has, or spills; only bf16 attention without tensor cores may spill."""
+    wrong = []
+    if row["shared"] > min(SHARED, CARDS[row["arch"]]):
+        wrong.append(f"{row['shared']} bytes of shared memory")
+    if -(-row["registers"] // 8) * 8 * 32 * warps > REGISTERS:  # a warp is given them by the eight
+        wrong.append(f"{row['registers']} registers in {32 * warps} threads")
+    if (row["spills"] or row["stack"]) and not (row["arch"] == 75 and re.fullmatch("decode .* bf16", row["kernel"])):
+        wrong.append(f"{row['spills']} spills")
+    return [f"{row['kernel']} for {row['arch']}: {what}" for what in wrong]
+
+
+def main() -> int:
     rows = []  # of a kernel's name and sizes, and the counts to come
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:  # disassembles what has been compiled
         triton.knobs.cache.dir = folder  # compile anew, leave nothing behind
-        for arch in map(int, sys.argv[1:] or ("80", "90")):
+        for arch in map(int, sys.argv[1:] or CARDS):
             for name, kernel, constants, changes, warps in CASES:
                 compiled = compile_kernel(kernel, constants, changes, warps, arch)
                 rows.append(({"kernel": name, "arch": arch, "shared": compiled.metadata.shared},
                              pool.submit(inspect_cubin, compiled.asm["cubin"])))
-    print(json.dumps([row | counts.result() for row, counts in rows]))
+    rows = [row | counts.result() for row, counts in rows]
+    print(json.dumps(rows))
+    warps = {name: warps for name, *_, warps in CASES}
+    wrong = [line for row in rows for line in passed_limits(row, warps[row["kernel"]])]
+    print("\n".join(wrong), end="", file=sys.stderr)
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,7 +20,8 @@ from ranks import HANGS, ROOT, needs_fork_server, ranks, start_server
 from speed import flops, load, shapes
 
 SPEED = os.path.join(ROOT, "speed")
-NAMES = ["step, equal lengths, 2 updates", "train", "rollout, equal lengths", "rollout, long tail", "scaling"]
+NAMES = ["stage1", "step, equal lengths, 2 updates", "train", "rollout, equal lengths", "rollout, long tail",
+         "scaling"]
 
 
 def run_side(arguments, commands, answers, said):
@@ -56,10 +57,16 @@ def test_step_benchmark_smoke(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(SPEED)
     step, out = importlib.import_module("step"), tmp_path / "step.json"
     monkeypatch.setattr(step, "subprocess", SimpleNamespace(Popen=ForkedSide, PIPE=subprocess.PIPE))
-    monkeypatch.setattr(sys, "argv", ["step.py", "--smoke", "--repeats", "1", "--out", str(out)])
+    parts = ["stage1", "step", "rollout", "train", "scaling"]
+    monkeypatch.setattr(sys, "argv", ["step.py", "--smoke", "--repeats", "1", "--out", str(out), "--only", *parts])
     step.main()
     saved = json.loads(out.read_text())
-    step, train, equal, tail, scaling = (saved["results"][name] for name in NAMES)
+    stage, step, train, equal, tail, scaling = (saved["results"][name] for name in NAMES)
+    tokens = 2 * 2 * 8  # questions x G x tokens; with a prompt of 40 for each of the four responses 192
+    assert stage["ours"]["response_tokens"] == tokens and stage["ours"]["planned_training_gb"] > 0
+    speeds = stage["ours"]["prompt_and_response_tokens_per_s"], stage["ours"]["tokens_per_s"]
+    assert speeds[0] / speeds[1] == pytest.approx(192 / tokens)
+    assert {"cuda_graphs False", "cuda_graphs True"} <= set(stage["switches"])
     assert step["ours"]["response_tokens"] == 2 * 2 * 6  # questions x G x tokens
     assert 0 < step["ours"]["update_utilisation"] and saved["machine"]["torch"]
     if importlib.util.find_spec("trl"):

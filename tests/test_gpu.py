@@ -10,8 +10,10 @@ pytest.importorskip("triton", reason="needs Triton, to interpret the kernels or 
 
 import torch
 
+from compile_kernels import CARDS, CASES, passed_limits
+from engine import policy as policy_module
 from engine import sampler
-from engine.policy import Layout, Live, Policy, attention, pack
+from engine.policy import Layout, Live, Policy, attention, choose_loss, pack, varlen
 from engine.sampler import Decoder, Slots, generate
 from engine.sampler import sync
 from tape import record
@@ -115,7 +117,64 @@ def test_decoding_attention_is_that_of_the_last_query_of_a_causal_row(device, si
     close(last[:, 0], whole[:, -1].cpu().double(), sixteen)
 
 
+class Pretended(torch.Tensor):
+    """Numbers of the CPU that say of themselves that they are on a GPU."""
+
+    is_cuda = property(lambda self: True)
+
+
+@pytest.mark.parametrize("capability, flash", [((7, 5), False), ((8, 0), True), ((12, 0), True)])
+def test_a_gpu_before_ampere_attends_over_segments_as_a_cpu_does_and_says_so(monkeypatch, capability, flash):
+    """bf16, segments of 3 and 2 queries that see 3 and 5 keys. Later cards call flash attention and say nothing."""
+    called, said = [], []
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", lambda *args, **options: called.append(options))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(policy_module, "backend", lambda device: "triton")
+    monkeypatch.setattr(policy_module, "check_linear_logprob", lambda device: None)
+    policy_module.has_flash.cache_clear()
+    query, key, value = (torch.randn(n, 2, 16).bfloat16() for n in (5, 8, 8))
+    rest = (torch.tensor([0, 3, 5]).int(), torch.tensor([0, 3, 8]).int(), 3, 5, True, 0.25)
+    found = varlen(*(x.as_subclass(Pretended) for x in (query, key, value)), *rest)
+    assert bool(called) == flash
+    assert flash or torch.equal(found, varlen(query, key, value, *rest))
+    choose_loss(None, "off", "cuda", said.append)
+    assert len(said) == 1 + (not flash) and ("no flash attention" in said[-1]) != flash
+    policy_module.has_flash.cache_clear()
+
+
+def test_a_kernel_that_takes_more_than_a_card_has_or_spills_is_named():
+    """80 KB are too much everywhere, 70 KB for a T4 alone; 1,024 threads of 72 registers are 73,728."""
+    fine = dict(kernel="merge", registers=64, shared=4096, spills=0, stack=0)
+    assert not any(passed_limits(fine | dict(arch=arch), 32) for arch in CARDS)
+    assert {arch for arch in CARDS if passed_limits(fine | dict(arch=arch, shared=80_000), 8)} == set(CARDS)
+    assert {arch for arch in CARDS if passed_limits(fine | dict(arch=arch, shared=70_000), 8)} == {75}
+    assert passed_limits(fine | dict(arch=90, registers=65), 32) == ["merge for 90: 65 registers in 1024 threads"]
+    spilling = fine | dict(spills=3)
+    names = {(name, arch) for name, *_ in CASES for arch in CARDS
+             if not passed_limits(spilling | dict(kernel=name, arch=arch), 4)}
+    assert names == {("decode 3B bf16", 75), ("decode 7B bf16", 75)}
+
+
 # ---------------------------------------------------------------------------------------- the policy
+
+
+@pytest.mark.parametrize("dtype, rounding", [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 8e-3)],
+                         ids=str)
+def test_the_patch_embedding_is_transformers_convolution(tiny_folder, prompts, dtype, rounding):
+    """The convolution in float64 of the same numbers; output and the weight's gradient, relative."""
+    patches = Policy.load(tiny_folder, "cpu", dtype).model.visual.patch_embed
+    exact = Policy.load(tiny_folder, "cpu", torch.float64).model.visual.patch_embed
+    exact.load_state_dict(patches.state_dict())
+    pixels = torch.cat([prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]).to(dtype)
+    results = []
+    for module, forward, x in ((patches, patches.__call__, pixels),
+                               (exact, lambda x: type(exact).forward(exact, x), pixels.double())):
+        out = forward(x)
+        out.backward(torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out).to(out.dtype))
+        results.append((out, module.proj.weight.grad))
+    for found, expected in zip(*results):
+        assert found.shape == expected.shape and found.dtype == dtype
+        assert float((found.double() - expected).detach().norm() / expected.detach().norm()) <= rounding
 
 
 @pytest.fixture

@@ -245,13 +245,18 @@ def test_peak_memory_is_one_chunk_of_logits_and_the_float32_weight_gradient(devi
     """4 C V + 4 V H bytes, and dhidden: the cast of dweight to bf16 comes when the chunk is gone."""
     N, V, H, C = 4096, 30_000, 1024, 1024
     inputs = problem(device, N, V, H, torch.bfloat16)
+
+    def both():
+        if with_loss:
+            loss = logprob.linear_logprob_loss(*inputs, token_losses(N, device), 1.0, C)[0]
+        else:
+            loss = logprob.linear_logprob(*inputs, 1.0, C)[0].sum()
+        torch.autograd.grad(loss, inputs[:2])
+
+    both()  # the first call leaves cuBLAS's workspaces behind
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    if with_loss:
-        loss = logprob.linear_logprob_loss(*inputs, token_losses(N, device), 1.0, C)[0]
-    else:
-        loss = logprob.linear_logprob(*inputs, 1.0, C)[0].sum()
-    torch.autograd.grad(loss, inputs[:2])
+    both()
     assert torch.cuda.max_memory_allocated() - before <= 4 * C * V + 4 * V * H + 2 * N * H + 2**23  # and (N,) vectors
 
 
@@ -423,24 +428,34 @@ def benchmark(monkeypatch):
         if command[0] == "-m":
             return run_process(command, seconds)
         monkeypatch.setattr(sys, "argv", command)
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
             runpy.run_path(os.path.join(root, command[0]), run_name="__main__")
-        return {"code": 0}
+        return {"code": 0, "seconds": 0.0}
 
     monkeypatch.setattr(module, "run", run)
     return module
 
 
 def test_gpu_benchmark_smoke(tmp_path, benchmark):
-    """Its tests skip here, its table and its chunks run on the reference; what is not installed is named."""
-    path = tmp_path / "gpu.json"
-    assert benchmark.main(["--smoke", "--out", str(path)]) == 0
-    saved = json.loads(path.read_text())
+    """Its tests skip here, the other parts run on the reference; each has a file of its own."""
+    assert benchmark.main(["--smoke", "--out", str(tmp_path)]) == 0
+    saved = {part: json.loads((tmp_path / f"{part}.json").read_text()) for part in (*benchmark.SECONDS, "gpu")
+             if part != "tests"}
+    assert list(saved["gpu"]) == ["machine", *benchmark.SECONDS]
+    assert "needs a CUDA GPU" in saved["gpu"]["tests"]["output"]
     ours = [row for row in saved["table"]["table"] if row["provider"].startswith("ours")]
     assert len(ours) == 4 and all(row["loss_error"] <= 1e-6 and row["weight_error"] <= 3e-3 for row in ours)
-    assert "needs a CUDA GPU" in saved["tests"]["output"] and len(saved["chunks"]) == 2
     assert saved["table"]["machine"]["flops"] > 0 and "torch.compile" in saved["table"]["left_out"]
+    assert [(row["slots"], row["cuda_graphs"]) for row in saved["decode"]["rows"]] == [(4, True), (2, True), (4, False)]
     assert saved["step"]["results"]["rollout, long tail"]["static"]["ratio"] > 0
+    assert len(saved["chunks"]["rows"]) == 2
+
+
+def test_a_part_that_takes_too_long_ends_with_what_it_has_started(benchmark, tmp_path):
+    """The child of a part holds its standard output, which closes when both have ended."""
+    code = "import subprocess; print('begun', flush=True); subprocess.run(['sleep', '60'])"
+    ended = benchmark.run(["-m", "timeit", "-n", "1", "-r", "1", code], 1.5)
+    assert ended["code"] is None and "begun" in ended["output"] and ended["seconds"] < 10
 
 
 # ------------------------------------------------------------------------------ the interpreter's repairs

@@ -3,6 +3,7 @@ import dataclasses
 import gc
 import json
 import os
+from unittest import mock
 
 import pytest
 
@@ -14,8 +15,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import train
 from data import InputError
-from engine import plan
-from engine.memory import make_optimizer, worst_groups, worst_prompts
+from engine import memory, plan, sampler
+from engine.memory import blank_prompt, make_optimizer, worst_groups, worst_prompts, worst_rollout
 from engine.plan import (
     GB,
     advice,
@@ -135,10 +136,18 @@ def test_the_planned_peak_of_a_step_is_within_a_tenth_of_the_allocators(tiny_fol
         loss, _, _ = policy(packed, 1.0, lambda logprobs, entropies, rows: 0 * logprobs.sum())
         loss.backward()
 
+    @torch.no_grad()
+    def score():
+        for model in (policy, reference):
+            model(pack(groups))
+        reference.reshard()
+
+    reference = Policy.load(str(tmp_path), processes[0], policy.dtype, processes[1], getattr(torch, config.dtype))
     step([dummy_group()])
     gc.collect()
     planned = training_bytes(config, shape_of(str(tmp_path)), 1)
     planned.pop("gradients, fp32")
+    assert name != "vision frozen" or allocated_peak(score) < sum(planned.values())  # the step that takes least
     assert allocated_peak(lambda: step(groups)) == pytest.approx(sum(planned.values()), rel=0.1)
 
 
@@ -159,19 +168,45 @@ def test_the_planned_peak_of_a_rollout_is_within_a_tenth_of_the_allocators(tiny_
     """Every slot's cache at its full length; a cache this long is most of it."""
     config = settings("--dtype", "float32", "--slots", "16", "--max_prompt", "300", "--max_response", "2000",
                       "--max_pixels", "12544", "--group_size", "8")
-    prompts = worst_prompts(config, replica.config)
-    assert len(prompts) == 2 and len(prompts[0].input_ids) + BURST + 1 == 300 + 2000 + 1
+    assert [len(prompt.input_ids) for prompt in worst_prompts(config, replica.config)] == [300, 300]
 
     def rollout():
-        generate(replica, prompts, [0, 1], 8, BURST + 1, 1.2, 1.0, 16, len(processor.tokenizer))
+        worst_rollout(config, replica, len(processor.tokenizer))
 
     rollout()
     shape = shape_of(tiny_folder)
     cache = next(iter(rollout_bytes(config, shape, 16).values()))
     assert cache == 2 * 4 * 16 * (300 + 2000 + BURST) * 2 * 2 * 32  # K and V, fp32, slots, tokens, layers, heads, width
-    read = 2 * len(prompts[0].input_ids)  # both prompts in one row
-    monkeypatch.setattr(plan, "PREFILL", read - config.max_prompt)
+    monkeypatch.setattr(plan, "PREFILL", 300)  # both prompts are in one row of 600 tokens
     assert allocated_peak(rollout) == pytest.approx(sum(rollout_bytes(config, shape, 16).values()), rel=0.1)
+
+
+class Read(Exception):
+    """Ends a rollout when its first row of prompts is to be read."""
+
+
+@pytest.mark.parametrize("flags", [[], ["--max_prompt", "600", "--max_response", "30000", "--token_budget", "40000"],
+                                   ["--slots", "16"]])
+def test_the_rehearsed_rollout_is_what_generate_takes_at_most(tiny_folder, replica, monkeypatch, flags):
+    """Slots, length of the cache, and the first row that `generate` reads of prompts as long as they may be."""
+    config, taken = settings("--slots", "128", *flags), []
+
+    def make_slots(model, *sizes):
+        return mock.Mock(sizes=sizes, rows=torch.arange(1))
+
+    def read(self, prompts, slots, uniform):
+        taken.append((self.state.sizes, [len(p.input_ids) for p in prompts], list(map(len, slots)), uniform.shape))
+        raise Read
+
+    for module in (memory, sampler):
+        monkeypatch.setattr(module, "Slots", make_slots)
+    monkeypatch.setattr(sampler.Decoder, "prefill", read)
+    prompts = [blank_prompt(1, 4, config.max_prompt, replica.config)] * 20
+    with pytest.raises(Read):
+        generate(replica, prompts, [0] * 20, 8, config.max_response, 1.2, 1.0, config.slots, 9)
+    with pytest.raises(Read):
+        worst_rollout(config, replica, 9)
+    assert taken[0] == taken[1]
 
 
 @pytest.mark.parametrize("flags", [
