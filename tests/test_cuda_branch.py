@@ -149,7 +149,7 @@ def test_the_policy_in_bfloat16_is_as_near_to_float32_as_on_a_cpu(tiny_folder, p
 
 @pytest.mark.parametrize("dtype, temperature, top_p, bound", [
     (torch.float32, 0.0, 1.0, 5e-5), (torch.float32, 1.2, 0.9, 5e-5), (torch.bfloat16, 1.2, 1.0, 0.1)])
-def test_captured_bursts_draw_what_eager_ones_do_with_the_logprobs_of_a_full_forward_on_a_cpu(
+def test_captured_bursts_draw_what_eager_ones_draw_and_log_what_a_cpu_scores(
         tiny_folder, prompts, processor, waits, dtype, temperature, top_p, bound):
     """Two responses of 3 tokens through one slot, so that a prompt is read between two replays."""
     replica, seeds = Policy.load(tiny_folder, GPU, dtype).eval(), [seed_of(1, 0), seed_of(1, 1)]
