@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from contextlib import contextmanager
 from itertools import zip_longest
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -188,5 +189,7 @@ def pretend_cuda(*modules):
         patch.setattr(sampler, "capture", capture)
         patch.setattr(checkpoint, "_run_fn_with_dynamo_disabled", recompute)
         patch.setattr(torch, "Generator", lambda device="cpu": generator())
+        patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+        patch.setattr(torch.cuda, "get_device_properties", lambda device=None: SimpleNamespace(total_memory=80 << 30))
         waits.clear()
         yield waits

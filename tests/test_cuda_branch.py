@@ -1,6 +1,5 @@
 """The GPU's branch without a GPU: what it computes is what the CPU's does, and what a GPU would refuse is refused."""
 import os
-from types import SimpleNamespace
 
 import pytest
 
@@ -174,7 +173,6 @@ def one_step(tiny_folder, questions, tmp_path, monkeypatch):
              "--eval_data", "", "--gradient_checkpointing", "True"]
     monkeypatch.setattr(Policy, "reshard", list, raising=False)  # a policy that is whole has nothing to free
     monkeypatch.setattr(policies, "backend", str)  # it looks for a compiler, which the interpreter does not need
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 << 30))
 
     def run(device, *flags, rehearsed=()):
         monkeypatch.setattr(train, "REHEARSED", rehearsed)
