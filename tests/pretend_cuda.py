@@ -10,7 +10,7 @@ of a backward too, passes `Cuda.__torch_dispatch__`, which looks at the argument
                refused here, because the host waits for its copy, and a CUDA graph cannot hold that copy.
     dtypes     The factors of a product differ. With out_dtype it makes float32 of 16 bits and nothing else.
     attention  What flash attention asks of `varlen_attn`, and what it takes on trust (pretend_ops.py).
-    capture    While a CUDA graph is captured, the host waits for nothing, and a second run does what the first did.
+    capture    What is captured as a CUDA graph, and the run before, wait for nothing and are the same operations.
 Triton's kernels are interpreted and take no tensor but the GPU's. An error begins with the name of the operation.
 """
 import sys
@@ -69,10 +69,7 @@ class Cuda(Tensor):
         if kind in PRODUCTS:
             check_product(op, *args, **kwargs)
         with torch._C._DisableTorchDispatch():  # from here on a Cuda is the CPU tensor that it is
-            if op in OURS:
-                out = OURS[op](*tree_map(on_cpu, args), **tree_map(on_cpu, kwargs))
-            else:
-                out = op(*args, **kwargs)
+            out = OURS[op](*tree_map(on_cpu, args), **tree_map(on_cpu, kwargs)) if op in OURS else op(*args, **kwargs)
             out = tree_map(on_gpu, out)
         if tapes:
             tapes[-1].operations.append((op, args, kwargs, out))
@@ -145,7 +142,7 @@ def check_devices(name, tensors):
 
 
 def launch(kernel, *args, grid, warmup=False, run=InterpretedFunction.run, **kwargs):
-    """In place of InterpretedFunction.run."""
+    """InterpretedFunction.run"""
     check_devices(kernel.fn.__name__, [x for x in args if isinstance(x, Tensor)])
     assert all(programs <= most for programs, most in zip(grid, GRID)), f"{kernel.fn.__name__}: a grid of {grid}"
     run(kernel, *map(on_cpu, args), grid=grid, warmup=warmup, **kwargs)
@@ -153,29 +150,32 @@ def launch(kernel, *args, grid, warmup=False, run=InterpretedFunction.run, **kwa
         tapes[-1].operations.append((launch, (kernel, *args), dict(grid=grid, **kwargs), None))
 
 
-def capture(decoder):
-    """In place of sampler.capture: two bursts are recorded; from then on what is on tape runs, without Python."""
-    if not decoder.state.rows.is_cuda:
-        return decoder.burst
-    recorded = []
-    for _ in range(2):
-        tapes.append(Tape())
-        try:
-            decoder.burst()
-        finally:
-            recorded.append(tapes.pop().operations)
-    both = ([(op, [x.shape for x in tree_leaves(args) if isinstance(x, Tensor)]) for op, args, *_ in tape]
-            for tape in recorded)
+def make_stream():
+    return SimpleNamespace(wait_stream=lambda other: None, tape=Tape())  # tape: what ran on it last
+
+
+def run_on(stream):
+    stream.tape = Tape()
+    return record(stream.tape)
+
+
+@contextmanager
+def record(tape, before=None):
+    """Run and record. What is captured has to be what ran before: no other operation has been tried."""
+    tapes.append(tape)
+    try:
+        yield
+    finally:
+        tapes.pop()
+    both = ([(op, [x.shape for x in tree_leaves(args) if isinstance(x, Tensor)]) for op, args, *_ in one.operations]
+            for one in (before or tape, tape))
     for first, second in zip_longest(*both, fillvalue=("the end", [])):
         if first != second:
-            raise RuntimeError(f"{second[0]} {second[1]}: the burst before had {first[0]} {first[1]} here")
-    tape = Tape()
-    tape.operations = recorded[1]
-    return tape.replay
+            raise RuntimeError(f"{second[0]} {second[1]} is captured, but what ran before had {first[0]} {first[1]}")
 
 
 def recompute(function, *args):
-    """In place of a checkpoint's own: in a backward no mode is active any more."""
+    """What a checkpoint calls: in a backward no mode is active any more."""
     with Devices():
         return function(*args)
 
@@ -186,10 +186,14 @@ def pretend_cuda(*modules):
     generator = torch.Generator
     with interpreted(*modules), pytest.MonkeyPatch.context() as patch, Devices():
         patch.setattr(InterpretedFunction, "run", launch)
-        patch.setattr(sampler, "capture", capture)
+        patch.setattr(sampler, "capture_stream", make_stream)  # which keeps one for good
         patch.setattr(checkpoint, "_run_fn_with_dynamo_disabled", recompute)
         patch.setattr(torch, "Generator", lambda device="cpu": generator())
-        patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-        patch.setattr(torch.cuda, "get_device_properties", lambda device=None: SimpleNamespace(total_memory=80 << 30))
+        for name, ours in dict(
+                stream=run_on, current_stream=make_stream, CUDAGraph=Tape,
+                graph=lambda tape, stream, capture_error_mode: record(tape, stream.tape),
+                get_device_capability=lambda device=None: (9, 0),
+                get_device_properties=lambda device=None: SimpleNamespace(total_memory=80 << 30)).items():
+            patch.setattr(torch.cuda, name, ours)
         waits.clear()
         yield waits
