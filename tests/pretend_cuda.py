@@ -50,6 +50,7 @@ class Cuda(Tensor):
     """A tensor that says it lies on a GPU."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
+    __repr__ = object.__repr__  # in a traceback; torch's would ask for the numbers
     device, is_cuda, is_cpu = (property(lambda self, value=value: value) for value in (GPU, True, False))
 
     def tolist(self):
@@ -151,12 +152,7 @@ def launch(kernel, *args, grid, warmup=False, run=InterpretedFunction.run, **kwa
 
 
 def make_stream():
-    return SimpleNamespace(wait_stream=lambda other: None, tape=Tape())  # tape: what ran on it last
-
-
-def run_on(stream):
-    stream.tape = Tape()
-    return record(stream.tape)
+    return SimpleNamespace(wait_stream=lambda other: None, tape=Tape())  # tape: what has run on it
 
 
 @contextmanager
@@ -186,11 +182,11 @@ def pretend_cuda(*modules):
     generator = torch.Generator
     with interpreted(*modules), pytest.MonkeyPatch.context() as patch, Devices():
         patch.setattr(InterpretedFunction, "run", launch)
-        patch.setattr(sampler, "capture_stream", make_stream)  # which keeps one for good
+        patch.setattr(sampler, "capture_stream", make_stream)  # which would keep one for good
         patch.setattr(checkpoint, "_run_fn_with_dynamo_disabled", recompute)
         patch.setattr(torch, "Generator", lambda device="cpu": generator())
         for name, ours in dict(
-                stream=run_on, current_stream=make_stream, CUDAGraph=Tape,
+                stream=lambda stream: record(stream.tape), current_stream=make_stream, CUDAGraph=Tape,
                 graph=lambda tape, stream, capture_error_mode: record(tape, stream.tape),
                 get_device_capability=lambda device=None: (9, 0),
                 get_device_properties=lambda device=None: SimpleNamespace(total_memory=80 << 30)).items():

@@ -65,8 +65,9 @@ def check_product(name, *args, out=None, **unused):
     """mm, addmm, bmm, baddbmm, with out_dtype or without (Blas.cpp). RuntimeError: dtypes that cuBLAS does not take."""
     *added, a, b = [x for x in args if isinstance(x, Tensor)]
     dtype = next((x for x in args if isinstance(x, torch.dtype)), a.dtype)
-    if a.dtype != b.dtype or any(x.dtype != dtype for x in (*added, *([] if out is None else [out]))):
-        raise RuntimeError(f"{name}: mixed dtypes, {a.dtype} @ {b.dtype} to {dtype}")
+    results = [str(x.dtype) for x in (*added, *([] if out is None else [out]))]
+    if a.dtype != b.dtype or set(results) - {str(dtype)}:
+        raise RuntimeError(f"{name}: mixed dtypes, {a.dtype} @ {b.dtype} to {dtype} in {results}")
     if dtype != a.dtype and (dtype, a.dtype.itemsize) != (torch.float32, 2):
         raise RuntimeError(f"{name}: no product of {a.dtype} gives {dtype}")
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -28,7 +28,6 @@ from train import Config
 W = 8
 CONFIGS = {name: os.path.join(ROOT, "speed", "configs", f"qwen2.5-vl-{name}.json") for name in ("3b", "7b")}
 LAYERS = {"3b": 36, "7b": 28}  # decoder layers; both have 32 vision blocks
-PRECISION = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
 
 
 def load(path: str, device: str, mesh) -> Policy:
@@ -40,16 +39,17 @@ def load(path: str, device: str, mesh) -> Policy:
 
 
 def gathered(policy) -> list[dict]:
-    """Each FSDP unit gathered alone: the names, bytes and dtypes of the parameters that are whole then."""
+    """Each FSDP unit gathered alone: names, bytes, dtypes of the parameters that are whole then; and its settings."""
     units = []
     for unit in policy.modules():
         if isinstance(unit, FSDPModule):
-            assert unit._get_fsdp_state()._mp_policy == PRECISION
+            settings = unit._get_fsdp_state()._mp_policy
             unit.unshard()
             whole = {name: x for name, x in policy.named_parameters() if not isinstance(x, DTensor)}
             unit.reshard()
             units.append(dict(names=list(whole), bytes=sum(x.nbytes for x in whole.values()),
-                              dtypes=sorted({str(x.dtype) for x in whole.values()})))
+                              dtypes=sorted({str(x.dtype) for x in whole.values()}),
+                              reduced=str(settings.reduce_dtype), cast_inputs=settings.cast_forward_inputs))
     assert all(isinstance(x, DTensor) for x in policy.parameters())
     return units
 
@@ -91,8 +91,10 @@ def test_every_parameter_lies_in_one_unit_and_the_units_are_blocks_layers_and_th
     assert model.tied == (model.name == "3b") == ("lm_head.weight" not in head["names"])  # one of two names counts
 
 
-def test_shards_are_float32_and_what_is_gathered_is_bfloat16(model):
-    assert model.dtypes == ["torch.float32"] and all(unit["dtypes"] == ["torch.bfloat16"] for unit in model.units)
+def test_shards_and_sums_of_gradients_are_float32_and_what_is_gathered_is_bfloat16(model):
+    assert model.dtypes == ["torch.float32"]
+    for unit in model.units:
+        assert (unit["dtypes"], unit["reduced"], unit["cast_inputs"]) == (["torch.bfloat16"], "torch.float32", False)
 
 
 def test_a_rank_holds_its_eighth_of_the_rows_and_the_last_one_what_is_left(model):
