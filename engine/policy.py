@@ -116,11 +116,16 @@ def pack(groups: list[Group], device="cpu") -> Packed:
         positions.append(prompt.position_ids)
         queries.append(P), keys.append(P), key_index.append(prefix)
         after = int(prompt.position_ids.max()) + 1
-        for response in responses:
+        for g, response in enumerate(responses):
             first, n = len(ids), len(response)
             ids += response
             positions.append((after + torch.arange(n)).expand(3, n))
-            queries.append(n), keys.append(P + n), key_index.extend([prefix, torch.arange(first, first + n)])
+            own = torch.arange(first, first + n)
+            if g == 0:  # it goes on in its prompt's segment; to the others the prompt's keys are shown again
+                queries[-1], keys[-1] = P + n, P + n
+                key_index.append(own)
+            else:
+                queries.append(n), keys.append(P + n), key_index.extend([prefix, own])
             predictors += [start + P - 1, *range(first, first + n - 1)]  # the prompt's end predicts the first token
             targets += response
     layout = Layout(torch.tensor(queries).cumsum(0).int().to(device), torch.tensor(keys).cumsum(0).int().to(device),
