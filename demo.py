@@ -331,8 +331,8 @@ PHASES = {"sft": "warm-up", "stage1": "after stage 1", "stage2": "after stage 2"
 FIGURES = ("accuracy", "caption_exact", "clip", "keyword", "format", "length")
 PIXELS = str(4 * CELL * CELL)  # no image is resized
 SHARED = ["--dtype", "float32", "--max_prompt", "64", "--max_response", "96", "--min_pixels", PIXELS,
-          "--max_pixels", PIXELS, "--slots", "256"]
-TRAINING = [*SHARED, "--restart", "--no_gradient_checkpointing", "--save_every", "0", "--token_budget", "2048"]
+          "--max_pixels", PIXELS, "--slots", "128"]
+TRAINING = [*SHARED, "--restart", "--no_gradient_checkpointing", "--save_every", "0", "--token_budget", "4096"]
 SUPERVISED = ["--questions_per_rollout", "64", "--questions_per_update", "64", "--epochs", "20", "--lr", "3e-3"]
 REINFORCED = ["--questions_per_rollout", "32", "--questions_per_update", "8", "--epochs", "100", "--lr", "1e-4"]
 
