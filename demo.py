@@ -14,8 +14,8 @@ step, its clips, KL and reward weights); the learning rate is higher, because th
 """
 import os
 
-# A waiting OpenMP thread spins for long by default: beside one other busy program two threads are 40 times slower so.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when torch is loaded, so before the imports below
+# Matrices as small as these are too little work for threads to share; processes share the questions instead.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, so before the imports below
 
 import argparse
 import json
@@ -30,13 +30,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 import data
 import eval as evaluation
 import train
 from benchmarks.report import interval
 from plumbing.log import peak_memory
-from plumbing.processes import stop_processes
+from plumbing.processes import barrier, is_main, print0, shard_of_rank, start_processes, stop_processes
 from plumbing.run_folder import write_text
 
 # --- the world ------------------------------------------------------------------------------------------------------
@@ -328,8 +331,8 @@ PHASES = {"sft": "warm-up", "stage1": "after stage 1", "stage2": "after stage 2"
 FIGURES = ("accuracy", "caption_exact", "clip", "keyword", "format", "length")
 PIXELS = str(4 * CELL * CELL)  # no image is resized
 SHARED = ["--dtype", "float32", "--max_prompt", "64", "--max_response", "96", "--min_pixels", PIXELS,
-          "--max_pixels", PIXELS, "--slots", "256"]
-TRAINING = [*SHARED, "--restart", "--no_gradient_checkpointing", "--save_every", "0", "--token_budget", "2048"]
+          "--max_pixels", PIXELS, "--slots", "128"]
+TRAINING = [*SHARED, "--restart", "--no_gradient_checkpointing", "--save_every", "0", "--token_budget", "4096"]
 SUPERVISED = ["--questions_per_rollout", "64", "--questions_per_update", "64", "--epochs", "20", "--lr", "3e-3"]
 REINFORCED = ["--questions_per_rollout", "32", "--questions_per_update", "8", "--epochs", "100", "--lr", "1e-4"]
 
@@ -337,7 +340,7 @@ REINFORCED = ["--questions_per_rollout", "32", "--questions_per_update", "8", "-
 def call(program, *argv):
     """Run train.py or eval.py as the command line would; a failure ends the demo with its exit code."""
     argv = [str(word) for word in argv]
-    print(f"\n$ python {os.path.basename(program.__file__)} {' '.join(argv)}", flush=True)
+    print0(f"\n$ python {os.path.basename(program.__file__)} {' '.join(argv)}")
     code = program.main(argv)
     if code:
         sys.exit(code)
@@ -352,9 +355,11 @@ def stage(name: str, out: str, seed: int, steps: int, *flags):
 def evaluate(world: str, clip: str, model: str, out: str) -> dict[str, tuple[float, float]]:
     """eval.py with four samples a question at temperature 1, and how often a caption is right in every word.
 
-    Returns (mean, half width of the 95 % interval) of each figure."""
+    Returns (mean, half width of the 95 % interval) of each figure; nothing on the ranks that do not write files."""
     call(evaluation, "--model", model, "--data", f"{world}/evaluation.jsonl", "--out", out, "--clip", clip, *SHARED,
          "--group_size", 4, "--temperature", "1.0")
+    if not is_main():
+        return {}
     figures = data.read_json(f"{out}/report.json")["figures"]
     results = {name: (figure["mean"], figure["half_width"]) for name, figure in figures.items()}
     captions = {row["qid"]: row["caption"] for row in data.read_json(f"{world}/evaluation.jsonl").values()}
@@ -366,12 +371,13 @@ def evaluate(world: str, clip: str, model: str, out: str) -> dict[str, tuple[flo
 
 
 def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int]) -> dict:
-    """The world, its base models, the stages and their evaluation. Returns and writes out/summary.json."""
+    """The world, its base models, the stages and their evaluation. Rank 0 returns and writes out/summary.json."""
+    start_processes()
     world, clip, base = f"{out}/world", f"{out}/clip", f"{out}/base/sft/model"
+    makers = [lambda: make_world(out, seed, **sizes),  # rank 0's: on others transformers saves no model
+              lambda: save_clip(train_clip(make_items(sizes["captions"], seed, "captions"), seed, steps["clip"]), clip)]
     phases = {
-        "world": lambda: make_world(out, seed, **sizes),
-        "clip": lambda: save_clip(
-            train_clip(make_items(sizes["captions"], seed, "captions"), seed, steps["clip"]), clip),
+        "world and clip": lambda: [make() for make in shard_of_rank(makers)],
         "base": lambda: stage("sft", f"{out}/base", seed, steps["base"], "--model", f"{out}/untrained", "--data",
                               f"{world}/base.jsonl", "--freeze_vision", "False"),  # what a downloaded model knows
         "sft": lambda: stage("sft", out, seed, steps["sft"], "--model", base, "--data", f"{world}/warmup.jsonl"),
@@ -384,10 +390,13 @@ def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int]) -> di
     for name, phase in phases.items():
         start = time.perf_counter()
         phase()
+        barrier()
         seconds[name] = time.perf_counter() - start
         if name in PHASES:
             results[name] = evaluate(world, clip, f"{out}/{name}/model", f"{out}/eval/{name}")
             seconds[f"evaluate {name}"] = time.perf_counter() - start - seconds[name]
+    if not is_main():
+        return {}
     summary = {"phases": {}, "seconds": seconds}
     for name, figures in results.items():
         intervals = {figure: [mean - half, mean + half] for figure, (mean, half) in figures.items()}
@@ -395,7 +404,7 @@ def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int]) -> di
     write_text(f"{out}/summary.json", json.dumps(summary, indent=1))
     print_table({PHASES[name]: figures for name, figures in results.items()})
     print("\nseconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
-          + f"; together {sum(seconds.values()):.0f}; peak memory {peak_memory():.1f} GB")
+          + f"; together {sum(seconds.values()):.0f}; peak memory {peak_memory():.1f} GB a process")
     print(f"figures   {out}/summary.json\nresponses {out}/eval/*/responses.jsonl, {out}/stage*/rollouts/\n"
           f"models    {out}/sft/model, {out}/stage1/model, {out}/stage2/model")
     return summary
@@ -425,7 +434,19 @@ def ablate(out: str, seed: int, steps: dict[str, int]):
         stage("2", f"{folder}/only2", s, total, *warm, *medium)
         for name, last in ways.items():
             rows[f"{name}, seed {s}"] = evaluate(world, clip, f"{folder}/{last}/model", f"{folder}/eval/{last}")
-    print_table(dict(sorted(rows.items())))
+    if is_main():
+        print_table(dict(sorted(rows.items())))
+
+
+def launch(processes: int, argv: list[str]) -> int:
+    """`torchrun --nproc_per_node PROCESSES demo.py ..`; returns the exit code of the process that failed first, or 0."""
+    try:
+        torchrun.main(["--standalone", "--nproc_per_node", str(processes), __file__, *argv])
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
+    except SignalException as stop:  # Ctrl-C
+        return 128 + stop.sigval
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -436,6 +457,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error(f"--seed {args.seed} is negative")
+    processes = min(4, torch.cuda.device_count() or os.cpu_count())
+    if processes > 1 and "RANK" not in os.environ:  # we have been started by hand, not by torchrun
+        return launch(processes, sys.argv[1:] if argv is None else argv)
     from transformers.utils.logging import disable_progress_bar
     disable_progress_bar()  # of transformers, when it saves the tiny model
     run(args.out, args.seed, SIZES, STEPS)

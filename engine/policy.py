@@ -13,6 +13,7 @@ Symbols: T tokens in a row, N response tokens, P prompt tokens, G responses of a
 """
 import functools
 from collections.abc import Callable
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -63,16 +64,17 @@ def varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale):
 
         window = (-1, 0) if causal else (-1, -1)
         return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=window)
-    lengths_q, lengths_k, out = cu_q.diff().tolist(), cu_k.diff().tolist(), []
-    for parts in zip(q.split(lengths_q), k.split(lengths_k), v.split(lengths_k)):
-        query, key, value = (part.transpose(0, 1)[None] for part in parts)  # (1, heads, length, D)
-        n, m = query.shape[2], key.shape[2]
+    lengths, out = zip(cu_q.diff().tolist(), cu_k.diff().tolist()), []
+    runs = [(n, m, len(list(run))) for (n, m), run in groupby(lengths)]  # S neighbours of one length are one call
+    parts = (q.split([n * S for n, _, S in runs]), *(x.split([m * S for _, m, S in runs]) for x in (k, v)))
+    for (n, m, S), *qkv in zip(runs, *parts):
+        query, key, value = (x.unflatten(0, (S, -1)).transpose(1, 2) for x in qkv)  # (S, heads, length, D)
         mask = None
         if causal and n != m:  # torch's own causal mask is aligned at the start, which is the same only for a square
             mask = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
         attended = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal and n == m, scale=scale,
                                                   enable_gqa=True)
-        out.append(attended[0].transpose(0, 1))  # (length, heads, D)
+        out.append(attended.transpose(1, 2).flatten(0, 1))  # (S * length, heads, D)
     return torch.cat(out)
 
 
@@ -122,11 +124,16 @@ def pack(groups: list[Group], device="cpu") -> Packed:
         positions.append(prompt.position_ids)
         queries.append(P), keys.append(P), key_index.append(prefix)
         after = int(prompt.position_ids.max()) + 1
-        for response in responses:
+        for g, response in enumerate(responses):
             first, n = len(ids), len(response)
             ids += response
             positions.append((after + torch.arange(n)).expand(3, n))
-            queries.append(n), keys.append(P + n), key_index.extend([prefix, torch.arange(first, first + n)])
+            own = torch.arange(first, first + n)
+            if g == 0:  # it goes on in its prompt's segment; to the others the prompt's keys are shown again
+                queries[-1], keys[-1] = P + n, P + n
+                key_index.append(own)
+            else:
+                queries.append(n), keys.append(P + n), key_index.extend([prefix, own])
             predictors += [start + P - 1, *range(first, first + n - 1)]  # the prompt's end predicts the first token
             targets += response
     layout = Layout(torch.tensor(queries).cumsum(0).int().to(device), torch.tensor(keys).cumsum(0).int().to(device),

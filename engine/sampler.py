@@ -30,7 +30,7 @@ from kernels.ops import linear_logits, sample_tokens
 
 BURST = 8  # tokens between two looks at the slots: a host synchronisation costs more than a few wasted tokens
 PREFILL = 16384  # prompt tokens read in one row, about: bounds its memory
-BUCKET = 64  # a CPU reads the cache up to the longest live row, rounded up to this
+BUCKET = 16  # a CPU reads the cache up to the longest live row, rounded up to this: odd lengths are slower
 
 
 @dataclass

@@ -161,6 +161,16 @@ def test_the_same_tokens_as_draw(device, top_p):
     torch.testing.assert_close(found[1], expected[1], atol=5e-6, rtol=0)
 
 
+@pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_on_a_cpu_the_likeliest_come_first_as_in_a_stable_sort(name, dtype):
+    """Forbidden tokens have probability 0 and stay in line, equal ones by index."""
+    logits, forbidden, _ = drawing("cpu", name, 5, 700)
+    probs = logits.to(dtype).masked_fill(forbidden, -torch.inf).softmax(-1)
+    for found, expected in zip(ops.likeliest_first(probs), probs.sort(stable=True, dim=-1, descending=True)):
+        assert torch.equal(found, expected)
+
+
 def test_ties_go_by_index_and_the_nucleus_ends_among_them(device):
     """Five tokens of weight 1 and one of e^-9, top_p .5: 2.50006 tokens reach it, so 1, 3, 4 share [0, 1) equally."""
     logits = torch.tensor([[-9.0, 0, -torch.inf, 0, 0, 0, 0]], device=device).expand(6, -1).contiguous()

@@ -1,18 +1,23 @@
 """The demo at a tiny size: every stage runs through train.py and eval.py, and the summary has the promised shape."""
 import json
 import os
+import signal
+from unittest import mock
 
 import pytest
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import data
 import demo
+from ranks import ranks
 
 
 SIZES = dict(captions=80, warmup=64, questions=12, evaluation=6)
 STEPS = dict(clip=2, base=2, sft=2, stage1=1, stage2=1)
 
 
-def test_the_five_stages_run_and_summarise(tmp_path, monkeypatch, capsys):
+def tiny_demo(out: str):
     """An untrained model is right about nothing, so the questions go into the buckets in turn."""
     write_buckets = data.write_buckets
 
@@ -20,14 +25,20 @@ def test_the_five_stages_run_and_summarise(tmp_path, monkeypatch, capsys):
         counts = {sample.qid: (group_size, 1, 0)[i % 3] for i, sample in enumerate(samples)}
         return write_buckets(folder, samples, counts, group_size)
 
-    monkeypatch.setattr(data, "write_buckets", in_turn)
-    monkeypatch.setattr(demo, "SHARED", [*demo.SHARED, "--max_response=40"])
-    monkeypatch.setattr(demo, "TRAINING", [*demo.TRAINING, "--max_response=40"])
-    monkeypatch.setattr(demo, "REINFORCED", [*demo.REINFORCED, "--max_response=40", "--questions_per_rollout=8",
-                                             "--questions_per_update=2"])
+    short = ["--max_response=40"]
+    with mock.patch.object(data, "write_buckets", in_turn), mock.patch.multiple(
+            demo, SHARED=[*demo.SHARED, *short], TRAINING=[*demo.TRAINING, *short],
+            REINFORCED=[*demo.REINFORCED, *short, "--questions_per_rollout=8", "--questions_per_update=2"]):
+        summary = demo.run(out, 0, SIZES, STEPS)
+    assert summary == (json.load(open(f"{out}/summary.json")) if demo.is_main() else {})
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_five_stages_run_and_summarise(processes, tmp_path):
+    """On one process or two there is one summary, and one process prints."""
     out = str(tmp_path / "demo")
-    summary = demo.run(out, 0, SIZES, STEPS)
-    assert json.load(open(f"{out}/summary.json")) == summary
+    first, *others = ranks(processes, tiny_demo, out)
+    summary = json.load(open(f"{out}/summary.json"))
     assert list(summary["phases"]) == ["sft", "stage1", "stage2"]
     for name, figures in summary["phases"].items():
         assert set(figures) == {*demo.FIGURES, "intervals"} and summary["seconds"][name] > 0
@@ -35,11 +46,27 @@ def test_the_five_stages_run_and_summarise(tmp_path, monkeypatch, capsys):
             low, high = figures["intervals"][figure]
             assert low <= figures[figure] <= high
         assert os.path.exists(f"{out}/{name}/model/model.safetensors")
-    table = capsys.readouterr().out
-    assert "after stage 2" in table and "caption_exact" in table and "peak memory" in table
+    for text in ("after stage 2", "caption_exact", "peak memory", f"{processes} process(es)"):
+        assert text in first.stdout
+    assert not any(other.stdout for other in others)
 
 
 def test_a_stage_that_fails_ends_the_demo_with_its_exit_code(tmp_path):
     with pytest.raises(SystemExit) as stop:
         demo.stage("sft", str(tmp_path), 0, 1, "--model", str(tmp_path / "absent"), "--data", "absent.jsonl")
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("end, code", [
+    (None, 0), (ChildFailedError("demo.py", {0: ProcessFailure(0, 7, 2, "")}), 2),
+    (SignalException("stopped", signal.SIGINT), 130)], ids=["well", "bad input", "ctrl-c"])
+@pytest.mark.parametrize("cores, processes", [(2, 2), (64, 4)])
+def test_started_by_hand_the_demo_starts_a_process_for_each_of_up_to_four_cores(cores, processes, end, code,
+                                                                               monkeypatch):
+    launched = mock.Mock(side_effect=end)
+    monkeypatch.setattr(demo.torchrun, "main", launched)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(demo.torch.cuda, "device_count", lambda: 0)
+    assert demo.main(["--seed", "3"]) == code
+    [argv] = launched.call_args.args
+    assert argv == ["--standalone", "--nproc_per_node", str(processes), demo.__file__, "--seed", "3"]

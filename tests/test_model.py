@@ -17,7 +17,7 @@ from transformers import (
 
 import data
 from data import InputError
-from engine.policy import Policy, dummy_group, micro_batches, pack
+from engine.policy import Policy, dummy_group, micro_batches, pack, varlen
 from engine.sampler import generate, sync
 from engine.weights import export, hub_name, load_processor
 from plumbing.processes import start_processes
@@ -74,6 +74,43 @@ def test_packed_logprobs_and_gradients_equal_the_padded_batch(processes, tiny_fo
             reference = torch.zeros_like(gradient)
         atol = 1e-4 * float(reference.abs().max()) + 1e-7
         torch.testing.assert_close(gradient, reference, atol=atol, rtol=0, msg=name)
+
+
+def test_a_prompt_and_its_first_response_are_one_segment():
+    """Prompts of 4 and 1 tokens, responses of 3 and 2, and none: queries 0 to 6, 7 and 8, 9."""
+    groups = [(data.Prompt(None, [5] * n, torch.arange(n).expand(3, n), None, None), responses)
+              for n, responses in ((4, [[1, 2, 3], [4, 6]]), (1, []))]
+    layout = pack(groups).layout
+    assert layout.cu_q.tolist() == [0, 7, 9, 10] and layout.cu_k.tolist() == [0, 7, 13, 14]
+    assert layout.key_index.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 7, 8, 9]
+    assert (layout.max_q, layout.max_k) == (7, 7)
+    assert pack(groups).predictors.tolist() == [3, 4, 5, 3, 7]  # the prompt's end predicts both first tokens
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_neighbours_of_one_length_attend_in_one_call_and_as_each_would_alone(causal, monkeypatch):
+    """Five segments, three calls: queries 3, 3, 5, 2, 2 see keys 4, 4, 5, 6, 6. The reference is a float64 softmax."""
+    calls, sdpa = [], torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention",
+                        lambda query, *rest, **options: (calls.append(len(query)), sdpa(query, *rest, **options))[1])
+    generator, queries, keys = torch.Generator().manual_seed(0), [3, 3, 5, 2, 2], [4, 4, 5, 6, 6]
+    inputs = [torch.randn(n, heads, 8, generator=generator) for n, heads in ((15, 4), (25, 2), (25, 2))]
+    leaves, exact = ([x.to(dtype, copy=True).requires_grad_() for x in inputs]
+                     for dtype in (torch.float32, torch.float64))
+    cu_q, cu_k = (torch.tensor([0, *lengths]).cumsum(0).int() for lengths in (queries, keys))
+    found = varlen(*leaves, cu_q, cu_k, 5, 6, causal, 0.3)
+    expected = []
+    for query, key, value in zip(*(x.split(n) for x, n in zip(exact, (queries, keys, keys)))):
+        scores = 0.3 * torch.einsum("qhd,khd->hqk", query, key.repeat_interleave(2, 1))
+        late = torch.ones_like(scores[0], dtype=torch.bool).triu(1 + len(key) - len(query))  # aligned at the end
+        weights = scores.masked_fill(late & causal, -torch.inf).softmax(-1)
+        expected.append(torch.einsum("hqk,khd->qhd", weights, value.repeat_interleave(2, 1)))
+    assert calls == [2, 1, 2]
+    for out in (found, torch.cat(expected)):
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+    torch.testing.assert_close(found.double(), torch.cat(expected), atol=1e-6, rtol=0)
+    for leaf, other in zip(leaves, exact):
+        torch.testing.assert_close(leaf.grad.double(), other.grad, atol=2e-6, rtol=0)
 
 
 def test_packed_entropy_is_that_of_the_full_distribution(replica, prompts):
