@@ -30,9 +30,9 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Literal
 
 import torch
@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 import data
 import rewards
-from data import InputError, Sample, seed_of
+from data import InputError, Prompt, Sample, seed_of
 from engine.clip import load_clip
 from engine.memory import REHEARSED, fit_plan, make_optimizer, rehearse
 from engine.plan import GB, shape_of, table
@@ -53,8 +53,8 @@ from engine.weights import export, find_model, load_checkpoint, load_processor, 
 from grading.algebra import check_rule, grader_counts
 from plumbing.flags import complain, read_stage
 from plumbing.log import console_line, mean, records, step_metrics, write_step
-from plumbing.processes import (Timer, barrier, broadcast, ending_together, gather, is_main, no_bar, on_every_rank,
-                                print0, shard_of_rank, start_processes, stop_processes, sum_over_ranks)
+from plumbing.processes import (Timer, ahead, barrier, broadcast, ending_together, gather, is_main, no_bar,
+                                on_every_rank, print0, shard_of_rank, start_processes, stop_processes, sum_over_ranks)
 from plumbing.run_folder import check_folder, drop_old_run, prepare_folder, write_text
 
 # ------------------------------------------------------------------------------- settings and stages
@@ -229,10 +229,15 @@ class Rollout:
     advantages: Tensor | None = None  # (Q, G), once training has computed them
 
 
-def collect(replica, processor, clip, samples: list[Sample], seeds: list[int], config, timer: Timer) -> Rollout:
+def encoded(samples: Iterable[Sample], processor, most: int) -> Iterator[Prompt]:
+    """Their prompts, of which threads encode up to `most` before they are taken; a bad image raises at its own."""
+    return ahead(lambda sample: data.encode_prompt(sample, processor), samples, most)
+
+
+def collect(replica, processor, clip, prompts: list[Prompt], seeds: list[int], config, timer: Timer) -> Rollout:
     """Sample G responses to each question and score them. The same code trains, sorts questions and evaluates."""
+    samples = [prompt.sample for prompt in prompts]
     with timer("rollout"):
-        prompts = [data.encode_prompt(sample, processor) for sample in samples]
         replies = generate(replica, prompts, seeds, config.group_size, config.max_response, config.temperature,
                            config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
     with timer("reward"):
@@ -257,7 +262,8 @@ def ask(replica, processor, clip, samples: list[Sample], config, purpose: str, c
         share = shard_of_rank(samples[first : first + chunk])
         seeds = [seed_of(config.seed, purpose, sample.qid) for sample in share]
         timer = Timer(f"questions {first} to {first + chunk}")
-        yield records(collect(replica, processor, clip, share, seeds, config, timer))
+        prompts = list(encoded(share, processor, len(share)))
+        yield records(collect(replica, processor, clip, prompts, seeds, config, timer))
 
 
 # ---------------------------------------------- micro-batches, and one optimiser step on some of them
@@ -403,12 +409,11 @@ def solution_loss(logprobs: Tensor, batch: MicroBatch, rows: slice) -> tuple[Ten
     return sft_loss(logprobs, batch.weights[rows]), {}  # it has no statistics
 
 
-def sft_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -> tuple[None, list[dict], Timer]:
+def sft_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: int) -> tuple[None, list[dict], Timer]:
     """One optimiser step of supervised warm-up: a solution is a group of one response."""
     config, timer = run.config, Timer(f"step {step}")
     with timer("encode"):
-        groups = [(data.encode_prompt(sample, run.processor), [data.encode_solution(sample, run.processor)])
-                  for sample in shard_of_rank(samples)]
+        groups = [(prompt, [data.encode_solution(prompt.sample, run.processor)]) for prompt in prompts]
     with timer("wait"):
         barrier(config.patience)
     with timer("update"):
@@ -418,21 +423,25 @@ def sft_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) 
     return None, [stats], timer
 
 
-def rl_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -> tuple[Rollout, list[dict], Timer]:
+def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int,
+            steps: int) -> tuple[Rollout, list[dict], Timer]:
     """Sample and score responses to Q questions, then take Q / questions_per_update optimiser steps on them.
 
-    Returns the rollout of this rank, the statistics of each optimiser step, and the seconds of each phase.
+    prompts: this rank's. Returns its rollout, the statistics of each optimiser step, and the seconds of each phase.
     """
     config, device, timer = run.config, run.device, Timer(f"step {step}")
+    with timer("encode"):
+        prompts = list(prompts)
     with timer("sync"):
         sync(run.policy, run.replica)  # the sampler's weights are now the policy's
-    seeds = [seed_of(config.seed, step, i) for i in range(len(samples))]
-    rollout = collect(run.replica, run.processor, run.clip, shard_of_rank(samples), shard_of_rank(seeds), config, timer)
+    mine = shard_of_rank(range(config.questions_per_rollout))  # numbers of this rank's questions
+    seeds = [seed_of(config.seed, step, i) for i in mine]
+    rollout = collect(run.replica, run.processor, run.clip, prompts, seeds, config, timer)
     rollout.advantages = group_advantages(rollout.rewards)  # (Q, G), of this rank's questions
 
     # Micro-batches for each optimiser step: question i of the batch goes to step i // U on any number of ranks.
     U, G = config.questions_per_update, config.group_size
-    minibatches, updates, mine = [], len(samples) // U, shard_of_rank(range(len(samples)))
+    minibatches, updates = [], config.questions_per_rollout // U
     for u in range(updates):
         chosen = [q for q, i in enumerate(mine) if i // U == u]
         sampled = [response.logprobs for q in chosen for response in rollout.responses[q * G : (q + 1) * G]]
@@ -509,9 +518,12 @@ def train(run: Run, step_function):
 
         rehearse(config, run.policy, run.ref_policy, run.replica, optimizer, len(run.processor.tokenizer), idle_step)
     on_every_rank(lambda: load_checkpoint(os.path.join(run.folder, "checkpoints"), run.policy, optimizer))
+    share = len(shard_of_rank(range(config.questions_per_rollout)))  # this rank's questions of a step
+    mine = chain(*map(shard_of_rank, run.batches[first:steps]))
+    prompts = encoded((run.samples[i] for i in mine), run.processor, share)  # those of the next step meanwhile
     for step in tqdm(range(first, steps), f"stage {config.stage}", initial=first, total=steps, disable=no_bar()):
         began = time.perf_counter()
-        rollout, stats, timer = step_function(run, optimizer, [run.samples[i] for i in run.batches[step]], step, steps)
+        rollout, stats, timer = step_function(run, optimizer, islice(prompts, share), step, steps)
         rows = gather(records(rollout)) if rollout else []
         metrics = step_metrics(rows, PARTS, stats, timer.seconds) | sum_over_ranks(grader_counts(config.grader))
         if config.eval_every and ((step + 1) % config.eval_every == 0 or step + 1 == steps):

@@ -15,7 +15,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import torch
@@ -28,6 +30,7 @@ from data import InputError
 COLLECTIVE = timedelta(minutes=10)  # all ranks are there when a collective begins, so a slower one is broken
 PATIENCE = 60.0  # minutes until a barrier is given up, where no flag says otherwise
 SIGN_OF_LIFE = 60.0  # seconds between two lines about who is missing
+THREADS = 4  # that work ahead of a rank
 
 
 def restarts() -> int:
@@ -227,6 +230,27 @@ def sum_over_ranks(values: dict) -> dict[str, float]:
     total = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values.values()])
     dist.all_reduce(total)
     return dict(zip(values, total.tolist()))
+
+
+# --------------------------------------------------------------------- work beside that of the device
+
+
+def ahead(function: Callable, items: Iterable, most: int) -> Iterator:
+    """function(item) of each item, in order; threads begin up to `most` items before their results are taken.
+
+    Reading an image file, resizing it and torch's own operations leave Python to others, so the device need not wait
+    for them. `most` bounds the memory of results that wait. An error is raised where the result of its item is taken.
+    """
+    pool, begun = ThreadPoolExecutor(THREADS), deque()
+    try:
+        for item in items:
+            begun.append(pool.submit(function, item))
+            if len(begun) > most:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 # ----------------------------------------------------------------------------------- phases of a step

@@ -117,7 +117,8 @@ def ours(folder: str, cases: list[Case], out: str, commands, answer):
         case, run = cases[int(command)], runs[int(command)]
         first.replica.generation_config.eos_token_id = end_tokens(processor, case) or [len(processor.tokenizer)]
         start = time.perf_counter()
-        rollout, _, timer = train.rl_step(run, optimizer, run.samples, step, step + 1)
+        prompts = train.encoded(run.samples, processor, len(run.samples))
+        rollout, _, timer = train.rl_step(run, optimizer, prompts, step, step + 1)
         seconds = time.perf_counter() - start
         answer(seconds=seconds, update=timer.seconds["update"], phases=timer.seconds, peak_memory_gb=peak_memory(),
                planned_gb={phase: peak / GB for phase, peak in plans[int(command)].items()},

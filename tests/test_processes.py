@@ -16,6 +16,7 @@ import eval as evaluation
 import rewards
 import train
 from conftest import picture
+from data import InputError
 from plumbing import processes as joined
 from ranks import free_port, ranks
 from test_train import compare_metrics, largest_difference, weights
@@ -119,6 +120,25 @@ def test_a_failed_collective_says_where_every_rank_was():
     assert seeing.code not in (0, 2) and died.code == 9 and "RuntimeError" in seeing.stderr
     assert "last seen rank 0: update of step 7 for " in seeing.stderr
     assert "; rank 1: update of step 7 for " in seeing.stderr
+
+
+def test_ahead_keeps_the_order_and_its_bound_and_an_error_comes_with_its_item():
+    """At most 3 results of items not yet asked for; item 6 fails, and 0 to 5 are there before."""
+    begun, taken = [], []
+
+    def work(item):
+        begun.append(item)
+        time.sleep(0.001 * (item % 3))  # later ones are done earlier
+        if item == 6:
+            raise InputError("item 6")
+        return 10 * item
+
+    with pytest.raises(InputError, match="item 6"):
+        for result in joined.ahead(work, iter(range(99)), 3):
+            taken.append(result)
+            assert len(begun) <= len(taken) + 3
+    assert taken == [0, 10, 20, 30, 40, 50] and len(begun) <= 10
+    assert list(joined.ahead(str, [1, 2], 5)) == ["1", "2"] and list(joined.ahead(str, [], 5)) == []
 
 
 def test_meetings_leave_nothing_behind_in_the_store(processes):
