@@ -48,7 +48,7 @@ from engine.clip import load_clip
 from engine.memory import REHEARSED, fit_plan, make_optimizer, rehearse
 from engine.plan import GB, shape_of, table
 from engine.policy import Group, Policy, choose_loss, dummy_group, micro_batches, pack
-from engine.sampler import Response, generate, sync
+from engine.sampler import Response, stream, sync
 from engine.weights import export, find_model, load_checkpoint, load_processor, save_checkpoint
 from grading.algebra import check_rule, grader_counts
 from plumbing.flags import complain, read_stage
@@ -155,6 +155,8 @@ FOLDERS = {"sft": "sft", "sample": "sample", "1": "stage1", "2": "stage2"}  # be
 # A setting NAME_weight makes NAME a part of the reward: rewards.score computes it under this name.
 PARTS = tuple(name.removesuffix("_weight") for name in Config.__annotations__ if name.endswith("_weight"))
 
+CHUNK = 16  # finished questions that are scored together, and by eval.py written to disk
+
 # ------------------------------------------------------------------------------- GRPO, as equations
 
 
@@ -217,16 +219,12 @@ def learning_rate(config: Config, index: int, updates: int) -> float:
 # ---------------------------------------------------- collect: questions in, rewarded responses out
 
 
-@dataclass
-class Rollout:
-    """The responses to this rank's Q questions and what they earned."""
-    samples: list[Sample]  # Q
-    groups: list[Group]  # Q prompts, each with the ids of its G responses
-    responses: list[Response]  # Q G
-    texts: list[str]  # Q G
-    parts: dict[str, Tensor]  # each reward part, (Q G,)
-    rewards: Tensor  # (Q, G)
-    advantages: Tensor | None = None  # (Q, G), once training has computed them
+@dataclass(order=True)
+class Answered:
+    """A question, the G responses to it, and what they earned."""
+    number: int  # of the question among those that this rank asks: they come as they end, and are sorted by it
+    responses: list[Response]  # G
+    row: dict  # for files and metrics: the question, and of each response its text, reward parts and reward
 
 
 def encoded(samples: Iterable[Sample], processor, most: int) -> Iterator[Prompt]:
@@ -234,36 +232,39 @@ def encoded(samples: Iterable[Sample], processor, most: int) -> Iterator[Prompt]
     return ahead(lambda sample: data.encode_prompt(sample, processor), samples, most)
 
 
-def collect(replica, processor, clip, prompts: list[Prompt], seeds: list[int], config, timer: Timer) -> Rollout:
-    """Sample G responses to each question and score them. The same code trains, sorts questions and evaluates."""
-    samples = [prompt.sample for prompt in prompts]
-    with timer("rollout"):
-        replies = generate(replica, prompts, seeds, config.group_size, config.max_response, config.temperature,
-                           config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
-    with timer("reward"):
-        responses = [response for group in replies for response in group]
-        texts = [processor.tokenizer.decode(response.ids, skip_special_tokens=True) for response in responses]
-        lengths = [len(response.ids) for response in responses]
-        weights = {part: getattr(config, f"{part}_weight", 0.0) for part in PARTS}  # eval.py has none
-        total, parts = rewards.score(samples, texts, lengths, weights, clip, config.clip_target, config.length_limit,
-                                     config.keyword_scope, config.grader)
+def collect(replica, processor, clip, samples: list[Sample], prompts: Iterable[Prompt], seeds: list[int], config,
+            timer: Timer) -> Iterator[list[Answered]]:
+    """Sample G responses to each question and score them. The same code trains, sorts questions and evaluates.
+
+    CHUNK questions come at a time, in the order in which they are finished; then sampling goes on where it was.
+    """
+    weights = {part: getattr(config, f"{part}_weight", 0.0) for part in PARTS}  # eval.py has none
+    longest = max((data.prompt_length(sample, processor) for sample in samples), default=0)
+    groups = stream(replica, prompts, longest, seeds, config.group_size, config.max_response, config.temperature,
+                    config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
+    for _ in range(0, len(samples), CHUNK):  # the last chunk may be shorter
+        with timer("rollout"):
+            numbers, replies = zip(*islice(groups, CHUNK))
+        with timer("reward"):
+            responses, asked = list(chain(*replies)), [samples[q] for q in numbers]
+            texts = [processor.tokenizer.decode(response.ids, skip_special_tokens=True) for response in responses]
+            total, parts = rewards.score(asked, texts, [len(response.ids) for response in responses], weights, clip,
+                                         config.clip_target, config.length_limit, config.keyword_scope, config.grader)
+            rows = records(asked, responses, texts, parts | {"reward": total})
+        yield list(map(Answered, numbers, replies, rows))
     with timer("wait"):  # for the ranks with longer responses
         barrier(config.patience)
-    groups = [(prompt, [response.ids for response in group]) for prompt, group in zip(prompts, replies)]
-    return Rollout(samples, groups, responses, texts, parts, total.view(len(samples), config.group_size))
 
 
-def ask(replica, processor, clip, samples: list[Sample], config, purpose: str, chunk: int) -> Iterator[list[dict]]:
-    """Graded responses to all questions, `chunk` at a time: each rank gets the rows of its own share of a chunk.
+def ask(replica, processor, clip, samples: list[Sample], config, purpose: str) -> Iterator[list[Answered]]:
+    """Graded responses to this rank's share of the questions, as `collect` gives them.
 
     A seed depends on the purpose and the question alone: an interrupted run asks the rest as if nothing had happened.
     """
-    for first in tqdm(range(0, len(samples), chunk), purpose, disable=no_bar()):
-        share = shard_of_rank(samples[first : first + chunk])
-        seeds = [seed_of(config.seed, purpose, sample.qid) for sample in share]
-        timer = Timer(f"questions {first} to {first + chunk}")
-        prompts = list(encoded(share, processor, len(share)))
-        yield records(collect(replica, processor, clip, prompts, seeds, config, timer))
+    share = shard_of_rank(samples)
+    seeds = [seed_of(config.seed, purpose, sample.qid) for sample in share]
+    prompts = tqdm(encoded(share, processor, CHUNK), purpose, len(share), disable=no_bar())
+    return collect(replica, processor, clip, share, prompts, seeds, config, Timer(f"{len(share)} questions"))
 
 
 # ---------------------------------------------- micro-batches, and one optimiser step on some of them
@@ -409,7 +410,7 @@ def solution_loss(logprobs: Tensor, batch: MicroBatch, rows: slice) -> tuple[Ten
     return sft_loss(logprobs, batch.weights[rows]), {}  # it has no statistics
 
 
-def sft_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: int) -> tuple[None, list[dict], Timer]:
+def sft_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: int) -> tuple[list, list[dict], Timer]:
     """One optimiser step of supervised warm-up: a solution is a group of one response."""
     config, timer = run.config, Timer(f"step {step}")
     with timer("encode"):
@@ -420,33 +421,36 @@ def sft_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: i
         batches = make_micro_batches(groups, config.token_budget, run.device)
         lr = learning_rate(config, step, steps)
         stats = update(run.policy, optimizer, batches, solution_loss, lr, 1.0, config.max_grad_norm, run.device)
-    return None, [stats], timer
+    return [], [stats], timer
 
 
 def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int,
-            steps: int) -> tuple[Rollout, list[dict], Timer]:
+            steps: int) -> tuple[list[dict], list[dict], Timer]:
     """Sample and score responses to Q questions, then take Q / questions_per_update optimiser steps on them.
 
-    prompts: this rank's. Returns its rollout, the statistics of each optimiser step, and the seconds of each phase.
+    prompts: this rank's. Returns rows of all Q questions, statistics of each optimiser step, and seconds of each phase.
     """
     config, device, timer = run.config, run.device, Timer(f"step {step}")
-    with timer("encode"):
-        prompts = list(prompts)
     with timer("sync"):
         sync(run.policy, run.replica)  # the sampler's weights are now the policy's
-    mine = shard_of_rank(range(config.questions_per_rollout))  # numbers of this rank's questions
-    seeds = [seed_of(config.seed, step, i) for i in mine]
-    rollout = collect(run.replica, run.processor, run.clip, prompts, seeds, config, timer)
-    rollout.advantages = group_advantages(rollout.rewards)  # (Q, G), of this rank's questions
+    with timer("encode"):
+        prompts = list(prompts)
+    Q, U = config.questions_per_rollout, config.questions_per_update
+    mine = shard_of_rank(range(Q))
+    samples, seeds = [prompt.sample for prompt in prompts], [seed_of(config.seed, step, i) for i in mine]
+    asked = collect(run.replica, run.processor, run.clip, samples, prompts, seeds, config, timer)
+    answered = gather(sorted(chain(*asked)), everywhere=True)  # all Q questions
+    rows = [one.row for one in answered]
+    group_rewards = torch.tensor([[response["reward"] for response in row["responses"]] for row in rows])  # (Q, G)
+    advantages = group_advantages(group_rewards)
 
     # Micro-batches for each optimiser step: question i of the batch goes to step i // U on any number of ranks.
-    U, G = config.questions_per_update, config.group_size
-    minibatches, updates = [], config.questions_per_rollout // U
-    for u in range(updates):
-        chosen = [q for q, i in enumerate(mine) if i // U == u]
-        sampled = [response.logprobs for q in chosen for response in rollout.responses[q * G : (q + 1) * G]]
-        minibatches.append(make_micro_batches([rollout.groups[q] for q in chosen], config.token_budget, device,
-                                              rollout.advantages[chosen], sampled))
+    minibatches = []
+    for u in range(Q // U):
+        chosen = [i for i in mine if i // U == u]
+        groups = [(prompts[mine.index(i)], [response.ids for response in answered[i].responses]) for i in chosen]
+        sampled = [response.logprobs for i in chosen for response in answered[i].responses]
+        minibatches.append(make_micro_batches(groups, config.token_budget, device, advantages[chosen], sampled))
 
     with timer("logprobs"), torch.no_grad():  # before any update; the sampler's own log-probs round differently
         for batch in chain(*minibatches):
@@ -467,17 +471,20 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int,
     stats = []
     with timer("update"):
         for u, batches in enumerate(minibatches):
-            lr = learning_rate(config, step * updates + u, steps * updates)
+            lr = learning_rate(config, step * len(minibatches) + u, steps * len(minibatches))
             stats.append(update(run.policy, optimizer, batches, loss_fn, lr, config.temperature, config.max_grad_norm,
                                 device))
-    return rollout, stats, timer
+    for row, values in zip(rows, advantages.tolist()):
+        for response, advantage in zip(row["responses"], values):
+            response["advantage"] = advantage
+    return rows, stats, timer
 
 
 def sample_questions(run: Run):
     """Stage sample: G graded responses to every question, then the three buckets. A second run replaces the first."""
     config = run.config
-    asked = ask(run.replica, run.processor, None, run.samples, config, "sample", config.questions_per_rollout)
-    rows = [row for part in asked for row in gather(part)]
+    asked = ask(run.replica, run.processor, None, run.samples, config, "sample")
+    rows = gather([one.row for one in sorted(chain(*asked))])
     timeouts = sum_over_ranks(grader_counts(config.grader))["grader/timeouts"]
     if is_main():
         correct = {row["qid"]: sum(response["accuracy"] == 1 for response in row["responses"]) for row in rows}
@@ -497,8 +504,8 @@ def evaluate(run: Run) -> dict[str, float]:
     """Greedy answers to the held-out questions: the mean of accuracy, format and the stage's other reward parts."""
     config = dataclasses.replace(run.config, group_size=1, temperature=0.0)
     sync(run.policy, run.replica)
-    asked = ask(run.replica, run.processor, run.clip, run.held_out, config, "evaluate", len(run.held_out))
-    [rows] = [gather(part) for part in asked]  # all of them are one chunk
+    asked = ask(run.replica, run.processor, run.clip, run.held_out, config, "evaluate")
+    rows = gather([one.row for one in sorted(chain(*asked))])
     shown = [part for part in PARTS if part in ("accuracy", "format") or getattr(config, f"{part}_weight") > 0]
     return {f"eval/{part}": mean(row["responses"][0][part] for row in rows) for part in shown}
 
@@ -523,8 +530,7 @@ def train(run: Run, step_function):
     prompts = encoded((run.samples[i] for i in mine), run.processor, share)  # those of the next step meanwhile
     for step in tqdm(range(first, steps), f"stage {config.stage}", initial=first, total=steps, disable=no_bar()):
         began = time.perf_counter()
-        rollout, stats, timer = step_function(run, optimizer, islice(prompts, share), step, steps)
-        rows = gather(records(rollout)) if rollout else []
+        rows, stats, timer = step_function(run, optimizer, islice(prompts, share), step, steps)
         metrics = step_metrics(rows, PARTS, stats, timer.seconds) | sum_over_ranks(grader_counts(config.grader))
         if config.eval_every and ((step + 1) % config.eval_every == 0 or step + 1 == steps):
             metrics |= evaluate(run)

@@ -19,22 +19,17 @@ def mean(values) -> float:
     return sum(values) / max(1, len(values))
 
 
-def records(rollout) -> list[dict]:
-    """A train.Rollout as json rows, one per question: rollout files, metrics and evaluation are made of these."""
-    Q, G = rollout.rewards.shape
-    columns = rollout.parts | {"reward": rollout.rewards.view(-1)}
-    if rollout.advantages is not None:
-        columns["advantage"] = rollout.advantages.view(-1)
-    columns = {name: values.tolist() for name, values in columns.items()}
-    rows = []
-    for q, sample in enumerate(rollout.samples):
-        replies = []
-        for i in range(q * G, (q + 1) * G):
-            text, response = rollout.texts[i], rollout.responses[i]
-            replies.append(dict(text=text, extracted=parse(text).answer, tokens=len(response.ids),
-                                finished=response.finished, **{name: values[i] for name, values in columns.items()}))
-        rows.append(dict(qid=sample.qid, question=sample.question, answer=sample.answer, responses=replies))
-    return rows
+def records(samples: list, responses: list, texts: list[str], columns: dict[str, torch.Tensor]) -> list[dict]:
+    """Q questions and the N = Q G responses to them as json rows, one per question; columns: name -> (N,).
+
+    Rollout files, metrics and evaluation are made of these.
+    """
+    columns, G = {name: values.tolist() for name, values in columns.items()}, len(responses) // len(samples)
+    replies = [dict(text=text, extracted=parse(text).answer, tokens=len(response.ids), finished=response.finished,
+                    **{name: values[i] for name, values in columns.items()})
+               for i, (text, response) in enumerate(zip(texts, responses))]
+    return [dict(qid=sample.qid, question=sample.question, answer=sample.answer, responses=replies[q * G : (q + 1) * G])
+            for q, sample in enumerate(samples)]
 
 
 def rollout_metrics(rows: list[dict], parts: tuple[str, ...]) -> dict[str, float]:

@@ -216,12 +216,15 @@ def shard_of_rank(items) -> list:
     return list(items)[dist.get_rank() :: dist.get_world_size()]
 
 
-def gather(rows: list) -> list:
-    """On rank 0 the rows of all ranks in the order in which `shard_of_rank` dealt them out, elsewhere nothing."""
+def gather(rows: list, everywhere: bool = False) -> list:
+    """On rank 0, or everywhere, the rows of all ranks in the order in which `shard_of_rank` dealt them out; else []."""
     W = dist.get_world_size()
-    per_rank = [None] * W if is_main() else None
-    dist.gather_object(rows, per_rank)
-    return [per_rank[i % W][i // W] for i in range(sum(map(len, per_rank)))] if is_main() else []
+    per_rank = [None] * W if everywhere or is_main() else []
+    if everywhere:
+        dist.all_gather_object(per_rank, rows)
+    else:
+        dist.gather_object(rows, per_rank or None)
+    return [per_rank[i % W][i // W] for i in range(sum(map(len, per_rank)))]
 
 
 def sum_over_ranks(values: dict) -> dict[str, float]:

@@ -118,11 +118,11 @@ def ours(folder: str, cases: list[Case], out: str, commands, answer):
         first.replica.generation_config.eos_token_id = end_tokens(processor, case) or [len(processor.tokenizer)]
         start = time.perf_counter()
         prompts = train.encoded(run.samples, processor, len(run.samples))
-        rollout, _, timer = train.rl_step(run, optimizer, prompts, step, step + 1)
+        rows, _, timer = train.rl_step(run, optimizer, prompts, step, step + 1)
         seconds = time.perf_counter() - start
         answer(seconds=seconds, update=timer.seconds["update"], phases=timer.seconds, peak_memory_gb=peak_memory(),
                planned_gb={phase: peak / GB for phase, peak in plans[int(command)].items()},
-               lengths=[[len(ids) for ids in responses] for _, responses in rollout.groups])
+               lengths=[[response["tokens"] for response in row["responses"]] for row in rows])
     stop_processes(0)
 
 

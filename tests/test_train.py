@@ -14,7 +14,6 @@ import eval as evaluation
 import train
 from conftest import picture
 from data import batches, encode_prompt, parse, seed_of
-from plumbing.log import records
 from plumbing.processes import Timer
 from ranks import ranks
 
@@ -324,17 +323,20 @@ def test_a_second_sampling_replaces_the_first(tiny_folder, questions, tmp_path):
         assert sorted(row["qid"] for row in rows) == sorted(f"q{i}" for i in range(12))
 
 
-def test_rollout_rows_say_what_the_parser_read(replica, processor, prompts):
-    """`records` is group-major and its columns belong together."""
+def test_rows_say_what_the_parser_read(replica, processor, samples, prompts, monkeypatch):
+    """Chunks of two questions, in the order in which they end; `records` is group-major, its columns go together."""
+    monkeypatch.setattr(train, "CHUNK", 2)
     config = train.Config(group_size=2, max_response=5, slots=4, temperature=1.0)
-    rollout = train.collect(replica, processor, None, prompts, list(range(5)), config, Timer("a test"))
-    rows = records(rollout)
-    assert [row["qid"] for row in rows] == list("abcde")
-    for q, row in enumerate(rows):
-        for g, response in enumerate(row["responses"]):
-            assert response["text"] == processor.tokenizer.decode(rollout.groups[q][1][g], skip_special_tokens=True)
-            assert response["extracted"] == parse(response["text"]).answer
-            assert response["tokens"] == len(rollout.groups[q][1][g])
+    parts = list(train.collect(replica, processor, None, samples, prompts, list(range(5)), config, Timer("a test")))
+    assert [len(part) for part in parts] == [2, 2, 1]
+    answered = sorted(sum(parts, []))
+    assert [one.row["qid"] for one in answered] == list("abcde")
+    for one in answered:
+        assert len(one.row["responses"]) == len(one.responses) == 2
+        for shown, response in zip(one.row["responses"], one.responses):
+            assert shown["text"] == processor.tokenizer.decode(response.ids, skip_special_tokens=True)
+            assert shown["extracted"] == parse(shown["text"]).answer
+            assert shown["tokens"] == len(response.ids)
 
 
 def test_bad_input_is_one_line_exit_code_2_and_changes_nothing(one_process, tiny_folder, questions, tmp_path, capsys):
