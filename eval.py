@@ -36,6 +36,7 @@ from engine.policy import Policy
 from engine.weights import find_model, load_processor
 from grading.algebra import check_rule
 from plumbing.flags import Flags, check_sampling, complain, refuse
+from plumbing.log import records
 from plumbing.processes import (barrier, ending_together, gather, is_main, on_every_rank, print0, start_processes,
                                 stop_processes)
 from plumbing.run_folder import write_text
@@ -125,7 +126,7 @@ def prepare_file(config: EvalConfig, processor) -> tuple[list[Sample], int]:
 
 def run_file(config: EvalConfig, model, processor, clip, samples: list[Sample], dropped: int):
     """Ask every question: report.json and responses.jsonl, in the order of the file, and a table on the screen."""
-    rows = gather([one.row for one in sorted(chain(*ask(model, processor, clip, samples, config, "eval")))])
+    rows = gather(records(sorted(chain(*ask(model, processor, clip, samples, config, "eval")))))
     if not is_main():
         return
     for row in rows:
@@ -210,9 +211,9 @@ def respond(config: EvalConfig, model, processor, samples: list[Sample], folder:
     with open(path, "a") as file:
         for part in ask(model, processor, None, todo, config, "eval"):
             for one in part:
-                [response] = one.row["responses"]
-                file.write(json.dumps(dict(pid=one.row["qid"], response=response["text"], tokens=response["tokens"],
-                                           finished=response["finished"])) + "\n")
+                [response], [text] = one.responses, one.texts
+                file.write(json.dumps(dict(pid=one.sample.qid, response=text, tokens=len(response.ids),
+                                           finished=response.finished)) + "\n")
             file.flush()
             os.fsync(file.fileno())
     rows = read_shards(folder, way)

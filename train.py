@@ -48,13 +48,14 @@ from engine.clip import load_clip
 from engine.memory import REHEARSED, fit_plan, make_optimizer, rehearse
 from engine.plan import GB, shape_of, table
 from engine.policy import Group, Policy, choose_loss, dummy_group, micro_batches, pack
-from engine.sampler import Response, stream, sync
+from engine.sampler import stream, sync
 from engine.weights import export, find_model, load_checkpoint, load_processor, save_checkpoint
 from grading.algebra import check_rule, grader_counts
 from plumbing.flags import complain, read_stage
 from plumbing.log import console_line, mean, records, step_metrics, write_step
-from plumbing.processes import (Timer, ahead, barrier, broadcast, ending_together, gather, is_main, no_bar,
-                                on_every_rank, print0, shard_of_rank, start_processes, stop_processes, sum_over_ranks)
+from plumbing.processes import (Timer, ahead, barrier, broadcast, ending_together, fair_shares, gather, is_main,
+                                no_bar, on_every_rank, print0, shard_of_rank, start_processes, stop_processes,
+                                sum_over_ranks)
 from plumbing.run_folder import check_folder, drop_old_run, prepare_folder, write_text
 
 # ------------------------------------------------------------------------------- settings and stages
@@ -154,7 +155,6 @@ STAGES = {
 FOLDERS = {"sft": "sft", "sample": "sample", "1": "stage1", "2": "stage2"}  # below config.out
 # A setting NAME_weight makes NAME a part of the reward: rewards.score computes it under this name.
 PARTS = tuple(name.removesuffix("_weight") for name in Config.__annotations__ if name.endswith("_weight"))
-
 CHUNK = 16  # finished questions that are scored together, and by eval.py written to disk
 
 # ------------------------------------------------------------------------------- GRPO, as equations
@@ -219,51 +219,33 @@ def learning_rate(config: Config, index: int, updates: int) -> float:
 # ---------------------------------------------------- collect: questions in, rewarded responses out
 
 
-@dataclass(order=True)
-class Answered:
-    """A question, the G responses to it, and what they earned."""
-    number: int  # of the question among those that this rank asks: they come as they end, and are sorted by it
-    responses: list[Response]  # G
-    row: dict  # for files and metrics: the question, and of each response its text, reward parts and reward
-
-
-def encoded(samples: Iterable[Sample], processor, most: int) -> Iterator[Prompt]:
-    """Their prompts, of which threads encode up to `most` before they are taken; a bad image raises at its own."""
-    return ahead(lambda sample: data.encode_prompt(sample, processor), samples, most)
-
-
 def collect(replica, processor, clip, samples: list[Sample], prompts: Iterable[Prompt], seeds: list[int], config,
-            timer: Timer) -> Iterator[list[Answered]]:
+            timer: Timer) -> Iterator[list[rewards.Answered]]:
     """Sample G responses to each question and score them. The same code trains, sorts questions and evaluates.
 
-    CHUNK questions come at a time, in the order in which they are finished; then sampling goes on where it was.
+    Questions come as they are finished, CHUNK at a time; then sampling goes on where it was. `sorted` orders them.
     """
-    weights = {part: getattr(config, f"{part}_weight", 0.0) for part in PARTS}  # eval.py has none
     longest = max((data.prompt_length(sample, processor) for sample in samples), default=0)
     groups = stream(replica, prompts, longest, seeds, config.group_size, config.max_response, config.temperature,
                     config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
-    for _ in range(0, len(samples), CHUNK):  # the last chunk may be shorter
+    for _ in range(0, len(samples), CHUNK):
         with timer("rollout"):
-            numbers, replies = zip(*islice(groups, CHUNK))
+            finished = list(islice(groups, CHUNK))
         with timer("reward"):
-            responses, asked = list(chain(*replies)), [samples[q] for q in numbers]
-            texts = [processor.tokenizer.decode(response.ids, skip_special_tokens=True) for response in responses]
-            total, parts = rewards.score(asked, texts, [len(response.ids) for response in responses], weights, clip,
-                                         config.clip_target, config.length_limit, config.keyword_scope, config.grader)
-            rows = records(asked, responses, texts, parts | {"reward": total})
-        yield list(map(Answered, numbers, replies, rows))
+            answered = rewards.judge(samples, finished, processor.tokenizer, clip, config)
+        yield answered
     with timer("wait"):  # for the ranks with longer responses
         barrier(config.patience)
 
 
-def ask(replica, processor, clip, samples: list[Sample], config, purpose: str) -> Iterator[list[Answered]]:
-    """Graded responses to this rank's share of the questions, as `collect` gives them.
+def ask(replica, processor, clip, samples: list[Sample], config, purpose: str) -> Iterator[list[rewards.Answered]]:
+    """Graded responses to this rank's share of the questions, as `collect` yields them.
 
     A seed depends on the purpose and the question alone: an interrupted run asks the rest as if nothing had happened.
     """
     share = shard_of_rank(samples)
     seeds = [seed_of(config.seed, purpose, sample.qid) for sample in share]
-    prompts = tqdm(encoded(share, processor, CHUNK), purpose, len(share), disable=no_bar())
+    prompts = tqdm(ahead(data.encode_prompt, share, CHUNK, processor), purpose, len(share), disable=no_bar())
     return collect(replica, processor, clip, share, prompts, seeds, config, Timer(f"{len(share)} questions"))
 
 
@@ -424,33 +406,49 @@ def sft_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: i
     return [], [stats], timer
 
 
+def deal_out(run: Run, step: int, prompts: list[Prompt], answered: list[rewards.Answered],
+             advantages: Tensor) -> list[list[MicroBatch]]:
+    """The micro-batches of each optimiser step: question i of the batch belongs to step i // U on any number of ranks.
+
+    A row waits for the longest one of all ranks. So the questions of a step are dealt out again, now by their tokens,
+    and a rank encodes the prompts that others have sampled, because sending pixels would take longer.
+    """
+    lengths = gather([len(prompt.input_ids) for prompt in prompts], everywhere=True)
+    tokens = [n + sum(len(response.ids) for response in one.responses) for n, one in zip(lengths, answered)]
+    shares = fair_shares(tokens, run.config.questions_per_update)  # of each optimiser step
+    known = dict(zip(shard_of_rank(range(len(answered))), prompts))
+    others = [i for i in chain(*shares) if i not in known]
+    samples = [run.samples[run.batches[step][i]] for i in others]
+    known |= zip(others, ahead(data.encode_prompt, samples, len(samples), run.processor))
+    barrier()
+    minibatches = []
+    for share in shares:
+        groups = [(known[i], [response.ids for response in answered[i].responses]) for i in share]
+        sampled = [response.logprobs for i in share for response in answered[i].responses]
+        minibatches.append(make_micro_batches(groups, run.config.token_budget, run.device, advantages[share], sampled))
+    return minibatches
+
+
 def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int,
-            steps: int) -> tuple[list[dict], list[dict], Timer]:
+            steps: int) -> tuple[list[rewards.Answered], list[dict], Timer]:
     """Sample and score responses to Q questions, then take Q / questions_per_update optimiser steps on them.
 
-    prompts: this rank's. Returns rows of all Q questions, statistics of each optimiser step, and seconds of each phase.
+    prompts: this rank's. Returns all Q questions, statistics of each optimiser step, and the seconds of each phase.
     """
     config, device, timer = run.config, run.device, Timer(f"step {step}")
     with timer("sync"):
         sync(run.policy, run.replica)  # the sampler's weights are now the policy's
     with timer("encode"):
         prompts = list(prompts)
-    Q, U = config.questions_per_rollout, config.questions_per_update
-    mine = shard_of_rank(range(Q))
-    samples, seeds = [prompt.sample for prompt in prompts], [seed_of(config.seed, step, i) for i in mine]
-    asked = collect(run.replica, run.processor, run.clip, samples, prompts, seeds, config, timer)
-    answered = gather(sorted(chain(*asked)), everywhere=True)  # all Q questions
-    rows = [one.row for one in answered]
-    group_rewards = torch.tensor([[response["reward"] for response in row["responses"]] for row in rows])  # (Q, G)
-    advantages = group_advantages(group_rewards)
-
-    # Micro-batches for each optimiser step: question i of the batch goes to step i // U on any number of ranks.
-    minibatches = []
-    for u in range(Q // U):
-        chosen = [i for i in mine if i // U == u]
-        groups = [(prompts[mine.index(i)], [response.ids for response in answered[i].responses]) for i in chosen]
-        sampled = [response.logprobs for i in chosen for response in answered[i].responses]
-        minibatches.append(make_micro_batches(groups, config.token_budget, device, advantages[chosen], sampled))
+    samples = [prompt.sample for prompt in prompts]
+    seeds = [seed_of(config.seed, step, i) for i in shard_of_rank(range(config.questions_per_rollout))]
+    parts = collect(run.replica, run.processor, run.clip, samples, prompts, seeds, config, timer)
+    answered = gather(sorted(chain(*parts)), everywhere=True)  # Q
+    advantages = group_advantages(torch.tensor([one.earned["reward"] for one in answered]))  # (Q, G)
+    for one, values in zip(answered, advantages.tolist()):
+        one.earned["advantage"] = values
+    with timer("deal"):
+        minibatches = deal_out(run, step, prompts, answered, advantages)
 
     with timer("logprobs"), torch.no_grad():  # before any update; the sampler's own log-probs round differently
         for batch in chain(*minibatches):
@@ -468,23 +466,19 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int,
         gap = (weights * (batch.sampler_logprobs[rows] - old_logprobs).abs()).sum()  # rounding, sampler against trainer
         return loss, stats | {"sampler_gap": gap}
 
-    stats = []
+    stats, updates = [], len(minibatches)
     with timer("update"):
         for u, batches in enumerate(minibatches):
-            lr = learning_rate(config, step * len(minibatches) + u, steps * len(minibatches))
+            lr = learning_rate(config, step * updates + u, steps * updates)
             stats.append(update(run.policy, optimizer, batches, loss_fn, lr, config.temperature, config.max_grad_norm,
                                 device))
-    for row, values in zip(rows, advantages.tolist()):
-        for response, advantage in zip(row["responses"], values):
-            response["advantage"] = advantage
-    return rows, stats, timer
+    return answered, stats, timer
 
 
 def sample_questions(run: Run):
     """Stage sample: G graded responses to every question, then the three buckets. A second run replaces the first."""
     config = run.config
-    asked = ask(run.replica, run.processor, None, run.samples, config, "sample")
-    rows = gather([one.row for one in sorted(chain(*asked))])
+    rows = gather(records(sorted(chain(*ask(run.replica, run.processor, None, run.samples, config, "sample")))))
     timeouts = sum_over_ranks(grader_counts(config.grader))["grader/timeouts"]
     if is_main():
         correct = {row["qid"]: sum(response["accuracy"] == 1 for response in row["responses"]) for row in rows}
@@ -504,8 +498,8 @@ def evaluate(run: Run) -> dict[str, float]:
     """Greedy answers to the held-out questions: the mean of accuracy, format and the stage's other reward parts."""
     config = dataclasses.replace(run.config, group_size=1, temperature=0.0)
     sync(run.policy, run.replica)
-    asked = ask(run.replica, run.processor, run.clip, run.held_out, config, "evaluate")
-    rows = gather([one.row for one in sorted(chain(*asked))])
+    parts = ask(run.replica, run.processor, run.clip, run.held_out, config, "evaluate")
+    rows = gather(records(sorted(chain(*parts))))
     shown = [part for part in PARTS if part in ("accuracy", "format") or getattr(config, f"{part}_weight") > 0]
     return {f"eval/{part}": mean(row["responses"][0][part] for row in rows) for part in shown}
 
@@ -525,12 +519,13 @@ def train(run: Run, step_function):
 
         rehearse(config, run.policy, run.ref_policy, run.replica, optimizer, len(run.processor.tokenizer), idle_step)
     on_every_rank(lambda: load_checkpoint(os.path.join(run.folder, "checkpoints"), run.policy, optimizer))
-    share = len(shard_of_rank(range(config.questions_per_rollout)))  # this rank's questions of a step
-    mine = chain(*map(shard_of_rank, run.batches[first:steps]))
-    prompts = encoded((run.samples[i] for i in mine), run.processor, share)  # those of the next step meanwhile
+    mine = [run.samples[i] for batch in run.batches[first:steps] for i in shard_of_rank(batch)]
+    share = len(shard_of_rank(run.batches[0]))  # of one step
+    prompts = ahead(data.encode_prompt, mine, share, run.processor)  # those of the next step while this one trains
     for step in tqdm(range(first, steps), f"stage {config.stage}", initial=first, total=steps, disable=no_bar()):
         began = time.perf_counter()
-        rows, stats, timer = step_function(run, optimizer, islice(prompts, share), step, steps)
+        answered, stats, timer = step_function(run, optimizer, islice(prompts, share), step, steps)
+        rows = records(answered)
         metrics = step_metrics(rows, PARTS, stats, timer.seconds) | sum_over_ranks(grader_counts(config.grader))
         if config.eval_every and ((step + 1) % config.eval_every == 0 or step + 1 == steps):
             metrics |= evaluate(run)

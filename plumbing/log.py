@@ -19,17 +19,12 @@ def mean(values) -> float:
     return sum(values) / max(1, len(values))
 
 
-def records(samples: list, responses: list, texts: list[str], columns: dict[str, torch.Tensor]) -> list[dict]:
-    """Q questions and the N = Q G responses to them as json rows, one per question; columns: name -> (N,).
-
-    Rollout files, metrics and evaluation are made of these.
-    """
-    columns, G = {name: values.tolist() for name, values in columns.items()}, len(responses) // len(samples)
-    replies = [dict(text=text, extracted=parse(text).answer, tokens=len(response.ids), finished=response.finished,
-                    **{name: values[i] for name, values in columns.items()})
-               for i, (text, response) in enumerate(zip(texts, responses))]
-    return [dict(qid=sample.qid, question=sample.question, answer=sample.answer, responses=replies[q * G : (q + 1) * G])
-            for q, sample in enumerate(samples)]
+def records(answered) -> list[dict]:
+    """rewards.Answered as json rows, one per question: rollout files, metrics and evaluation are made of these."""
+    return [dict(qid=one.sample.qid, question=one.sample.question, answer=one.sample.answer, responses=[
+        dict(text=text, extracted=parse(text).answer, tokens=len(response.ids), finished=response.finished,
+             **{name: values[g] for name, values in one.earned.items()})
+        for g, (text, response) in enumerate(zip(one.texts, one.responses))]) for one in answered]
 
 
 def rollout_metrics(rows: list[dict], parts: tuple[str, ...]) -> dict[str, float]:

@@ -216,6 +216,23 @@ def shard_of_rank(items) -> list:
     return list(items)[dist.get_rank() :: dist.get_world_size()]
 
 
+def deal(costs: list[float], ranks: int) -> list[list[int]]:
+    """The numbers of the items that each rank gets so that their costs add up to about the same everywhere: the dearest
+    item first, each to the rank with the least so far (Graham 1969, longest processing time first)."""
+    shares, loads = [[] for _ in range(ranks)], [0.0] * ranks
+    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        rank = loads.index(min(loads))
+        shares[rank].append(i)
+        loads[rank] += costs[i]
+    return shares
+
+
+def fair_shares(costs: list[float], block: int) -> list[list[int]]:
+    """This rank's items of each block of so many, when each block is dealt out by costs that all ranks know."""
+    W, rank = dist.get_world_size(), dist.get_rank()
+    return [[first + i for i in deal(costs[first : first + block], W)[rank]] for first in range(0, len(costs), block)]
+
+
 def gather(rows: list, everywhere: bool = False) -> list:
     """On rank 0, or everywhere, the rows of all ranks in the order in which `shard_of_rank` dealt them out; else []."""
     W = dist.get_world_size()
@@ -238,8 +255,8 @@ def sum_over_ranks(values: dict) -> dict[str, float]:
 # --------------------------------------------------------------------- work beside that of the device
 
 
-def ahead(function: Callable, items: Iterable, most: int) -> Iterator:
-    """function(item) of each item, in order; threads begin up to `most` items before their results are taken.
+def ahead(function: Callable, items: Iterable, most: int, *rest) -> Iterator:
+    """function(item, *rest) of each item, in order; threads begin up to `most` before their results are taken.
 
     Reading an image file, resizing it and torch's own operations leave Python to others, so the device need not wait
     for them. `most` bounds the memory of results that wait. An error is raised where the result of its item is taken.
@@ -247,7 +264,7 @@ def ahead(function: Callable, items: Iterable, most: int) -> Iterator:
     pool, begun = ThreadPoolExecutor(THREADS), deque()
     try:
         for item in items:
-            begun.append(pool.submit(function, item))
+            begun.append(pool.submit(function, item, *rest))
             if len(begun) > most:
                 yield begun.popleft().result()
         while begun:

@@ -4,12 +4,14 @@ import io
 import json
 import os
 import re
+from dataclasses import replace
 
 import datasets
 import pytest
 from PIL import Image
 
 import eval as evaluation
+import rewards
 import train
 from benchmarks import report
 from benchmarks.registry import BENCHMARKS, load_items, load_rows
@@ -176,16 +178,16 @@ class Killed(Exception):
 
 def interrupt_after(monkeypatch, chunks):
     """Dies when so many chunks of two questions have come; returns the list of their pids."""
-    asked, records = [], train.records
+    asked, judge = [], rewards.judge
 
-    def dying(samples, *rest):
+    def dying(samples, finished, *rest):
         if len(asked) == chunks:
             raise Killed
-        asked.append([sample.qid for sample in samples])
-        return records(samples, *rest)
+        asked.append([samples[q].qid for q, _ in finished])
+        return judge(samples, finished, *rest)
 
     monkeypatch.setattr(train, "CHUNK", 2)
-    monkeypatch.setattr(train, "records", dying)
+    monkeypatch.setattr(rewards, "judge", dying)
     return asked
 
 
@@ -264,15 +266,14 @@ def test_a_split_without_gold_answers_becomes_a_file_to_submit(argv, tiny_mathvi
 
 def test_blind_and_caption_only_are_passes_over_the_same_questions(argv, tmp_path, monkeypatch):
     """Half of the responses get a description; what the model is asked then holds it, and no image."""
-    asked, records = [], train.records
+    asked, judge = [], rewards.judge
 
-    def describing(samples, responses, texts, columns):
-        asked.extend(samples)
-        texts = [f"### Image Description: <image>{sample.qid}<|image_pad|>\n### Rationales: r"
-                 if int(sample.qid) % 2 else "" for sample in samples]
-        return records(samples, responses, texts, columns)
+    def describing(samples, finished, *rest):
+        asked.extend(samples[q] for q, _ in finished)
+        return [replace(one, texts=[f"### Image Description: <image>{one.sample.qid}<|image_pad|>\n### Rationales: r"
+                                    if int(one.sample.qid) % 2 else ""]) for one in judge(samples, finished, *rest)]
 
-    monkeypatch.setattr(train, "records", describing)
+    monkeypatch.setattr(rewards, "judge", describing)
     assert evaluation.main([*argv, "--blind", "--caption_only"]) == 0
     first, second, third = (sorted(part, key=lambda sample: -int(sample.qid))  # they come as they are finished
                             for part in (asked[:N], asked[N:-N], asked[-N:]))

@@ -14,6 +14,7 @@ import eval as evaluation
 import train
 from conftest import picture
 from data import batches, encode_prompt, parse, seed_of
+from plumbing.log import records
 from plumbing.processes import Timer
 from ranks import ranks
 
@@ -324,16 +325,17 @@ def test_a_second_sampling_replaces_the_first(tiny_folder, questions, tmp_path):
 
 
 def test_rows_say_what_the_parser_read(replica, processor, samples, prompts, monkeypatch):
-    """Chunks of two questions, in the order in which they end; `records` is group-major, its columns go together."""
+    """Chunks of two questions, as they end; texts, tokens and what the parser read of a group stay together."""
     monkeypatch.setattr(train, "CHUNK", 2)
     config = train.Config(group_size=2, max_response=5, slots=4, temperature=1.0)
     parts = list(train.collect(replica, processor, None, samples, prompts, list(range(5)), config, Timer("a test")))
     assert [len(part) for part in parts] == [2, 2, 1]
     answered = sorted(sum(parts, []))
-    assert [one.row["qid"] for one in answered] == list("abcde")
-    for one in answered:
-        assert len(one.row["responses"]) == len(one.responses) == 2
-        for shown, response in zip(one.row["responses"], one.responses):
+    rows = records(answered)
+    assert [row["qid"] for row in rows] == list("abcde")
+    for one, row in zip(answered, rows):
+        assert len(row["responses"]) == len(one.responses) == 2
+        for shown, response in zip(row["responses"], one.responses):
             assert shown["text"] == processor.tokenizer.decode(response.ids, skip_special_tokens=True)
             assert shown["extracted"] == parse(shown["text"]).answer
             assert shown["tokens"] == len(response.ids)
