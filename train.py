@@ -19,9 +19,9 @@ why there are two stages: what is always answered right is rewarded for seeing, 
 
 As in the release (the authors' own code), the clip is asymmetric and dual, and the KL estimate is k3: see `grpo_loss`.
 Unlike there, the mean is over the tokens of the whole optimiser step on all ranks (docs/differences.md).
-Q questions x G responses lie group after group: `view(Q, G)` has a group in each row. Rank r of W holds questions r,
-r + W, .. of a batch. Ranks, micro-batch sizes and resumes change the result by rounding only, because random numbers
-are functions of (seed, step, index), the loss is divided by a count over all ranks, and gradients are summed.
+Rank r of W samples questions r, r + W, .. of a batch; then they are dealt out again, so that all train on about as many
+tokens. Ranks, micro-batch sizes and resumes change the result by rounding only, because random numbers are functions of
+(seed, step, index), the loss is divided by a count over all ranks, and gradients are summed.
 """
 import dataclasses
 import json
@@ -52,7 +52,7 @@ from engine.sampler import stream, sync
 from engine.weights import export, find_model, load_checkpoint, load_processor, save_checkpoint
 from grading.algebra import check_rule, grader_counts
 from plumbing.flags import complain, read_stage
-from plumbing.log import console_line, mean, records, step_metrics, write_step
+from plumbing.log import check_gap, console_line, mean, records, step_metrics, write_step
 from plumbing.processes import (Timer, ahead, barrier, broadcast, ending_together, fair_shares, gather, is_main,
                                 no_bar, on_every_rank, print0, shard_of_rank, start_processes, stop_processes,
                                 sum_over_ranks)
@@ -122,6 +122,7 @@ class Config(Sampling):
     clip_ratio_high: float = 0.3  # and at 1 + this
     clip_ratio_c: float = 3.0  # dual clip: bounds the loss of bad tokens whose ratio explodes
     kl_coef: float = 0.01  # weight of the KL to the reference policy (pebr_stage1.yaml); 0 loads no reference
+    old_logprobs: Literal["policy", "sampler"] = "policy"  # whose the ratio's old log-probs are: sampler saves a pass
     fused_loss: Literal["auto", "on", "off"] = "auto"  # on a GPU, Triton's twin of grpo_loss; auto: if both agree
     # optimiser
     lr: float = 1e-6  # learning rate of AdamW
@@ -259,8 +260,8 @@ class MicroBatch:
     weights: Tensor  # (N,) 1 / response tokens of the optimiser step on all ranks; 0 in a dummy
     advantages: Tensor  # (N,) each token has that of its response
     sampler_logprobs: Tensor  # (N,) the sampler's, before top-p, which no log-prob of training knows
-    old_logprobs: Tensor | None = None  # (N,) under the policy before the first update on this rollout
-    ref_logprobs: Tensor | None = None  # (N,) under the reference policy
+    old_logprobs: Tensor | None = None  # (N,) before the first update on this rollout; None: it is the first
+    ref_logprobs: Tensor | None = None  # (N,) under the reference policy; None: there is none
 
 
 def make_micro_batches(groups: list[Group], token_budget: int, device, advantages: Tensor | None = None,
@@ -429,11 +430,10 @@ def deal_out(run: Run, step: int, prompts: list[Prompt], answered: list[rewards.
     return minibatches
 
 
-def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int,
-            steps: int) -> tuple[list[rewards.Answered], list[dict], Timer]:
+def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: int) -> tuple[list, list[dict], Timer]:
     """Sample and score responses to Q questions, then take Q / questions_per_update optimiser steps on them.
 
-    prompts: this rank's. Returns all Q questions, statistics of each optimiser step, and the seconds of each phase.
+    prompts: of this rank. Returns `rewards.Answered` of all, statistics of each optimiser step, seconds of each phase.
     """
     config, device, timer = run.config, run.device, Timer(f"step {step}")
     with timer("sync"):
@@ -449,22 +449,23 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int,
         one.earned["advantage"] = values
     with timer("deal"):
         minibatches = deal_out(run, step, prompts, answered, advantages)
-
     with timer("logprobs"), torch.no_grad():  # before any update; the sampler's own log-probs round differently
-        for batch in chain(*minibatches):
-            batch.old_logprobs, _ = run.policy(pack(batch.groups, device), config.temperature)
-            batch.ref_logprobs = batch.old_logprobs  # unless there is a reference policy
+        for batch in chain(*minibatches[1:]):  # the first update's own log-probs are its old ones
+            batch.old_logprobs = batch.sampler_logprobs
+            if config.old_logprobs == "policy":
+                batch.old_logprobs, _ = run.policy(pack(batch.groups, device), config.temperature)
         if run.ref_policy is not None:  # in a loop of its own, so that one policy at a time is gathered
             for batch in chain(*minibatches):
                 batch.ref_logprobs, _ = run.ref_policy(pack(batch.groups, device), config.temperature)
             run.ref_policy.reshard()  # a forward without a backward would leave its embeddings and head gathered
 
     def loss_fn(logprobs, batch, rows):
-        weights, old_logprobs = batch.weights[rows], batch.old_logprobs[rows]
-        loss, stats = run.grpo_loss(logprobs, old_logprobs, batch.ref_logprobs[rows], batch.advantages[rows], weights,
-                                    config.clip_ratio_low, config.clip_ratio_high, config.clip_ratio_c, config.kl_coef)
-        gap = (weights * (batch.sampler_logprobs[rows] - old_logprobs).abs()).sum()  # rounding, sampler against trainer
-        return loss, stats | {"sampler_gap": gap}
+        now, weights = logprobs.detach(), batch.weights[rows]
+        old = now if batch.old_logprobs is None else batch.old_logprobs[rows]
+        ref = old if batch.ref_logprobs is None else batch.ref_logprobs[rows]
+        loss, stats = run.grpo_loss(logprobs, old, ref, batch.advantages[rows], weights, config.clip_ratio_low,
+                                    config.clip_ratio_high, config.clip_ratio_c, config.kl_coef)
+        return loss, stats | {"sampler_gap": (weights * (batch.sampler_logprobs[rows] - now).abs()).sum()}
 
     stats, updates = [], len(minibatches)
     with timer("update"):
@@ -534,6 +535,7 @@ def train(run: Run, step_function):
             write_step(run.folder, step, metrics, rows)
             tqdm.write(console_line(step, steps, metrics))
         barrier()  # if rank 0 could not write, nobody goes on
+        check_gap(config.old_logprobs, metrics)
         skipped = skipped + 1 if metrics["opt/skipped"] else 0
         if skipped == 5:
             raise FloatingPointError("5 steps in a row had a non-finite gradient: see the last rollouts, lower --lr")

@@ -118,11 +118,11 @@ def ours(folder: str, cases: list[Case], out: str, commands, answer):
         first.replica.generation_config.eos_token_id = end_tokens(processor, case) or [len(processor.tokenizer)]
         start = time.perf_counter()
         prompts = ahead(data.encode_prompt, run.samples, len(run.samples), processor)
-        rows, _, timer = train.rl_step(run, optimizer, prompts, step, step + 1)
+        answered, _, timer = train.rl_step(run, optimizer, prompts, step, step + 1)
         seconds = time.perf_counter() - start
         answer(seconds=seconds, update=timer.seconds["update"], phases=timer.seconds, peak_memory_gb=peak_memory(),
                planned_gb={phase: peak / GB for phase, peak in plans[int(command)].items()},
-               lengths=[[response["tokens"] for response in row["responses"]] for row in rows])
+               lengths=[[len(response.ids) for response in one.responses] for one in answered])
     stop_processes(0)
 
 
