@@ -53,9 +53,8 @@ from engine.weights import export, find_model, load_checkpoint, load_processor, 
 from grading.algebra import check_rule, grader_counts
 from plumbing.flags import complain, read_stage
 from plumbing.log import check_gap, console_line, mean, records, step_metrics, write_step
-from plumbing.processes import (Timer, ahead, barrier, broadcast, ending_together, fair_shares, gather, is_main,
-                                no_bar, on_every_rank, print0, shard_of_rank, start_processes, stop_processes,
-                                sum_over_ranks)
+from plumbing.processes import (Timer, ahead, barrier, broadcast, ending_together, fair_shares, gather, is_main, no_bar,
+                                on_every_rank, print0, shard_of_rank, start_processes, stop_processes, sum_over_ranks)
 from plumbing.run_folder import check_folder, drop_old_run, prepare_folder, write_text
 
 # ------------------------------------------------------------------------------- settings and stages
