@@ -20,6 +20,7 @@ import os
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from glob import glob
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -35,12 +36,11 @@ from engine.policy import Policy
 from engine.weights import find_model, load_processor
 from grading.algebra import check_rule
 from plumbing.flags import Flags, check_sampling, complain, refuse
+from plumbing.log import records
 from plumbing.processes import (barrier, ending_together, gather, is_main, on_every_rank, print0, start_processes,
                                 stop_processes)
 from plumbing.run_folder import write_text
 from train import PARTS, Sampling, ask
-
-CHUNK = 64  # questions per process between two signs of life: what an interruption can cost
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,7 @@ def prepare_file(config: EvalConfig, processor) -> tuple[list[Sample], int]:
 
 def run_file(config: EvalConfig, model, processor, clip, samples: list[Sample], dropped: int):
     """Ask every question: report.json and responses.jsonl, in the order of the file, and a table on the screen."""
-    rows = []
-    for part in ask(model, processor, clip, samples, config, "eval", CHUNK * dist.get_world_size()):
-        rows += gather(part)
+    rows = gather(records(sorted(chain(*ask(model, processor, clip, samples, config, "eval")))))
     if not is_main():
         return
     for row in rows:
@@ -211,14 +209,13 @@ def respond(config: EvalConfig, model, processor, samples: list[Sample], folder:
     if os.path.exists(path):
         os.truncate(path, len(whole_lines(path)))
     with open(path, "a") as file:
-        for rows in ask(model, processor, None, todo, config, "eval", CHUNK * dist.get_world_size()):
-            for row in rows:
-                [response] = row["responses"]
-                file.write(json.dumps(dict(pid=row["qid"], response=response["text"], tokens=response["tokens"],
-                                           finished=response["finished"])) + "\n")
+        for part in ask(model, processor, None, todo, config, "eval"):
+            for one in part:
+                [response], [text] = one.responses, one.texts
+                file.write(json.dumps(dict(pid=one.sample.qid, response=text, tokens=len(response.ids),
+                                           finished=response.finished)) + "\n")
             file.flush()
             os.fsync(file.fileno())
-    barrier()
     rows = read_shards(folder, way)
     lost = [sample.qid for sample in samples if sample.qid not in rows]
     if lost:

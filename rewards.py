@@ -18,11 +18,13 @@ Deviations from the release:
 4. A response without the answer section is wrong, instead of being graded whole; grader="release" grades it whole.
 """
 import re
+from dataclasses import dataclass, replace
 
 import torch
 
 from data import Sample, Sections, parse
 from engine.clip import ClipScorer
+from engine.sampler import Response
 from grading.equal import same_answer
 
 # ---------------------------------------------------------------- the five parts
@@ -141,3 +143,33 @@ def score(samples: list[Sample], responses: list[str], lengths: list[int], weigh
         "accuracy": torch.tensor(accuracies),
     }
     return sum((weight * parts[part] for part, weight in weights.items()), torch.zeros(N)), parts
+
+
+# ---------------------------------------------------------------- a question with all that came of it
+
+
+@dataclass(order=True)
+class Answered:
+    """A question, G responses to it, and what they earned."""
+    number: int  # of the question among those that were asked: they are finished in another order
+    sample: Sample  # without its images, which are heavy
+    responses: list[Response]  # G
+    texts: list[str]  # G
+    earned: dict[str, list[float]]  # G numbers of each part, and of the reward; in training of the advantage as well
+
+
+def judge(samples: list[Sample], finished: list[tuple[int, list[Response]]], tokenizer,
+          clip: ClipScorer | None, config) -> list[Answered]:
+    """Score what `engine.sampler.stream` yields, (number of a sample, G responses), of one sample or more.
+
+    config: train.Sampling's or Config's settings of rewards; a part without a weight there has none in the sum.
+    """
+    weights = {name.removesuffix("_weight"): value for name, value in vars(config).items() if name.endswith("_weight")}
+    asked, responses = [samples[q] for q, _ in finished], [response for _, group in finished for response in group]
+    texts = [tokenizer.decode(response.ids, skip_special_tokens=True) for response in responses]
+    total, parts = score(asked, texts, [len(response.ids) for response in responses], weights, clip,
+                         config.clip_target, config.length_limit, config.keyword_scope, config.grader)
+    G = len(responses) // len(asked)
+    earned = {name: values.view(-1, G).tolist() for name, values in (parts | {"reward": total}).items()}
+    return [Answered(q, replace(samples[q], images=()), group, texts[k * G : (k + 1) * G],
+                     {name: values[k] for name, values in earned.items()}) for k, (q, group) in enumerate(finished)]

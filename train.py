@@ -19,9 +19,9 @@ why there are two stages: what is always answered right is rewarded for seeing, 
 
 As in the release (the authors' own code), the clip is asymmetric and dual, and the KL estimate is k3: see `grpo_loss`.
 Unlike there, the mean is over the tokens of the whole optimiser step on all ranks (docs/differences.md).
-Q questions x G responses lie group after group: `view(Q, G)` has a group in each row. Rank r of W holds questions r,
-r + W, .. of a batch. Ranks, micro-batch sizes and resumes change the result by rounding only, because random numbers
-are functions of (seed, step, index), the loss is divided by a count over all ranks, and gradients are summed.
+Rank r of W samples questions r, r + W, .. of a batch; then they are dealt out again, so that all train on about as many
+tokens. Ranks, micro-batch sizes and resumes change the result by rounding only, because random numbers are functions of
+(seed, step, index), the loss is divided by a count over all ranks, and gradients are summed.
 """
 import dataclasses
 import json
@@ -30,9 +30,9 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Literal
 
 import torch
@@ -43,18 +43,18 @@ from tqdm import tqdm
 
 import data
 import rewards
-from data import InputError, Sample, seed_of
+from data import InputError, Prompt, Sample, seed_of
 from engine.clip import load_clip
 from engine.memory import REHEARSED, fit_plan, make_optimizer, rehearse
 from engine.plan import GB, shape_of, table
 from engine.policy import Group, Policy, choose_loss, dummy_group, micro_batches, pack
-from engine.sampler import Response, generate, sync
+from engine.sampler import stream, sync
 from engine.weights import export, find_model, load_checkpoint, load_processor, save_checkpoint
 from grading.algebra import check_rule, grader_counts
 from plumbing.flags import complain, read_stage
-from plumbing.log import console_line, mean, records, step_metrics, write_step
-from plumbing.processes import (Timer, barrier, broadcast, ending_together, gather, is_main, no_bar, on_every_rank,
-                                print0, shard_of_rank, start_processes, stop_processes, sum_over_ranks)
+from plumbing.log import check_gap, console_line, mean, records, step_metrics, write_step
+from plumbing.processes import (Timer, ahead, barrier, broadcast, ending_together, fair_shares, gather, is_main, no_bar,
+                                on_every_rank, print0, shard_of_rank, start_processes, stop_processes, sum_over_ranks)
 from plumbing.run_folder import check_folder, drop_old_run, prepare_folder, write_text
 
 # ------------------------------------------------------------------------------- settings and stages
@@ -121,6 +121,7 @@ class Config(Sampling):
     clip_ratio_high: float = 0.3  # and at 1 + this
     clip_ratio_c: float = 3.0  # dual clip: bounds the loss of bad tokens whose ratio explodes
     kl_coef: float = 0.01  # weight of the KL to the reference policy (pebr_stage1.yaml); 0 loads no reference
+    old_logprobs: Literal["policy", "sampler"] = "policy"  # whose the ratio's old log-probs are: sampler saves a pass
     fused_loss: Literal["auto", "on", "off"] = "auto"  # on a GPU, Triton's twin of grpo_loss; auto: if both agree
     # optimiser
     lr: float = 1e-6  # learning rate of AdamW
@@ -154,6 +155,7 @@ STAGES = {
 FOLDERS = {"sft": "sft", "sample": "sample", "1": "stage1", "2": "stage2"}  # below config.out
 # A setting NAME_weight makes NAME a part of the reward: rewards.score computes it under this name.
 PARTS = tuple(name.removesuffix("_weight") for name in Config.__annotations__ if name.endswith("_weight"))
+CHUNK = 16  # finished questions that are scored together, and by eval.py written to disk
 
 # ------------------------------------------------------------------------------- GRPO, as equations
 
@@ -217,47 +219,34 @@ def learning_rate(config: Config, index: int, updates: int) -> float:
 # ---------------------------------------------------- collect: questions in, rewarded responses out
 
 
-@dataclass
-class Rollout:
-    """The responses to this rank's Q questions and what they earned."""
-    samples: list[Sample]  # Q
-    groups: list[Group]  # Q prompts, each with the ids of its G responses
-    responses: list[Response]  # Q G
-    texts: list[str]  # Q G
-    parts: dict[str, Tensor]  # each reward part, (Q G,)
-    rewards: Tensor  # (Q, G)
-    advantages: Tensor | None = None  # (Q, G), once training has computed them
+def collect(replica, processor, clip, samples: list[Sample], prompts: Iterable[Prompt], seeds: list[int], config,
+            timer: Timer) -> Iterator[list[rewards.Answered]]:
+    """Sample G responses to each question and score them. The same code trains, sorts questions and evaluates.
 
-
-def collect(replica, processor, clip, samples: list[Sample], seeds: list[int], config, timer: Timer) -> Rollout:
-    """Sample G responses to each question and score them. The same code trains, sorts questions and evaluates."""
-    with timer("rollout"):
-        prompts = [data.encode_prompt(sample, processor) for sample in samples]
-        replies = generate(replica, prompts, seeds, config.group_size, config.max_response, config.temperature,
-                           config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
-    with timer("reward"):
-        responses = [response for group in replies for response in group]
-        texts = [processor.tokenizer.decode(response.ids, skip_special_tokens=True) for response in responses]
-        lengths = [len(response.ids) for response in responses]
-        weights = {part: getattr(config, f"{part}_weight", 0.0) for part in PARTS}  # eval.py has none
-        total, parts = rewards.score(samples, texts, lengths, weights, clip, config.clip_target, config.length_limit,
-                                     config.keyword_scope, config.grader)
+    Questions come as they are finished, CHUNK at a time; then sampling goes on where it was. `sorted` orders them.
+    """
+    longest = max((data.prompt_length(sample, processor) for sample in samples), default=0)
+    groups = stream(replica, prompts, longest, seeds, config.group_size, config.max_response, config.temperature,
+                    config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
+    for _ in range(0, len(samples), CHUNK):
+        with timer("rollout"):
+            finished = list(islice(groups, CHUNK))
+        with timer("reward"):
+            answered = rewards.judge(samples, finished, processor.tokenizer, clip, config)
+        yield answered
     with timer("wait"):  # for the ranks with longer responses
         barrier(config.patience)
-    groups = [(prompt, [response.ids for response in group]) for prompt, group in zip(prompts, replies)]
-    return Rollout(samples, groups, responses, texts, parts, total.view(len(samples), config.group_size))
 
 
-def ask(replica, processor, clip, samples: list[Sample], config, purpose: str, chunk: int) -> Iterator[list[dict]]:
-    """Graded responses to all questions, `chunk` at a time: each rank gets the rows of its own share of a chunk.
+def ask(replica, processor, clip, samples: list[Sample], config, purpose: str) -> Iterator[list[rewards.Answered]]:
+    """Graded responses to this rank's share of the questions, as `collect` yields them.
 
     A seed depends on the purpose and the question alone: an interrupted run asks the rest as if nothing had happened.
     """
-    for first in tqdm(range(0, len(samples), chunk), purpose, disable=no_bar()):
-        share = shard_of_rank(samples[first : first + chunk])
-        seeds = [seed_of(config.seed, purpose, sample.qid) for sample in share]
-        timer = Timer(f"questions {first} to {first + chunk}")
-        yield records(collect(replica, processor, clip, share, seeds, config, timer))
+    share = shard_of_rank(samples)
+    seeds = [seed_of(config.seed, purpose, sample.qid) for sample in share]
+    prompts = tqdm(ahead(data.encode_prompt, share, CHUNK, processor), purpose, len(share), disable=no_bar())
+    return collect(replica, processor, clip, share, prompts, seeds, config, Timer(f"{len(share)} questions"))
 
 
 # ---------------------------------------------- micro-batches, and one optimiser step on some of them
@@ -270,8 +259,8 @@ class MicroBatch:
     weights: Tensor  # (N,) 1 / response tokens of the optimiser step on all ranks; 0 in a dummy
     advantages: Tensor  # (N,) each token has that of its response
     sampler_logprobs: Tensor  # (N,) the sampler's, before top-p, which no log-prob of training knows
-    old_logprobs: Tensor | None = None  # (N,) under the policy before the first update on this rollout
-    ref_logprobs: Tensor | None = None  # (N,) under the reference policy
+    old_logprobs: Tensor | None = None  # (N,) before the first update on this rollout; None: it is the first
+    ref_logprobs: Tensor | None = None  # (N,) under the reference policy; None: there is none
 
 
 def make_micro_batches(groups: list[Group], token_budget: int, device, advantages: Tensor | None = None,
@@ -403,72 +392,93 @@ def solution_loss(logprobs: Tensor, batch: MicroBatch, rows: slice) -> tuple[Ten
     return sft_loss(logprobs, batch.weights[rows]), {}  # it has no statistics
 
 
-def sft_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -> tuple[None, list[dict], Timer]:
+def sft_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: int) -> tuple[list, list[dict], Timer]:
     """One optimiser step of supervised warm-up: a solution is a group of one response."""
     config, timer = run.config, Timer(f"step {step}")
     with timer("encode"):
-        groups = [(data.encode_prompt(sample, run.processor), [data.encode_solution(sample, run.processor)])
-                  for sample in shard_of_rank(samples)]
+        groups = [(prompt, [data.encode_solution(prompt.sample, run.processor)]) for prompt in prompts]
     with timer("wait"):
         barrier(config.patience)
     with timer("update"):
         batches = make_micro_batches(groups, config.token_budget, run.device)
         lr = learning_rate(config, step, steps)
         stats = update(run.policy, optimizer, batches, solution_loss, lr, 1.0, config.max_grad_norm, run.device)
-    return None, [stats], timer
+    return [], [stats], timer
 
 
-def rl_step(run: Run, optimizer, samples: list[Sample], step: int, steps: int) -> tuple[Rollout, list[dict], Timer]:
+def deal_out(run: Run, step: int, prompts: list[Prompt], answered: list[rewards.Answered],
+             advantages: Tensor) -> list[list[MicroBatch]]:
+    """The micro-batches of each optimiser step: question i of the batch belongs to step i // U on any number of ranks.
+
+    A row waits for the longest one of all ranks. So the questions of a step are dealt out again, now by their tokens,
+    and a rank encodes the prompts that others have sampled, because sending pixels would take longer.
+    """
+    lengths = gather([len(prompt.input_ids) for prompt in prompts], everywhere=True)
+    tokens = [n + sum(len(response.ids) for response in one.responses) for n, one in zip(lengths, answered)]
+    shares = fair_shares(tokens, run.config.questions_per_update)  # of each optimiser step
+    known = dict(zip(shard_of_rank(range(len(answered))), prompts))
+    others = [i for i in chain(*shares) if i not in known]
+    samples = [run.samples[run.batches[step][i]] for i in others]
+    known |= zip(others, ahead(data.encode_prompt, samples, len(samples), run.processor))
+    barrier()
+    minibatches = []
+    for share in shares:
+        groups = [(known[i], [response.ids for response in answered[i].responses]) for i in share]
+        sampled = [response.logprobs for i in share for response in answered[i].responses]
+        minibatches.append(make_micro_batches(groups, run.config.token_budget, run.device, advantages[share], sampled))
+    return minibatches
+
+
+def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: int) -> tuple[list, list[dict], Timer]:
     """Sample and score responses to Q questions, then take Q / questions_per_update optimiser steps on them.
 
-    Returns the rollout of this rank, the statistics of each optimiser step, and the seconds of each phase.
+    prompts: of this rank. Returns `rewards.Answered` of all, statistics of each optimiser step, seconds of each phase.
     """
     config, device, timer = run.config, run.device, Timer(f"step {step}")
     with timer("sync"):
         sync(run.policy, run.replica)  # the sampler's weights are now the policy's
-    seeds = [seed_of(config.seed, step, i) for i in range(len(samples))]
-    rollout = collect(run.replica, run.processor, run.clip, shard_of_rank(samples), shard_of_rank(seeds), config, timer)
-    rollout.advantages = group_advantages(rollout.rewards)  # (Q, G), of this rank's questions
-
-    # Micro-batches for each optimiser step: question i of the batch goes to step i // U on any number of ranks.
-    U, G = config.questions_per_update, config.group_size
-    minibatches, updates, mine = [], len(samples) // U, shard_of_rank(range(len(samples)))
-    for u in range(updates):
-        chosen = [q for q, i in enumerate(mine) if i // U == u]
-        sampled = [response.logprobs for q in chosen for response in rollout.responses[q * G : (q + 1) * G]]
-        minibatches.append(make_micro_batches([rollout.groups[q] for q in chosen], config.token_budget, device,
-                                              rollout.advantages[chosen], sampled))
-
+    with timer("encode"):
+        prompts = list(prompts)
+    samples = [prompt.sample for prompt in prompts]
+    seeds = [seed_of(config.seed, step, i) for i in shard_of_rank(range(config.questions_per_rollout))]
+    parts = collect(run.replica, run.processor, run.clip, samples, prompts, seeds, config, timer)
+    answered = gather(sorted(chain(*parts)), everywhere=True)  # Q
+    advantages = group_advantages(torch.tensor([one.earned["reward"] for one in answered]))  # (Q, G)
+    for one, values in zip(answered, advantages.tolist()):
+        one.earned["advantage"] = values
+    with timer("deal"):
+        minibatches = deal_out(run, step, prompts, answered, advantages)
     with timer("logprobs"), torch.no_grad():  # before any update; the sampler's own log-probs round differently
-        for batch in chain(*minibatches):
-            batch.old_logprobs, _ = run.policy(pack(batch.groups, device), config.temperature)
-            batch.ref_logprobs = batch.old_logprobs  # unless there is a reference policy
+        for batch in chain(*minibatches[1:]):  # the first update's own log-probs are its old ones
+            batch.old_logprobs = batch.sampler_logprobs
+            if config.old_logprobs == "policy":
+                batch.old_logprobs, _ = run.policy(pack(batch.groups, device), config.temperature)
         if run.ref_policy is not None:  # in a loop of its own, so that one policy at a time is gathered
             for batch in chain(*minibatches):
                 batch.ref_logprobs, _ = run.ref_policy(pack(batch.groups, device), config.temperature)
             run.ref_policy.reshard()  # a forward without a backward would leave its embeddings and head gathered
 
     def loss_fn(logprobs, batch, rows):
-        weights, old_logprobs = batch.weights[rows], batch.old_logprobs[rows]
-        loss, stats = run.grpo_loss(logprobs, old_logprobs, batch.ref_logprobs[rows], batch.advantages[rows], weights,
-                                    config.clip_ratio_low, config.clip_ratio_high, config.clip_ratio_c, config.kl_coef)
-        gap = (weights * (batch.sampler_logprobs[rows] - old_logprobs).abs()).sum()  # rounding, sampler against trainer
-        return loss, stats | {"sampler_gap": gap}
+        now, weights = logprobs.detach(), batch.weights[rows]
+        old = now if batch.old_logprobs is None else batch.old_logprobs[rows]
+        ref = old if batch.ref_logprobs is None else batch.ref_logprobs[rows]
+        loss, stats = run.grpo_loss(logprobs, old, ref, batch.advantages[rows], weights, config.clip_ratio_low,
+                                    config.clip_ratio_high, config.clip_ratio_c, config.kl_coef)
+        return loss, stats | {"sampler_gap": (weights * (batch.sampler_logprobs[rows] - now).abs()).sum()}
 
-    stats = []
+    stats, updates = [], len(minibatches)
     with timer("update"):
         for u, batches in enumerate(minibatches):
             lr = learning_rate(config, step * updates + u, steps * updates)
             stats.append(update(run.policy, optimizer, batches, loss_fn, lr, config.temperature, config.max_grad_norm,
                                 device))
-    return rollout, stats, timer
+    return answered, stats, timer
 
 
 def sample_questions(run: Run):
     """Stage sample: G graded responses to every question, then the three buckets. A second run replaces the first."""
     config = run.config
-    asked = ask(run.replica, run.processor, None, run.samples, config, "sample", config.questions_per_rollout)
-    rows = [row for part in asked for row in gather(part)]
+    rows = gather(records(sorted(chain(*ask(run.replica, run.processor, None, run.samples, config, "sample")))))
     timeouts = sum_over_ranks(grader_counts(config.grader))["grader/timeouts"]
     if is_main():
         correct = {row["qid"]: sum(response["accuracy"] == 1 for response in row["responses"]) for row in rows}
@@ -488,8 +498,8 @@ def evaluate(run: Run) -> dict[str, float]:
     """Greedy answers to the held-out questions: the mean of accuracy, format and the stage's other reward parts."""
     config = dataclasses.replace(run.config, group_size=1, temperature=0.0)
     sync(run.policy, run.replica)
-    asked = ask(run.replica, run.processor, run.clip, run.held_out, config, "evaluate", len(run.held_out))
-    [rows] = [gather(part) for part in asked]  # all of them are one chunk
+    parts = ask(run.replica, run.processor, run.clip, run.held_out, config, "evaluate")
+    rows = gather(records(sorted(chain(*parts))))
     shown = [part for part in PARTS if part in ("accuracy", "format") or getattr(config, f"{part}_weight") > 0]
     return {f"eval/{part}": mean(row["responses"][0][part] for row in rows) for part in shown}
 
@@ -509,10 +519,13 @@ def train(run: Run, step_function):
 
         rehearse(config, run.policy, run.ref_policy, run.replica, optimizer, len(run.processor.tokenizer), idle_step)
     on_every_rank(lambda: load_checkpoint(os.path.join(run.folder, "checkpoints"), run.policy, optimizer))
+    mine = [run.samples[i] for batch in run.batches[first:steps] for i in shard_of_rank(batch)]
+    share = len(shard_of_rank(run.batches[0]))  # of one step
+    prompts = ahead(data.encode_prompt, mine, share, run.processor)  # those of the next step while this one trains
     for step in tqdm(range(first, steps), f"stage {config.stage}", initial=first, total=steps, disable=no_bar()):
         began = time.perf_counter()
-        rollout, stats, timer = step_function(run, optimizer, [run.samples[i] for i in run.batches[step]], step, steps)
-        rows = gather(records(rollout)) if rollout else []
+        answered, stats, timer = step_function(run, optimizer, islice(prompts, share), step, steps)
+        rows = records(answered)
         metrics = step_metrics(rows, PARTS, stats, timer.seconds) | sum_over_ranks(grader_counts(config.grader))
         if config.eval_every and ((step + 1) % config.eval_every == 0 or step + 1 == steps):
             metrics |= evaluate(run)
@@ -521,6 +534,7 @@ def train(run: Run, step_function):
             write_step(run.folder, step, metrics, rows)
             tqdm.write(console_line(step, steps, metrics))
         barrier()  # if rank 0 could not write, nobody goes on
+        check_gap(config.old_logprobs, metrics)
         skipped = skipped + 1 if metrics["opt/skipped"] else 0
         if skipped == 5:
             raise FloatingPointError("5 steps in a row had a non-finite gradient: see the last rollouts, lower --lr")

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from data import InputError, load_image
+from plumbing.processes import ahead
 
 
 CHUNK = 64  # images or texts in one forward, which bounds its memory
@@ -33,8 +34,8 @@ class ClipScorer:
         self.tokenize = tokenize                   # list of texts -> (texts, L), cut at L with the end token kept
         self.device = device
 
-    def pixels(self, images: list) -> torch.Tensor:
-        return torch.stack([self.preprocess(load_image(image)) for image in images])     # (images, 3, H, W)
+    def pixels(self, images: list) -> torch.Tensor:                      # (images, 3, H, W)
+        return torch.stack(list(ahead(lambda image: self.preprocess(load_image(image)), images, len(images))))
 
     @torch.no_grad()
     def encode(self, items: list, prepare, encoder) -> torch.Tensor:

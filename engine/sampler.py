@@ -1,6 +1,7 @@
 """The sampler: prefill each prompt once, continue it G times, give the slot of a finished response to the next prompt.
 
     replies = generate(replica, prompts, seeds, group_size=8, max_new_tokens=2048, temperature=1.2, top_p=.99, slots=64)
+    for q, responses in stream(replica, prompts, longest, seeds, ..): ..    the same, each group as soon as it has ended
     sync(policy, replica)      after an update: the sharded policy's weights into the sampler's whole copy, in place
 
 A slot is one row of a static key-value cache. A prompt takes G slots: its keys are computed once and copied into them.
@@ -17,6 +18,7 @@ Symbols: S slots, Q prompts, G responses per prompt, V vocabulary, L length of t
 """
 import functools
 from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -184,56 +186,66 @@ def capture(decoder: Decoder):
     return graph.replay
 
 
-def hand_out(live: dict[int, Response], free: list[int], slots: list[int], ids, logprobs, end: set[int], limit: int):
+def hand_out(live: dict[int, tuple[int, Response]], free: list[int], slots: list[int], ids, logprobs, end: set[int],
+             limit: int):
     """Give the tokens drawn in some slots to their responses; a response that has ended frees its slot."""
     for slot, tokens, scores in zip(slots, ids, logprobs):
-        if live[slot].take(tokens, scores, end, limit):
+        if live[slot][1].take(tokens, scores, end, limit):
             free.append(slot)
             del live[slot]
 
 
-@torch.no_grad()
-def generate(model, prompts: list[Prompt], seeds: list[int], group_size: int, max_new_tokens: int, temperature: float,
-             top_p: float, slots: int, vocab_size: int, graphs: bool = True) -> list[list[Response]]:
-    """Sample `group_size` responses to each prompt: Q lists of G; temperature 0 is greedy, with the log-probs at 1.
+def generate(model, prompts: list[Prompt], seeds: list[int], *settings, **more) -> list[list[Response]]:
+    """What `stream` yields, as a list: for each prompt its responses. The settings are those of `stream`."""
+    longest = max((len(prompt.input_ids) for prompt in prompts), default=0)
+    groups = dict(stream(model, prompts, longest, seeds, *settings, **more))
+    return [groups[q] for q in range(len(prompts))]
 
-    seeds: one per prompt (`seed_of`); slots: rows decoded together, at least group_size; vocab_size: the tokenizer's;
-    graphs: on a GPU, decode in CUDA graphs.
+
+@torch.no_grad()
+def stream(model, prompts: Iterable[Prompt], longest: int, seeds: list[int], group_size: int, max_new_tokens: int,
+           temperature: float, top_p: float, slots: int, vocab_size: int,
+           graphs: bool = True) -> Iterator[tuple[int, list[Response]]]:
+    """Sample `group_size` responses to each prompt; yields (which prompt, its responses) as soon as all have ended.
+
+    A prompt is taken when there are slots for it. longest: tokens of the longest; seeds: one per prompt (`seed_of`);
+    temperature 0 is greedy, with the log-probs at 1; slots: rows decoded together, at least group_size; vocab_size: the
+    tokenizer's; graphs: on a GPU, decode in CUDA graphs.
     """
-    assert len(seeds) == len(prompts), f"{len(seeds)=} {len(prompts)=}"
     assert slots >= group_size, f"{slots=} cannot hold a group of {group_size}"
-    if not prompts:
-        return []
-    slots = min(slots, len(prompts) * group_size)
-    longest = max(len(prompt.input_ids) for prompt in prompts)
+    if not seeds:
+        return
+    slots = min(slots, len(seeds) * group_size)
     state = Slots(model, slots, longest + max_new_tokens + BURST, max_new_tokens)
     decoder = Decoder(model, state, temperature, top_p, vocab_size)
     burst = capture(decoder) if graphs else decoder.burst
     end = set(torch.tensor(model.generation_config.eos_token_id).view(-1).tolist())  # one token or several
-    replies = [[Response([], [], False) for _ in range(group_size)] for _ in prompts]
-    waiting, free, live = deque(range(len(prompts))), list(range(slots)), {}  # live: slot -> its Response
+    waiting, prompts, free = deque(range(len(seeds))), iter(prompts), list(range(slots))
+    live, groups = {}, {}  # slot -> (which prompt, its Response); which prompt -> its responses, until all have ended
 
     while waiting or live:
-        new, read = [], 0
+        new, read = {}, 0
         while waiting and len(free) >= group_size * (len(new) + 1) and (not new or read <= PREFILL):
-            new.append(waiting.popleft())
-            read += len(prompts[new[-1]].input_ids)
+            new[waiting.popleft()] = prompt = next(prompts)
+            read += len(prompt.input_ids)
         if new:
-            groups = [[free.pop() for _ in range(group_size)] for _ in new]
+            groups |= {q: [Response([], [], False) for _ in range(group_size)] for q in new}
+            places = [[free.pop() for _ in range(group_size)] for _ in new]
             uniform = torch.cat([uniform_numbers(seeds[q], group_size, max_new_tokens) for q in new])
-            first = decoder.prefill([prompts[q] for q in new], groups, uniform)
-            rows = [slot for group in groups for slot in group]
-            live.update(zip(rows, (response for q in new for response in replies[q])))
+            first = decoder.prefill(list(new.values()), places, uniform)
+            rows = [slot for group in places for slot in group]
+            live.update(zip(rows, ((q, response) for q in new for response in groups[q])))
             hand_out(live, free, rows, *(column[:, None].tolist() for column in first), end, max_new_tokens)
-        if not live:
-            continue
-        state.narrow(list(live))
-        burst()
-        ids, logprobs = state.ids.tolist(), state.logprobs.tolist()  # the host waits here and nowhere in the burst
-        rows = list(live)
-        hand_out(live, free, rows, [ids[slot] for slot in rows], [logprobs[slot] for slot in rows], end, max_new_tokens)
-        state.length[free] = 0  # a slot without a response has nothing to read
-    return replies
+        if live:
+            state.narrow(list(live))
+            burst()
+            ids, logprobs = state.ids.tolist(), state.logprobs.tolist()  # the host waits here, and nowhere in the burst
+            rows = list(live)
+            hand_out(live, free, rows, [ids[slot] for slot in rows], [logprobs[slot] for slot in rows], end,
+                     max_new_tokens)
+            state.length[free] = 0  # a slot without a response has nothing to read
+        for q in sorted(groups.keys() - {q for q, _ in live.values()}):
+            yield q, groups.pop(q)
 
 
 # --------------------------------------------------------------------- its weights, after each update

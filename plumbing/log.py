@@ -11,7 +11,10 @@ import sys
 import torch
 
 from data import parse
+from plumbing.processes import shared_error
 from plumbing.run_folder import write_text
+
+LARGEST_GAP = 0.02  # between two log-probs of a token; bfloat16 makes less than .01, and the clip begins at .22
 
 
 def mean(values) -> float:
@@ -19,22 +22,12 @@ def mean(values) -> float:
     return sum(values) / max(1, len(values))
 
 
-def records(rollout) -> list[dict]:
-    """A train.Rollout as json rows, one per question: rollout files, metrics and evaluation are made of these."""
-    Q, G = rollout.rewards.shape
-    columns = rollout.parts | {"reward": rollout.rewards.view(-1)}
-    if rollout.advantages is not None:
-        columns["advantage"] = rollout.advantages.view(-1)
-    columns = {name: values.tolist() for name, values in columns.items()}
-    rows = []
-    for q, sample in enumerate(rollout.samples):
-        replies = []
-        for i in range(q * G, (q + 1) * G):
-            text, response = rollout.texts[i], rollout.responses[i]
-            replies.append(dict(text=text, extracted=parse(text).answer, tokens=len(response.ids),
-                                finished=response.finished, **{name: values[i] for name, values in columns.items()}))
-        rows.append(dict(qid=sample.qid, question=sample.question, answer=sample.answer, responses=replies))
-    return rows
+def records(answered) -> list[dict]:
+    """rewards.Answered as json rows, one per question: rollout files, metrics and evaluation are made of these."""
+    return [dict(qid=one.sample.qid, question=one.sample.question, answer=one.sample.answer, responses=[
+        dict(text=text, extracted=parse(text).answer, tokens=len(response.ids), finished=response.finished,
+             **{name: values[g] for name, values in one.earned.items()})
+        for g, (text, response) in enumerate(zip(one.texts, one.responses))]) for one in answered]
 
 
 def rollout_metrics(rows: list[dict], parts: tuple[str, ...]) -> dict[str, float]:
@@ -57,6 +50,8 @@ def update_metrics(stats: list[dict]) -> dict[str, float]:
     metrics = {name: mean(s[name] for s in stats) for name in stats[0]}
     metrics |= {"ratio_max": max(s["ratio_max"] for s in stats), "lr": stats[-1]["lr"],
                 "tokens": sum(s["tokens"] for s in stats)}
+    if "sampler_gap" in metrics:
+        metrics["sampler_gap"] = stats[0]["sampler_gap"]  # later ones contain what the updates have changed
     optimiser = {"loss", "lr", "grad_norm", "skipped", "tokens"}
     return {("opt/" if name in optimiser else "policy/") + name: value for name, value in metrics.items()}
 
@@ -88,6 +83,14 @@ def step_metrics(rows: list[dict], parts: tuple[str, ...], stats: list[dict], se
     """All named numbers of a step; rows: of its rollout, none in the warm-up."""
     metrics = (rollout_metrics(rows, parts) if rows else {}) | update_metrics(stats)
     return metrics | time_metrics(seconds, metrics, rows)
+
+
+def check_gap(old_logprobs: str, metrics: dict[str, float]):
+    """InputError where the sampler's log-probs stand in for the policy's and are too far from them to do so."""
+    if old_logprobs == "sampler" and metrics.get("policy/sampler_gap", 0.0) > LARGEST_GAP:
+        raise shared_error(f"the log-probs of sampler and policy differ by {metrics['policy/sampler_gap']:.3g} in the "
+                           f"mean, more than {LARGEST_GAP}: --old_logprobs policy computes them, in a run of its own "
+                           "(another --out, or --restart)")
 
 
 def write_step(folder: str, step: int, metrics: dict[str, float], rows: list[dict]):

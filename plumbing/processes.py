@@ -15,7 +15,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import torch
@@ -28,6 +30,7 @@ from data import InputError
 COLLECTIVE = timedelta(minutes=10)  # all ranks are there when a collective begins, so a slower one is broken
 PATIENCE = 60.0  # minutes until a barrier is given up, where no flag says otherwise
 SIGN_OF_LIFE = 60.0  # seconds between two lines about who is missing
+THREADS = 4  # that work ahead of a rank
 
 
 def restarts() -> int:
@@ -213,12 +216,32 @@ def shard_of_rank(items) -> list:
     return list(items)[dist.get_rank() :: dist.get_world_size()]
 
 
-def gather(rows: list) -> list:
-    """On rank 0 the rows of all ranks in the order in which `shard_of_rank` dealt them out, elsewhere nothing."""
+def deal(costs: list[float], ranks: int) -> list[list[int]]:
+    """The numbers of the items that each rank gets so that their costs add up to about the same everywhere: the dearest
+    item first, each to the rank with the least so far (Graham 1969, longest processing time first)."""
+    shares, loads = [[] for _ in range(ranks)], [0.0] * ranks
+    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        rank = loads.index(min(loads))
+        shares[rank].append(i)
+        loads[rank] += costs[i]
+    return shares
+
+
+def fair_shares(costs: list[float], block: int) -> list[list[int]]:
+    """This rank's items of each block of so many, when each block is dealt out by costs that all ranks know."""
+    W, rank = dist.get_world_size(), dist.get_rank()
+    return [[first + i for i in deal(costs[first : first + block], W)[rank]] for first in range(0, len(costs), block)]
+
+
+def gather(rows: list, everywhere: bool = False) -> list:
+    """On rank 0, or everywhere, the rows of all ranks in the order in which `shard_of_rank` dealt them out; else []."""
     W = dist.get_world_size()
-    per_rank = [None] * W if is_main() else None
-    dist.gather_object(rows, per_rank)
-    return [per_rank[i % W][i // W] for i in range(sum(map(len, per_rank)))] if is_main() else []
+    per_rank = [None] * W if everywhere or is_main() else []
+    if everywhere:
+        dist.all_gather_object(per_rank, rows)
+    else:
+        dist.gather_object(rows, per_rank or None)
+    return [per_rank[i % W][i // W] for i in range(sum(map(len, per_rank)))]
 
 
 def sum_over_ranks(values: dict) -> dict[str, float]:
@@ -227,6 +250,27 @@ def sum_over_ranks(values: dict) -> dict[str, float]:
     total = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values.values()])
     dist.all_reduce(total)
     return dict(zip(values, total.tolist()))
+
+
+# --------------------------------------------------------------------- work beside that of the device
+
+
+def ahead(function: Callable, items: Iterable, most: int, *rest) -> Iterator:
+    """function(item, *rest) of each item, in order; threads begin up to `most` before their results are taken.
+
+    Reading an image file, resizing it and torch's own operations leave Python to others, so the device need not wait
+    for them. `most` bounds the memory of results that wait. An error is raised where the result of its item is taken.
+    """
+    pool, begun = ThreadPoolExecutor(THREADS), deque()
+    try:
+        for item in items:
+            begun.append(pool.submit(function, item, *rest))
+            if len(begun) > most:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 # ----------------------------------------------------------------------------------- phases of a step

@@ -30,7 +30,7 @@ from engine.plan import GB, make_plan, shape_of
 from engine.policy import choose_loss
 from engine.weights import load_processor
 from plumbing.log import peak_memory
-from plumbing.processes import stop_processes
+from plumbing.processes import ahead, stop_processes
 
 SETTINGS = dict(  # of both sides; Config's names
     temperature=1.0, top_p=1.0, kl_coef=0.01, clip_ratio_low=0.2, clip_ratio_high=0.3, lr=1e-6, weight_decay=0.01,
@@ -117,11 +117,12 @@ def ours(folder: str, cases: list[Case], out: str, commands, answer):
         case, run = cases[int(command)], runs[int(command)]
         first.replica.generation_config.eos_token_id = end_tokens(processor, case) or [len(processor.tokenizer)]
         start = time.perf_counter()
-        rollout, _, timer = train.rl_step(run, optimizer, run.samples, step, step + 1)
+        prompts = ahead(data.encode_prompt, run.samples, len(run.samples), processor)
+        answered, _, timer = train.rl_step(run, optimizer, prompts, step, step + 1)
         seconds = time.perf_counter() - start
         answer(seconds=seconds, update=timer.seconds["update"], phases=timer.seconds, peak_memory_gb=peak_memory(),
                planned_gb={phase: peak / GB for phase, peak in plans[int(command)].items()},
-               lengths=[[len(ids) for ids in responses] for _, responses in rollout.groups])
+               lengths=[[len(response.ids) for response in one.responses] for one in answered])
     stop_processes(0)
 
 

@@ -4,12 +4,14 @@ import io
 import json
 import os
 import re
+from dataclasses import replace
 
 import datasets
 import pytest
 from PIL import Image
 
 import eval as evaluation
+import rewards
 import train
 from benchmarks import report
 from benchmarks.registry import BENCHMARKS, load_items, load_rows
@@ -175,17 +177,17 @@ class Killed(Exception):
 
 
 def interrupt_after(monkeypatch, chunks):
-    """train.collect dies in the given call; returns the list of pids that it was asked for."""
-    asked, collect = [], train.collect
+    """Dies when so many chunks of two questions have come; returns the list of their pids."""
+    asked, judge = [], rewards.judge
 
-    def dying(model, processor, clip, samples, *rest):
+    def dying(samples, finished, *rest):
         if len(asked) == chunks:
             raise Killed
-        asked.append([sample.qid for sample in samples])
-        return collect(model, processor, clip, samples, *rest)
+        asked.append([samples[q].qid for q, _ in finished])
+        return judge(samples, finished, *rest)
 
-    monkeypatch.setattr(evaluation, "CHUNK", 2)
-    monkeypatch.setattr(train, "collect", dying)
+    monkeypatch.setattr(train, "CHUNK", 2)
+    monkeypatch.setattr(rewards, "judge", dying)
     return asked
 
 
@@ -200,7 +202,7 @@ def test_a_killed_run_goes_on_without_losing_or_doubling_an_answer(argv, tmp_pat
     with monkeypatch.context() as patch:
         second = interrupt_after(patch, 99)
         assert evaluation.main(argv) == 0
-    assert sum(first + second, []) == [str(100 - i) for i in range(N)]
+    assert sorted(sum(first + second, []), key=int) == [str(100 - i) for i in reversed(range(N))]
     assert evaluation.main([*argv, "--out", str(tmp_path / "whole")]) == 0
     assert read(folder / "responses.jsonl") == read(tmp_path / "whole" / "mathvista" / "responses.jsonl")
     assert len(read(folder / "responses-0.jsonl")) == N
@@ -264,19 +266,17 @@ def test_a_split_without_gold_answers_becomes_a_file_to_submit(argv, tiny_mathvi
 
 def test_blind_and_caption_only_are_passes_over_the_same_questions(argv, tmp_path, monkeypatch):
     """Half of the responses get a description; what the model is asked then holds it, and no image."""
-    asked = []
-    collect = train.collect
+    asked, judge = [], rewards.judge
 
-    def describing(model, processor, clip, samples, *rest):
-        asked.extend(samples)
-        rollout = collect(model, processor, clip, samples, *rest)
-        rollout.texts[:] = [f"### Image Description: <image>{sample.qid}<|image_pad|>\n### Rationales: r"
-                            if int(sample.qid) % 2 else "" for sample in samples]
-        return rollout
+    def describing(samples, finished, *rest):
+        asked.extend(samples[q] for q, _ in finished)
+        return [replace(one, texts=[f"### Image Description: <image>{one.sample.qid}<|image_pad|>\n### Rationales: r"
+                                    if int(one.sample.qid) % 2 else ""]) for one in judge(samples, finished, *rest)]
 
-    monkeypatch.setattr(train, "collect", describing)
+    monkeypatch.setattr(rewards, "judge", describing)
     assert evaluation.main([*argv, "--blind", "--caption_only"]) == 0
-    first, second, third = asked[:N], asked[N:-N], asked[-N:]
+    first, second, third = (sorted(part, key=lambda sample: -int(sample.qid))  # they come as they are finished
+                            for part in (asked[:N], asked[N:-N], asked[-N:]))
     assert all(len(sample.images) == 1 for sample in first) and not any(s.images for s in second + third)
     assert [s.question for s in second] == [f"Image Description: {100 - i}\nQuestion: {i}?" for i in (1, 3, 5)]
     assert [sample.question for sample in third] == [sample.question for sample in first]

@@ -29,7 +29,7 @@ MAY_IMPORT = {  # a room or a root file: what it may import of ours, beside file
     "view": {"plumbing"}, "speed": METHOD | {"benchmarks", "train", "eval", "demo"}}
 # Two files of one room that need each other: the second imports the first inside a function, when it is called.
 PAIRS = {("grading/algebra.py", "grading/equal.py"), ("kernels/logprob.py", "kernels/ops.py")}
-LONG_FILES = {"train.py": 560}
+LONG_FILES = {"train.py": 575}
 LONG_FUNCTIONS = {("train.py", "train")}
 GROUPS = {"model", "data", "sampling", "rewards", "GRPO", "optimiser", "memory", "run"}
 

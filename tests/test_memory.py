@@ -12,7 +12,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.tensor import DTensor
 
 import train
-from engine import memory
+from engine import memory, sampler
 from engine.adamw import AdamW, round_stochastically
 from plumbing.processes import stop_processes
 from ranks import needs_fork_server, start_server
@@ -143,14 +143,14 @@ def run_out(*args, **kwargs):
 
 
 @pytest.mark.parametrize("module, name, phase, advice", [
-    (train, "generate", "rollout of step 1", "lower --slots"),
+    (sampler, "Slots", "rollout of step 1", "lower --slots"),
     (train, "update", "update of step 1", "lower --token_budget"),
     (torch.optim.AdamW, "step", "update of step 1", "or use more GPUs if it is in the optimiser's own step")])
 def test_out_of_memory_is_one_line_of_advice_and_the_checkpoint_goes_on(
         one_process, tiny_folder, questions, tmp_path, monkeypatch, capsys, module, name, phase, advice):
     """It comes in step 1, whose predecessor is saved; the same command then ends as an undisturbed run does."""
     flags = [*TWO_STEPS, "--save_every", "1"]
-    calls, real, last = [], getattr(module, name), {"generate": 2, "update": 1, "step": 1}[name]  # calls in step 0
+    calls, real, last = [], getattr(module, name), {"Slots": 2, "update": 1, "step": 1}[name]  # calls in step 0
 
     def sometimes(*args, **kwargs):
         calls.append(name)

@@ -8,6 +8,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy
 import pytest
 import torch
 from torch.distributed import run as torchrun
@@ -16,8 +17,10 @@ import eval as evaluation
 import rewards
 import train
 from conftest import picture
+from data import InputError
 from plumbing import processes as joined
 from ranks import free_port, ranks
+from speed import rows as even
 from test_train import compare_metrics, largest_difference, weights
 
 
@@ -47,9 +50,9 @@ import eval, train
 from plumbing import processes
 def late(*args):  # rank 1 takes two signs of life longer, once
     time.sleep(1.2 * processes.dist.get_rank())
-    train.generate = generate
-    return generate(*args)
-generate, train.generate, processes.SIGN_OF_LIFE = train.generate, late, 0.5
+    train.stream = stream
+    yield from stream(*args)
+stream, train.stream, processes.SIGN_OF_LIFE = train.stream, late, 0.5
 for program, argv in json.loads(sys.argv[1]):
     assert sys.modules[program].main(argv) == 0
 sys.exit(processes.stop_processes(0))
@@ -119,6 +122,62 @@ def test_a_failed_collective_says_where_every_rank_was():
     assert seeing.code not in (0, 2) and died.code == 9 and "RuntimeError" in seeing.stderr
     assert "last seen rank 0: update of step 7 for " in seeing.stderr
     assert "; rank 1: update of step 7 for " in seeing.stderr
+
+
+def test_questions_are_dealt_longest_first_to_the_rank_with_the_least():
+    """9 to the first, 7 to the second, 6 beside the 7 (13), 5 beside the 9 (14), 4 beside 7 and 6 (17), 3 to 9 and 5
+    (17). In eight ranks of three questions five have nothing."""
+    assert joined.deal([7, 4, 9, 3, 6, 5], 2) == [[2, 5, 3], [0, 4, 1]]
+    assert joined.deal([5, 5, 6], 8) == [[2], [0], [1], [], [], [], [], []]
+
+
+def shares_of_two():
+    joined.start_processes()
+    rank = joined.dist.get_rank()
+    assert joined.fair_shares([7, 4, 9, 3, 6, 5, 1, 8], 4) == [[[2, 3], [7, 6]], [[0, 1], [4, 5]]][rank]
+    everything = [[rank]] * 2
+    assert joined.gather(everything, everywhere=True) == [[0], [1], [0], [1]]
+    assert joined.gather(everything) == ([[0], [1], [0], [1]] if joined.is_main() else [])
+
+
+def test_each_block_is_dealt_out_by_itself_and_gathered_rows_keep_their_order():
+    """Blocks of four: 9 and 3 against 7 and 4; then 8 against 6 and 5, and 1 to the 8."""
+    ranks(2, shares_of_two)
+
+
+def test_even_rows_are_worth_an_eighth_of_the_update():
+    """Two ranks, questions of 40, 20, 40, 20 tokens: 80 and 40 as they were sampled, 120 of 160; dealt anew 60 each.
+    Then one drawn step of stage 1 on eight ranks."""
+    prompts, responses = [10] * 4, [[30], [10], [30], [10]]
+    assert [even.efficiency(prompts, responses, dealt, 2, 4, 100) for dealt in (False, True)] == [0.75, 1.0]
+    step = even.draw(numpy.random.default_rng(0), even.QUESTIONS)
+    before, after = (even.efficiency(*step, dealt) for dealt in (False, True))
+    assert before < 0.83 and after >= 0.93
+
+
+def test_decode_steps_are_those_of_the_sampler():
+    """The bursts of test_rollout.py's queue: 7 for each chunk of three, 9 for all six."""
+    six = [[1 + 8 * n] for n in (1, 1, 6, 1, 1, 6)]
+    assert [even.decode_steps(part, 2) for part in (six[:3], six[3:], six)] == [56, 56, 72]
+
+
+def test_ahead_keeps_the_order_and_its_bound_and_an_error_comes_with_its_item():
+    """At most 3 results of items not yet asked for; item 6 fails, and 0 to 5 are there before."""
+    begun, taken = [], []
+
+    def work(item):
+        begun.append(item)
+        time.sleep(0.001 * (item % 3))  # later ones are done earlier
+        if item == 6:
+            raise InputError("item 6")
+        return 10 * item
+
+    with pytest.raises(InputError, match="item 6"):
+        for result in joined.ahead(work, iter(range(99)), 3):
+            taken.append(result)
+            assert len(begun) <= len(taken) + 3
+    assert taken == [0, 10, 20, 30, 40, 50] and len(begun) <= 10
+    assert list(joined.ahead(str, [1, 2], 5)) == ["1", "2"] and list(joined.ahead(str, [], 5)) == []
 
 
 def test_meetings_leave_nothing_behind_in_the_store(processes):

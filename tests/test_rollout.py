@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText
 
 from engine import sampler
 from engine.policy import pack
-from engine.sampler import Decoder, Slots, capture, generate
+from engine.sampler import Decoder, Response, Slots, capture, generate, stream
 from engine.sampler import sync
 from kernels import decode, logprob, ops, sample
 from kernels.ops import draw, linear_logits
@@ -109,6 +109,38 @@ def test_every_path_samples_the_same(replica, prompts, vocab_size, path, top_p):
     for response, other in zip(sum(found, []), sum(expected, []), strict=True):
         assert response.ids == other.ids
         torch.testing.assert_close(torch.tensor(response.logprobs), torch.tensor(other.logprobs), atol=1e-4, rtol=0)
+
+
+def planted(monkeypatch, lengths):
+    """Responses of so many tokens, in the order of their prompts; returns a list that grows with every burst."""
+    lengths, bursts, burst = iter(lengths), [], Decoder.burst
+
+    class Planted(Response):
+        def take(self, ids, logprobs, end, limit):
+            if not self.ids:
+                self.length = next(lengths)
+            return super().take(ids, logprobs, set(), self.length)
+
+    monkeypatch.setattr(sampler, "Response", Planted)
+    monkeypatch.setattr(Decoder, "burst", lambda self: bursts.append(1) or burst(self))
+    return bursts
+
+
+def test_one_queue_needs_fewer_bursts_than_chunks(replica, prompts, vocab_size, monkeypatch):
+    """Two slots; six responses of 1, 1, 6, 1, 1, 6 bursts. In chunks of three, 1 + 6 bursts each, 14. In one queue the
+    third begins when the first two have ended, the sixth beside it at burst 3: 9. They come in the order in which they
+    end, and no prompt is taken before there is a slot for it."""
+    lengths, settings = [1 + 8 * n for n in (1, 1, 6, 1, 1, 6)], (1, 60, 1.0, 1.0, 2, vocab_size)
+    six, seeds, taken = [*prompts, prompts[0]], list(range(6)), []
+    bursts = planted(monkeypatch, lengths * 2)
+    chunks = [generate(replica, six[i : i + 3], seeds[i : i + 3], *settings) for i in (0, 3)]
+    assert len(bursts) == 14
+    longest = max(len(prompt.input_ids) for prompt in six)
+    queue = stream(replica, (taken.append(1) or prompt for prompt in six), longest, seeds, *settings)
+    found = [(q, responses, len(bursts) - 14, len(taken)) for q, responses in queue]
+    assert [(q, after, took) for q, _, after, took in found] == [
+        (0, 1, 2), (1, 1, 2), (3, 2, 4), (4, 3, 5), (2, 7, 6), (5, 9, 6)]
+    assert [response.ids for _, [response], *_ in sorted(found)] == [r.ids for [r] in sum(chunks, [])]
 
 
 class OnMeta(TorchDispatchMode):

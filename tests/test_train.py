@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import string
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,7 +13,8 @@ from safetensors.torch import load_file
 import eval as evaluation
 import train
 from conftest import picture
-from data import encode_prompt, parse, seed_of
+from data import batches, encode_prompt, parse, seed_of
+from engine.policy import Policy, pack
 from plumbing.log import records
 from plumbing.processes import Timer
 from ranks import ranks
@@ -187,10 +189,10 @@ def test_resuming_continues_bit_for_bit(tiny_folder, questions, tmp_path):
     class Killed(Exception):
         pass
 
-    def killed_in_step_1(run, optimizer, samples, step, steps):
+    def killed_in_step_1(run, optimizer, prompts, step, steps):
         if step == 1:
             raise Killed
-        return rl_step(run, optimizer, samples, step, steps)
+        return rl_step(run, optimizer, prompts, step, steps)
 
     rl_step = train.rl_step
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
@@ -215,6 +217,48 @@ def test_the_warm_up_resumes_with_its_vision_tower_frozen(tiny_folder, warmup, t
     shutil.rmtree(tmp_path / "sft" / "checkpoints" / "step-000004")
     assert train.main([*argv, "--out", str(tmp_path)]) == 0
     assert largest_difference(weights(tmp_path / "sft"), whole) == 0
+
+
+@pytest.mark.parametrize("stage", ["sft", "1"])
+def test_the_next_steps_prompts_are_encoded_while_a_step_trains(stage, tiny_folder, questions, warmup, tmp_path,
+                                                                monkeypatch):
+    """The update of step k waits for the last prompt of step k + 1; no prompt of step k + 2 is begun by then."""
+    argv = warm_up(tiny_folder, warmup, questions, tmp_path) if stage == "sft" else [
+        *stage_1(tiny_folder, questions, tmp_path), "--questions_per_rollout", "3"]
+    n, changed, update, encoded, updates = (5 if stage == "sft" else 3), threading.Condition(), train.update, [], []
+
+    def encode_and_tell(sample, processor):
+        prompt = encode_prompt(sample, processor)
+        with changed:
+            encoded.append(sample.qid)
+            changed.notify()
+        return prompt
+
+    def wait_and_update(*args):
+        updates.append(min(len(updates) + 2, 3) * n + 1)  # one was encoded when the data were checked
+        with changed:
+            assert changed.wait_for(lambda: len(encoded) >= updates[-1], timeout=30)
+            assert len(encoded) == updates[-1]
+        return update(*args)
+
+    monkeypatch.setattr(train.data, "encode_prompt", encode_and_tell)
+    monkeypatch.setattr(train, "update", wait_and_update)
+    assert train.main([*argv, "--eval_data", "", "--eval_every", "0", "--max_steps", "3"]) == 0
+    assert len(updates) == 3
+
+
+def test_a_bad_image_ends_the_run_at_its_own_step(tiny_folder, warmup, questions, tmp_path, capsys):
+    """The step before is trained and logged, although the prompt was begun during it."""
+    rows = json.load(open(warmup))
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(open(os.path.join(os.path.dirname(questions), "0.png"), "rb").read()[:3000])
+    rows[max(batches(8, 4, 1, 0)[1])]["images"] = [str(torn)]  # in the second of two steps
+    (tmp_path / "torn.json").write_text(json.dumps(rows))
+    argv = [*warm_up(tiny_folder, warmup, questions, tmp_path), "--data", str(tmp_path / "torn.json"), "--epochs", "1"]
+    four = ["--questions_per_rollout", "4", "--questions_per_update", "4"]
+    assert train.main([*argv, *four, "--eval_data", "", "--eval_every", "0"]) == 2
+    assert "torn.png: cannot be read" in capsys.readouterr().err
+    assert [line["step"] for line in metrics(tmp_path / "sft")] == [0]
 
 
 def test_a_torn_checkpoint_is_named(tiny_folder, warmup, tmp_path, capsys):
@@ -281,18 +325,76 @@ def test_a_second_sampling_replaces_the_first(tiny_folder, questions, tmp_path):
         assert sorted(row["qid"] for row in rows) == sorted(f"q{i}" for i in range(12))
 
 
-def test_rollout_rows_say_what_the_parser_read(replica, processor, samples):
-    """`records` is group-major and its columns belong together."""
+@pytest.mark.parametrize("old", ["policy", "sampler"])
+def test_the_first_updates_own_logprobs_are_the_old_ones(tiny_folder, questions, tmp_path, monkeypatch, old):
+    """As if a pass before had scored them: the same weights, and each ratio is exactly 1. One update a step has no
+    other old log-probs, so no pass is made, whoever's they are."""
+    one_update = ["--questions_per_update", "9", "--eval_data", "", "--eval_every", "0", "--old_logprobs", old]
+    assert train.main(stage_1(tiny_folder, questions, tmp_path / "own", *one_update, "--kl_coef", "0")) == 0
+    assert metrics(tmp_path / "own" / "stage1")[0]["policy/ratio_max"] == 1
+    update = train.update
+
+    def scored_before(policy, optimizer, batches, loss_fn, lr, temperature, *rest):
+        with torch.no_grad():
+            for batch in batches:
+                assert batch.old_logprobs is None
+                batch.old_logprobs, _ = policy(pack(batch.groups), temperature)
+        return update(policy, optimizer, batches, loss_fn, lr, temperature, *rest)
+
+    monkeypatch.setattr(train, "update", scored_before)
+    assert train.main(stage_1(tiny_folder, questions, tmp_path / "scored", *one_update, "--kl_coef", "0")) == 0
+    assert largest_difference(weights(tmp_path / "own" / "stage1"), weights(tmp_path / "scored" / "stage1")) < 1e-6
+
+
+def test_the_samplers_logprobs_stand_in_for_a_pass_of_the_policy(one_process, tiny_folder, questions, tmp_path,
+                                                                 monkeypatch):
+    """In float32 they are those of the policy up to rounding. No forward is made but of the updates: one a row."""
+    forward, forwards = Policy.forward, []
+    monkeypatch.setattr(Policy, "forward", lambda self, *args: forwards.append(len(args)) or forward(self, *args))
+    flags = ["--old_logprobs", "sampler", "--kl_coef", "0", "--token_budget", "4000"]
+    assert train.main(stage_1(tiny_folder, questions, tmp_path, *flags)) == 0
+    assert forwards == [3, 3, 3]
+    assert metrics(tmp_path / "stage1")[0]["policy/sampler_gap"] < 1e-5
+    monkeypatch.setattr(Policy, "forward", forward)
+    assert train.main(stage_1(tiny_folder, questions, tmp_path / "policy", "--kl_coef", "0")) == 0
+    assert largest_difference(weights(tmp_path / "stage1"), weights(tmp_path / "policy" / "stage1")) < 2e-4
+
+
+def test_a_sampler_too_far_from_the_policy_ends_the_run(tiny_folder, questions, tmp_path, monkeypatch, capsys):
+    """Its log-probs are .03 too high here. With those of the policy the run goes on, and says the same gap."""
+    judge = train.rewards.judge
+
+    def shifted(*args):
+        answered = judge(*args)
+        for response in (response for one in answered for response in one.responses):
+            response.logprobs = [logprob + 0.03 for logprob in response.logprobs]
+        return answered
+
+    monkeypatch.setattr(train.rewards, "judge", shifted)
+    assert train.main(stage_1(tiny_folder, questions, tmp_path, "--old_logprobs", "sampler")) == 2
+    error = capsys.readouterr().err
+    assert "differ by 0.03 in the mean, more than 0.02: --old_logprobs policy" in error and error.count("\n") == 1
+    assert train.main(stage_1(tiny_folder, questions, tmp_path)) == 2  # another result, so another run
+    assert "--old_logprobs was sampler and is policy" in capsys.readouterr().err
+    assert train.main(stage_1(tiny_folder, questions, tmp_path / "policy")) == 0
+    assert metrics(tmp_path / "policy" / "stage1")[0]["policy/sampler_gap"] == pytest.approx(0.03, abs=1e-4)
+
+
+def test_rows_say_what_the_parser_read(replica, processor, samples, prompts, monkeypatch):
+    """Chunks of two questions, as they end; texts, tokens and what the parser read of a group stay together."""
+    monkeypatch.setattr(train, "CHUNK", 2)
     config = train.Config(group_size=2, max_response=5, slots=4, temperature=1.0)
-    rollout = train.collect(replica, processor, None, samples, list(range(5)), config, Timer("a test"))
-    rows = records(rollout)
+    parts = list(train.collect(replica, processor, None, samples, prompts, list(range(5)), config, Timer("a test")))
+    assert [len(part) for part in parts] == [2, 2, 1]
+    answered = sorted(sum(parts, []))
+    rows = records(answered)
     assert [row["qid"] for row in rows] == list("abcde")
-    for q, row in enumerate(rows):
-        for g, response in enumerate(row["responses"]):
-            assert response["text"] == processor.tokenizer.decode(rollout.groups[q][1][g], skip_special_tokens=True)
-            assert response["extracted"] == parse(response["text"]).answer
-            assert response["tokens"] == len(rollout.groups[q][1][g])
-    assert encode_prompt(samples[0], processor).input_ids == rollout.groups[0][0].input_ids
+    for one, row in zip(answered, rows):
+        assert len(row["responses"]) == len(one.responses) == 2
+        for shown, response in zip(row["responses"], one.responses):
+            assert shown["text"] == processor.tokenizer.decode(response.ids, skip_special_tokens=True)
+            assert shown["extracted"] == parse(shown["text"]).answer
+            assert shown["tokens"] == len(response.ids)
 
 
 def test_bad_input_is_one_line_exit_code_2_and_changes_nothing(one_process, tiny_folder, questions, tmp_path, capsys):
