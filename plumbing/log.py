@@ -28,6 +28,8 @@ def records(rollout) -> list[dict]:
     columns = {name: values.tolist() for name, values in columns.items()}
     rows = []
     for q, sample in enumerate(rollout.samples):
+        if rollout.groups[q][0].skipped:  # a broken image
+            continue
         replies = []
         for i in range(q * G, (q + 1) * G):
             text, response = rollout.texts[i], rollout.responses[i]

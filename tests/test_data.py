@@ -20,6 +20,7 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 import data
 from data import InputError, Sample
 from engine.weights import load_processor
+from plumbing import filters
 
 pytestmark = pytest.mark.fast
 MIN_PIXELS, MAX_PIXELS = 576, 802816               # release: pebr_stage1.yaml
@@ -210,24 +211,29 @@ def test_dataset_folder_is_read_with_its_images(tmp_path, monkeypatch):
         data.load_samples(str(folder), split="nosuch")
 
 
-class Rows(list):
-    """Rows as a data set holds them, whose pictures stand in no column of their own."""
-    features = {}
-
-
-def test_images_inside_rows_are_kept_as_pil(monkeypatch):
+def png(width, height, colour="blue") -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (30, 50), "blue").save(buffer, "PNG")
-    stored = {"bytes": buffer.getvalue(), "path": "1.png"}
-    rows = [GOOD | {"images": [Image.new("RGB", (5, 6)), stored]},
-            GOOD | {"image": {"bytes": None, "path": "/x/2.png"}}]
-    monkeypatch.setattr(datasets, "load_dataset", lambda source, config, split: Rows(rows))
-    first, second = data.load_samples("org/name")
-    assert [data.image_size(image) for image in first.images] == [(5, 6), (30, 50)]
-    assert second.images == ("/x/2.png",) and second.where == "org/name row 2"
-    rows[0]["images"] = {"bytes": b"nonsense", "path": None}
-    with pytest.raises(InputError, match="image of org/name row 1: cannot be read"):
-        data.load_samples("org/name")
+    Image.new("RGB", (width, height), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["one", "list", "struct"])
+def test_pictures_of_a_set_stay_bytes_until_they_are_needed(tmp_path, monkeypatch, processor, kind):
+    """Whether the set calls them pictures, a list of these, or nothing at all: a broken one harms no other row."""
+    stored = [{"bytes": png(30, 50), "path": "1.png"}, {"bytes": b"nonsense", "path": None},
+              {"bytes": None, "path": picture(tmp_path / "2.png")}]
+    feature = {"one": datasets.Image(), "list": datasets.List(datasets.Image()), "struct": None}[kind]
+    rows = [GOOD | {"images": [each] if kind == "list" else each} for each in stored]
+    made = datasets.Dataset.from_list(rows)
+    made = made.cast_column("images", feature) if feature else made
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, config, split: made)
+    made.to_parquet(str(tmp_path / "a.parquet"))
+    for source in ("org/name", str(tmp_path / "a.parquet")):
+        first, second, third = data.load_samples(source)
+        assert first.images == (stored[0]["bytes"],) and data.image_size(first.images[0]) == (30, 50)
+        assert third.images == (str(tmp_path / "2.png"),) and third.where == f"{source} row 3"
+        with pytest.raises(data.ImageError, match="row 2: qid '2': image of 8 bytes: cannot be read"):
+            data.encode_prompt(second, processor)
 
 
 def test_questions_are_the_same_from_a_file_packed_or_not_from_parquet_and_from_a_saved_set(tmp_path):
@@ -258,9 +264,9 @@ def test_unreachable_hub_name_says_what_to_do(monkeypatch):
 def test_check_images_names_the_first_missing_and_counts(tmp_path):
     rows = [GOOD | {"images": [picture(tmp_path / "1.png")]}, GOOD | {"images": ["2.png", "3.png"]}]
     samples = data.load_samples(write(tmp_path / "a.json", rows))
-    data.check_images(samples[:1])
-    with pytest.raises(InputError, match=r"a.json row 2: image .*/2.png does not exist \(2 missing in all\)"):
-        data.check_images(samples)
+    filters.check_images(samples[:1])
+    with pytest.raises(InputError, match=r"a.json row 2: qid '2': image .*/2.png does not exist \(2 missing in all\)"):
+        filters.check_images(samples)
 
 
 def test_worth_imitating_counts_each_reason(processor, tmp_path):
@@ -268,18 +274,18 @@ def test_worth_imitating_counts_each_reason(processor, tmp_path):
     broken = write(tmp_path / "broken.png", "not an image")
     cases = [("kept", "fine", (good,)), ("kept", "text alone", ()), ("no_solution", "", (good,)),
              ("rethink", "So 4. Let me ReThink it. 5", (good,)), ("control_token", "a <|image_pad|> b", (good,)),
-             ("bad_image", "fine", (good, broken)), ("bad_image", "fine", (str(tmp_path / "none.png"),)),
+             ("kept", "fine", (good, broken)),
              ("small_image", "fine", (good, small)), ("control_token", "half a pair: \ud800", (good,)),
              ("over 40 tokens", "fine " * 41, (good,))]
     samples = [Sample(qid=str(i), question="q", images=images, solution=solution)
                for i, (_, solution, images) in enumerate(cases)]
     lines = []
     config = SimpleNamespace(data="a.json", max_response=40)
-    assert data.worth_imitating(samples, config, processor, lines.append) == samples[:2]
-    assert lines == ["warm-up data: 2 kept, 2 control_token, 2 bad_image, 1 no_solution, 1 rethink, 1 small_image, "
+    assert filters.worth_imitating(samples, config, processor, lines.append) == [samples[i] for i in (0, 1, 5)]
+    assert lines == ["warm-up data: 3 kept, 2 control_token, 1 no_solution, 1 rethink, 1 small_image, "
                      "1 over 40 tokens"]
     with pytest.raises(InputError, match=r"a.json: no warm-up row is left \(2 control_token, .*see --max_response"):
-        data.worth_imitating(samples[2:], config, processor, lines.append)
+        filters.worth_imitating(samples[2:5] + samples[6:], config, processor, lines.append)
 
 
 # ---- images
@@ -389,7 +395,7 @@ def test_markers_must_match_images(processor, question, images):
 @pytest.mark.parametrize("token", ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|im_end|>", "<|endoftext|>"])
 def test_control_tokens_in_texts_are_refused(processor, token):
     sample = Sample(qid="q7", question=f"What is {token}?", solution=f"It is {token}")
-    assert data.sft_verdict(sample, processor, 99) == "control_token"
+    assert filters.sft_verdict(sample, processor, 99) == "control_token"
     for encode in (data.encode_prompt, data.prompt_length):
         with pytest.raises(InputError, match="qid 'q7' has the control token") as error:
             encode(sample, processor)
@@ -475,11 +481,11 @@ def test_drop_long_counts_and_names_the_three_longest(processor, tmp_path):
                for n in (3, 50, 9, 60)]
     base = data.prompt_length(Sample(qid="", question="q"), processor) + 2
     lines = []
-    assert data.drop_long(samples, processor, base + 9, lines.append) == [samples[0], samples[2]]
+    assert filters.drop_long(samples, processor, base + 9, lines.append) == [samples[0], samples[2]]
     assert lines == [f"dropped 2 of 4 prompts, over {base + 9} tokens (longest: "
                      f"qid q60 with {base + 60}, qid q50 with {base + 50}, qid q9 with {base + 9})"]
     with pytest.raises(InputError, match="no prompt is within 10 tokens .*q60.* raise --max_prompt "):
-        data.drop_long(samples, processor, 10, lines.append)
+        filters.drop_long(samples, processor, 10, lines.append)
 
 
 def test_solution_ends_with_the_end_token(processor):
@@ -535,7 +541,7 @@ def test_buckets_round_trip_to_equal_samples(tmp_path):
     write(source, [GOOD | {"qid": "x", "images": ["i/1.png", "/abs/2.png"], "key_words": ["red", "é"],
                            "choices": ["2", "3"]},
                    {"messages": [{"role": "user", "content": "<image>q"}, {"role": "assistant", "content": "### s"}],
-                    "image": "../3.png"}])
+                    "answer": "s", "image": "../3.png"}])
     samples = data.load_samples(str(source))
     data.write_buckets(str(tmp_path / "run" / "sample"), samples, {"x": 1, "2": 1}, 2)
     assert data.load_samples(str(tmp_path / "run" / "sample" / "medium.jsonl")) == samples
@@ -545,7 +551,8 @@ def test_buckets_round_trip_to_equal_samples(tmp_path):
 
 def test_images_of_hub_sets_become_files_beside_the_buckets(tmp_path):
     image = Image.new("RGB", (8, 9), (10, 200, 30))
-    samples = [Sample(qid="a/b", question="q", images=(image, image)), Sample(qid="2", question="q", images=(image,))]
+    samples = [Sample(qid="a/b", question="q", answer="a", images=(image, image)),
+               Sample(qid="2", question="q", answer="a", images=(image,))]
     data.write_buckets(str(tmp_path), samples, {"a/b": 2, "2": 2}, 2)
     first, second = data.load_samples(str(tmp_path / "easy.jsonl"))
     assert first.images == second.images * 2 and len(os.listdir(tmp_path / "images")) == 1
