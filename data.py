@@ -179,7 +179,7 @@ def save_png(image: Image.Image, folder: str) -> str:
 IMAGE = "<image>"  # in a question: the next image belongs here
 LEADING_IMAGES = re.compile(rf"(\s*{IMAGE})*\s*")
 TEXT = (str, int, float)  # a number will do as a text: "answer": 3
-LONGEST_TEXT, MOST_ITEMS = 100_000, 1000  # characters, key words or choices; beyond is another file, or none of ours
+MOST_ITEMS = 1000  # key words, or choices, of a question
 QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
 BETWEEN_ITEMS = re.compile(r"[，、;；|\n]|(?<!\d),|,(?!\d{3}(?!\d))")  # 1,000 is a number
 LETTERED = re.compile(r"\(?([A-Z])[).:]\s*(.+)", re.DOTALL)  # (B) 30°, B. 30°
@@ -216,15 +216,13 @@ def absent(value) -> bool:
 
 
 def column(row: dict, where: str, *names: str, types: tuple = TEXT, default=None):
-    """The first of these columns that is not absent, else default; InputError where there is neither, another type, or
-    a text that is too long."""
+    """The first of these columns that is not absent, else default; InputError where there is neither, or what `checked`
+    refuses."""
     name = next((name for name in names if not absent(row.get(name))), names[0])
     value = default if absent(row.get(name)) else row[name]
     if value is None:
         present = ", ".join(str(name) for name in row if not absent(row[name]))
         raise InputError(f"{where}: no {' or '.join(names)}; it has: {present or 'nothing'}; rename or add the column")
-    if isinstance(value, str) and len(value) > LONGEST_TEXT:
-        raise InputError(f"{where}: {name} has {len(value)} characters; expected at most {LONGEST_TEXT}")
     return checked(value, types, f"{where}: {name} has", " or ".join(each.__name__ for each in types))
 
 

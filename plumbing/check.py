@@ -132,7 +132,8 @@ def look_at_texts(samples: list[Sample], processor):
             continue
     print(f"prompt tokens: {histogram(lengths, 256)}")
     for sample in [sample for count, images, sample in marks if count in (0, images)][:SHOWN]:
-        print(f"--- prompt of qid {sample.qid}\n{data.chat_text(sample, processor)}")
+        print(f"--- prompt of qid {sample.qid}")
+        print("\n".join(map(data.printable, data.chat_text(sample, processor).splitlines())))
 
 
 def would_refuse(config, processor):

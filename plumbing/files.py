@@ -30,9 +30,14 @@ class InputError(ValueError):
         super().__init__(line if len(line) <= 300 else f"{line[:200]} .. {line[-96:]}")
 
 
+LONGEST_TEXT = 100_000  # characters of a value; a longer one is some other file that got in
+
+
 def checked(value, types: tuple, found: str, expected: str):
-    """The value, if it has one of these types; else InputError, "{found} type list; expected {expected}". In Python
-    True is a number; here it is not."""
+    """The value, if it has one of these types and is no endless text; else InputError, "{found} type list; expected
+    {expected}". In Python True is a number; here it is not."""
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        raise InputError(f"{found} {len(value)} characters; expected at most {LONGEST_TEXT}")
     if not isinstance(value, types) or isinstance(value, bool):
         raise InputError(f"{found} type {type(value).__name__}; expected {expected}")
     return value
@@ -79,8 +84,9 @@ def read_file(path: str, images: bool = True) -> list[tuple]:
         if kind.endswith(".parquet"):
             from pyarrow.parquet import ParquetFile  # most runs read a .json file
             with ParquetFile(regular(path)) as file:
-                batches = file.iter_batches(100, columns=columns(file.schema_arrow, images))
-                rows = [row for batch in batches for row in batch.to_pylist()]
+                names = columns(file.schema_arrow, images)  # group by group, for the reader keeps what it has read
+                rows = [row for group in range(file.num_row_groups)
+                        for batch in file.iter_batches(100, [group], names) for row in batch.to_pylist()]
         elif kind.endswith((".csv", ".tsv")):
             with open(regular(path), encoding="utf-8-sig", newline="") as file:
                 rows = list(csv.DictReader(file, dialect="excel-tab" if kind.endswith(".tsv") else "excel"))
