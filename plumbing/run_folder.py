@@ -107,7 +107,7 @@ def check_folder(config, folder: str, prints: dict[str, str]):
     changed = [f"--{name} was {found.get(name)} and is {value}" for name, value in dataclasses.asdict(config).items()
                if found.get(name) != value and name not in SAME_RESULT]
     kept = found.get("fingerprints", {})  # a run of an older version has none
-    changed += [f"the {name} have changed" for name, value in prints.items() if kept.get(name, value) != value]
+    changed += [f"the {name} changed" for name, value in prints.items() if kept.get(name, value) != value]
     if changed and not config.restart:
         raise InputError(f"{folder} holds a run with other settings ({', '.join(changed)}): "
                          "give another --out, or --restart to replace it")
