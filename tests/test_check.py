@@ -101,7 +101,7 @@ def test_a_torn_image_ends_the_run_or_is_passed_over_in_its_place(tiny_folder, q
     """All other questions are asked in the step in which they would have been."""
     bad = questions_with(tmp_path / "bad.jsonl", {"q4": {"images": [torn(tmp_path / "torn.jpg")]}}, questions)
     good = questions_with(tmp_path / "good.jsonl", {}, questions)
-    flags = ["--questions_per_rollout", "3", "--eval_data", "", "--eval_every", "0"]
+    flags = ["--questions_per_rollout", "6", "--eval_data", "", "--eval_every", "0"]
     assert train.main(stage_1(tiny_folder, bad, tmp_path / "ends", *flags)) == 2
     assert "bad.jsonl row 5: qid 'q4': image" in (line := capsys.readouterr().err) and "--skip_bad_images True" in line
     runs = {"good": stage_1(tiny_folder, good, tmp_path / "good", *flags),
@@ -156,10 +156,10 @@ def test_a_run_is_not_resumed_with_other_rows_another_prompt_or_other_weights(ti
     with monkeypatch.context() as patched:
         patched.setattr(data, "INSTRUCTION", data.INSTRUCTION + " ")
         refused("the prompt template changed")
-    stored = load_file(os.path.join(model, "model.safetensors"))
-    save_file({name: value * 1.001 for name, value in stored.items()}, os.path.join(model, "model.safetensors"))
+    stored = os.path.join(model, "model.safetensors")
+    save_file({name: value * 1.001 for name, value in load_file(stored).items()}, stored)
     refused("the weights of --model changed")
-    save_file(stored, os.path.join(model, "model.safetensors"))
+    shutil.copy(os.path.join(tiny_folder, "model.safetensors"), model)
     assert train.main(argv) == 0 and "is complete" in capsys.readouterr().out
 
 
@@ -205,7 +205,8 @@ def test_check_tells_all_that_a_file_holds(tiny_folder, tmp_path, capsys):
                  "key words: in 6 of 7 rows; words a row: 0..0: 1, 2..2: 6", "prompt tokens: 0..255: ",
                  "--- prompt of qid 1", "### The final answer is:", "images: 7; per row: 7 1", "images missing: 1",
                  "rows with a broken image: 1", "images with a side below 28 pixels: 1", "20 x 56",
-                 "rows with the text and images of an earlier one: 1", "qid 1 is also 2", "seconds to decode an image: 0."):
+                 "rows with the text and images of an earlier one: 1", "qid 1 is also 2",
+                 "seconds to decode an image: "):
         assert line in captured.out, line
     assert captured.err == "error: too many broken images: " + captured.err.split("images: ")[1]
     assert captured.err.count("\n") == 1 and len(os.listdir(tmp_path)) == 5  # nothing is written
@@ -236,5 +237,4 @@ def test_check_is_a_command_of_data_py(tmp_path):
     path = write(tmp_path / "a.json", [{"problem": "q\x1b[2J", "answer": "2"}])
     done = subprocess.run([sys.executable, "data.py", "check", path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "" and "stage sample would start" in done.stdout
-    done = subprocess.run([sys.executable, "data.py", "chek", path], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
+    assert "\x1b" not in done.stdout
