@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 import numpy
 import torch
 import transformers.utils
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Reading files is no part of the method; whatever needs these takes them from here.
 from plumbing.files import InputError as InputError
@@ -125,7 +125,8 @@ def opened(image):
                 yield picture
     except (OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, struct.error, zlib.error,
             Image.DecompressionBombError) as error:
-        raise ImageError(f"image {name}: cannot be read ({error}); replace it or remove its row") from error
+        reason = "no picture" if isinstance(error, UnidentifiedImageError) else error
+        raise ImageError(f"image {name}: cannot be read ({reason}); replace it or remove its row") from error
 
 
 def image_size(image) -> tuple[int, int]:
@@ -151,6 +152,7 @@ def eight_bits(picture: Image.Image) -> Image.Image:
         raise ValueError("not all of its values are finite")
     white = next((white for white in (1, 255, 4095, 65535) if high <= white), high)
     grey = Image.fromarray(((values - low) * (255 / (white - low))).round().astype(numpy.uint8))
+    grey.getexif()[0x0112] = picture.getexif().get(0x0112, 1)  # whether it is to be turned
     if clear is not None:
         grey.putalpha(Image.fromarray(numpy.where(values == clear, 0, 255).astype(numpy.uint8)))
     return grey
@@ -257,7 +259,7 @@ def as_image(value, where: str, root: str):
         value = value.get("path") if absent(value.get("bytes")) else value["bytes"]
     if isinstance(value, (bytes, Image.Image)) and value != b"":
         return value
-    if not isinstance(value, str) or not value.strip() or len(value) > 4096:
+    if not isinstance(value, str) or not value.strip() or len(value) > 4096 or "://" in value:
         raise InputError(f"{where}: an image is {value!r:.80}; expected a path, or the bytes of a picture")
     return os.path.abspath(os.path.join(root, value))
 

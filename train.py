@@ -378,7 +378,7 @@ def start(config: Config) -> Run:
         print0(f"{len(samples)} questions x {config.epochs} epochs: {len(batches)} steps, {left} left over")
     clip = load_clip(config.clip, device) if config.clip_weight > 0 else None
     out = os.path.join(config.out, FOLDERS[config.stage])
-    prints = fingerprints(folder, samples, data.INSTRUCTION, processor.chat_template)
+    prints = fingerprints(config, folder, samples, data.INSTRUCTION, processor.chat_template)
     check_folder(config, out, prints)
     config = fit_plan(config, folder, device)  # chooses the slots
     policy = ref_policy = replica = None

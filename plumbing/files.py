@@ -48,12 +48,18 @@ KINDS = [(".parquet",), (".json", ".jsonl", ".json.gz", ".jsonl.gz"), (".csv", "
 
 
 def read_json(path: str):
-    """What a .json file holds, plain or .gz; of a .jsonl file its rows by the number of their line, from 1."""
+    """What a .json file holds, plain or .gz; of a file with an object in each line, as .jsonl files are and some .json
+    files as well, its rows by the number of their line, from 1."""
     line, rows, kind = 0, {}, path.lower()
     try:
         with (gzip.open if kind.endswith(".gz") else open)(regular(path), "rt", encoding="utf-8-sig") as file:
             if not kind.removesuffix(".gz").endswith(".jsonl"):
-                return json.load(file)
+                try:
+                    return json.load(file)
+                except json.JSONDecodeError as error:
+                    if error.msg != "Extra data":
+                        raise
+                file.seek(0)
             for line, text in enumerate(file):
                 if text.strip():
                     rows[line + 1] = json.loads(text.strip())

@@ -54,9 +54,9 @@ def check_golds(samples: list[Sample], correct: Callable, source: str, log=print
 def check_broken(broken: list[InputError], total: int, done: str, log=print) -> None:
     """Says how many rows have a broken image; InputError where these are more than one in twenty."""
     if broken:
-        first = f"{len(broken)} of {total} rows have an image that cannot be used, the first: {broken[0]}"
+        first = f"{len(broken)} of {total} rows have a broken image, the first: {broken[0]}"
         if len(broken) > MOST_BROKEN * total:
-            raise InputError(f"too many broken images: {first}")
+            raise InputError(f"over 5 %: {first}")
         log(f"{done} {first}")
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -14,7 +15,7 @@ from conftest import picture
 from data import InputError, Sample
 from grading.equal import correct
 from plumbing import check, filters
-from plumbing.run_folder import weights_id
+from plumbing.run_folder import fingerprints, weights_id
 from ranks import ROOT
 from test_train import contents, metrics, questions, stage_1, warm_up, warmup, weights
 
@@ -60,7 +61,7 @@ def test_broken_images_cost_their_rows_up_to_one_in_twenty(processor, tmp_path, 
     samples = [Sample(str(i), "q", (str(tmp_path / ("broken.png" if i < broken else "good.png")),), where=f"row {i}")
                for i in range(total)]
     if ends:
-        with pytest.raises(InputError, match=f"too many broken images: {broken} of {total} rows .* row 0: qid '0'"):
+        with pytest.raises(InputError, match=f"over 5 %: {broken} of {total} rows have a broken image, the first: row 0"):
             filters.drop_long(samples, processor, 999)
         return
     lines = []
@@ -178,9 +179,19 @@ def test_a_run_of_an_older_version_has_no_fingerprints_and_goes_on(tiny_folder, 
     argv = stage_1(tiny_folder, questions, tmp_path)
     assert train.main(argv) == 0
     found = json.load(open(tmp_path / "stage1" / "config.json"))
-    assert set(found.pop("fingerprints")) == {"rows of --data", "prompt template", "weights of --model"}
+    assert set(found.pop("fingerprints")) == {"rows of --data", "prompt template", "weights of --model",
+                                               "weights of --clip"}
     (tmp_path / "stage1" / "config.json").write_text(json.dumps(found))
     assert train.main(argv) == 0 and weights(tmp_path / "stage1")
+
+
+def test_the_model_of_the_clip_reward_counts_where_it_has_a_weight(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    config = train.Config(clip=str(tmp_path), clip_weight=0.4)
+    before = [fingerprints(each, str(tmp_path), []) for each in (config, replace(config, clip_weight=0.0))]
+    (tmp_path / "open_clip_model.safetensors").write_text("weights")
+    after = [fingerprints(each, str(tmp_path), []) for each in (config, replace(config, clip_weight=0.0))]
+    assert [a["weights of --clip"] == b["weights of --clip"] for a, b in zip(before, after)] == [False, True]
 
 
 # ---- python data.py check
@@ -208,7 +219,7 @@ def test_check_tells_all_that_a_file_holds(tiny_folder, tmp_path, capsys):
                  "rows with the text and images of an earlier one: 1", "qid 1 is also 2",
                  "seconds to decode an image: "):
         assert line in captured.out, line
-    assert captured.err == "error: too many broken images: " + captured.err.split("images: ")[1]
+    assert captured.err == "error: over 5 %: " + captured.err.split("%: ")[1]
     assert captured.err.count("\n") == 1 and len(os.listdir(tmp_path)) == 5  # nothing is written
 
 

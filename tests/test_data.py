@@ -111,6 +111,7 @@ def test_list_object_and_lines_give_the_same_samples(tmp_path):
     expected = [Sample(qid="1", question="one", answer="0.5"),
                 Sample(qid="2", question="two", answer="b", images=(str(tmp_path / "x.png"),))]
     contents = {"list.json": [first, second], "object.json": {"1": first, "2": second},
+                "lines.json": f"{json.dumps(first)}\n{json.dumps(second)}\n",
                 "lines.jsonl": f"{json.dumps(first)}\n{json.dumps(second)}\n\n"}
     for name, content in contents.items():
         assert data.load_samples(write(tmp_path / name, content)) == expected
@@ -230,6 +231,7 @@ def test_an_empty_column_is_absent_and_hides_none_with_another_name(tmp_path, em
     ({"key_words": ["k" * 100_001]}, "key_words has an item of 100001 characters"),
     ({"key_words": ["k"] * 100_000}, "key_words has 100000 items; expected at most 1000"),
     ({"image": "iVBORw0KGgo" * 5000}, "an image is 'iVBORw0KGgo"),
+    ({"image": "https://a.b/c.png"}, "an image is 'https://a.b/c.png'; expected a path"),
     ({"image": "iVBORw0KGgo" * 50_000}, "image has 550000 characters"),
     ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": True}]}, "content has type bool"),
 ])
@@ -510,6 +512,14 @@ def test_pictures_of_other_depths_use_the_range_that_their_data_use(tmp_path, mo
     Image.frombytes(mode, (3, 1), numpy.array(values, kind).tobytes()).save(tmp_path / f"a.{suffix}")
     image = data.load_image(str(tmp_path / f"a.{suffix}"))
     assert [image.getpixel((x, 0)) for x in range(3)] == [(value,) * 3 for value in grey]
+
+
+@pytest.mark.parametrize("mode", ["I;16", "L"])
+def test_a_picture_of_16_bits_is_turned_by_exif_as_well(tmp_path, mode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new(mode, (80, 30)).save(tmp_path / "a.png", exif=exif)
+    assert data.load_image(str(tmp_path / "a.png")).size == (30, 80)
 
 
 def test_values_that_are_not_finite_are_no_picture(tmp_path):
