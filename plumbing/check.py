@@ -20,11 +20,8 @@ from grading.equal import LETTER, clean, correct, quantity, split_list, symbolic
 from plumbing import filters
 from plumbing.flags import complain
 
-READ_AS = {  # column -> the field of a Sample that is made of it
-    "problem": "question", "question": "question", "messages": "question and solution", "images": "images",
-    "conversations": "question and solution", "image": "images", "answer": "answer", "qid": "qid", "id": "qid",
-    "key_words": "key_words", "key_word": "key_words", "keywords": "key_words", "choices": "choices",
-    "solution": "solution"}
+READ = set("problem question messages conversations images image answer qid id key_words key_word keywords choices "
+           "solution".split())  # the columns that `data.sample_from_row` knows
 TINY, HUGE, TIMED, SHOWN = 28, 50_000_000, 20, 3  # a side, pixels; images that are timed, examples that are shown
 
 
@@ -38,20 +35,15 @@ def kind_of(sample: Sample) -> str:
 
 
 def counted(values) -> str:
-    """The values by how often they occur: "3 letter, 1 number"."""
-    return ", ".join(f"{count} {value}" for value, count in Counter(values).most_common(12)) or "none"
-
-
-def histogram(values: list[int], width: int) -> str:
-    bins = Counter(value // width * width for value in values)
-    return ", ".join(f"{low}..{low + width - 1}: {bins[low]}" for low in sorted(bins)) or "none"
+    """The values in their order and how often each occurs: "letter 3, number 1"."""
+    return ", ".join(f"{value} {count}" for value, count in sorted(Counter(values).items())) or "none"
 
 
 def examples(name: str, found: list[str]):
     """A line with how many there are, and the first few below it."""
     print(f"{name}: {len(found)}")
     for each in found[:SHOWN]:
-        print(f"    {each if len(each) <= 300 else each[:297] + '...'}")
+        print(f"    {each:.300}")
 
 
 def read_all(config) -> list[Sample]:
@@ -60,14 +52,14 @@ def read_all(config) -> list[Sample]:
     for path, root in data.sources_of(config.data, config.image_root):
         for name, row in data.read_rows(path, config.split):
             rows += 1
-            columns.update(key for key in row if not data.absent(row[key])) if isinstance(row, dict) else None
+            columns.update(key for key in (row if isinstance(row, dict) else {}) if not data.absent(row[key]))
             try:
                 samples.append(data.sample_from_row(row, f"{path} row {name}", str(name), root))
             except InputError as error:
                 refused.append(str(error))
     print(f"{config.data}: {rows} rows")
     for name, count in columns.items():
-        print(f"  column {data.printable(name)}: in {count} rows, read as {READ_AS.get(name, 'nothing')}")
+        print(f"  column {data.printable(name)}: in {count} rows" + ("" if name in READ else ", not read"))
     examples("rows that are refused", refused)
     return samples
 
@@ -82,7 +74,7 @@ def content_of(image) -> str:
 
 def look_at_images(samples: list[Sample]):
     """Prints what is missing, broken, tiny or huge, the seconds per image, and duplicates. InputError: too many."""
-    missing, broken, tiny, huge, seconds, twins = [], [], [], [], [], {}
+    missing, broken, odd, seconds, twins = [], [], [], [], {}
     for sample in samples:
         gone = [image for image in sample.images if isinstance(image, str) and not os.path.isfile(image)]
         missing += [f"{sample.name}: {image}" for image in gone]
@@ -92,18 +84,16 @@ def look_at_images(samples: list[Sample]):
                 if len(seconds) < TIMED:
                     data.load_image(image)
                     seconds.append(time.perf_counter() - began)
-                tiny += [f"{sample.name}: {width} x {height}"] if min(width, height) < TINY else []
-                huge += [f"{sample.name}: {width} x {height}"] if width * height > HUGE else []
+                if min(width, height) < TINY or width * height > HUGE:
+                    odd.append(f"{sample.name}: {width} x {height}")
             key = (" ".join(sample.question.split()), *map(content_of, () if gone else sample.images))
             twins.setdefault(key, []).append(sample.qid)
         except ImageError as error:
             broken.append(ImageError(f"{sample.name}: {error}"))
-    print(f"images: {sum(len(sample.images) for sample in samples)}; per row: "
-          + counted(len(sample.images) for sample in samples))
+    print(f"rows by their number of images: {counted(len(sample.images) for sample in samples)}")
     examples("images missing", missing)
     examples("rows with a broken image", list(map(str, broken)))
-    examples(f"images with a side below {TINY} pixels", tiny)
-    examples(f"images of over {HUGE:,} pixels", huge)
+    examples(f"images with a side below {TINY} pixels, or of over {HUGE:,}", odd)
     examples("rows with the text and images of an earlier one", [f"qid {qids[0]} is also {', '.join(qids[1:6])}"
                                                                  for qids in twins.values() if len(qids) > 1])
     if seconds:
@@ -113,27 +103,27 @@ def look_at_images(samples: list[Sample]):
 
 def look_at_texts(samples: list[Sample], processor):
     """Prints placeholders, answers, key words and, with a processor, prompts."""
-    marks = [(sample.question.count(data.IMAGE), len(sample.images), sample) for sample in samples]
+    marks = [(sample.question.count(data.IMAGE), len(sample.images), sample.name) for sample in samples]
     examples(f"rows whose {data.IMAGE} placeholders do not fit their images", [
-        f"{sample.name}: {count} for {images} images" for count, images, sample in marks if count not in (0, images)])
+        f"{name}: {count} for {images} images" for count, images, name in marks if count not in (0, images)])
     print(f"answers: {counted(map(kind_of, samples))}")
     examples("gold answers that no response can match", [
         f"{lost.name}: {lost.answer!r}, choices {lost.choices}" for lost in filters.unmatched(samples, correct)])
     words = [len(sample.key_words) for sample in samples]
-    print(f"key words: in {sum(map(bool, words))} of {len(samples)} rows; words a row: {histogram(words, 1)}")
+    print(f"key words: in {sum(map(bool, words))} of {len(samples)} rows; words a row: {counted(words)}")
     if processor is None:
         print("prompts: give --model to measure and show them")
         return
     lengths = []
     for sample in samples:
         try:
-            lengths.append(data.prompt_length(sample, processor))
-        except InputError:  # said above, or by the stage's own check below
+            lengths.append(data.prompt_length(sample, processor) // 256 * 256)
+            text = data.chat_text(sample, processor)
+        except InputError:  # the stage's own check below says it
             continue
-    print(f"prompt tokens: {histogram(lengths, 256)}")
-    for sample in [sample for count, images, sample in marks if count in (0, images)][:SHOWN]:
-        print(f"--- prompt of qid {sample.qid}")
-        print("\n".join(map(data.printable, data.chat_text(sample, processor).splitlines())))
+        if len(lengths) <= SHOWN:
+            print(f"--- prompt of qid {sample.qid}", *map(data.printable, text.splitlines()), sep="\n")
+    print(f"rows by prompt tokens, from so many to 255 more: {counted(lengths)}")
 
 
 def would_refuse(config, processor):

@@ -208,14 +208,15 @@ def test_check_tells_all_that_a_file_holds(tiny_folder, tmp_path, capsys):
     path = write(tmp_path / "a.json", rows)
     assert check.main(["check", path, "--stage", "1", "--model", tiny_folder]) == 2
     captured = capsys.readouterr()
-    for line in ("a.json: 8 rows", "column problem: in 8 rows, read as question", "source: in 1 rows, read as nothing",
+    for line in ("a.json: 8 rows", "column problem: in 8 rows\n", "column source: in 1 rows, not read",
                  "rows that are refused: 1", "row 7: no answer; it has: problem",
                  "rows whose <image> placeholders do not fit their images: 1", "row 3: qid '3': 2 for 1 images",
-                 "answers: 3 letter, 2 number, 1 yes or no, 1 expression",
+                 "answers: expression 1, letter 3, number 2, yes or no 1",
                  "gold answers that no response can match: 1", "row 4: qid '4': '0', choices ('x', 'y')",
-                 "key words: in 6 of 7 rows; words a row: 0..0: 1, 2..2: 6", "prompt tokens: 0..255: ",
-                 "--- prompt of qid 1", "### The final answer is:", "images: 7; per row: 7 1", "images missing: 1",
-                 "rows with a broken image: 1", "images with a side below 28 pixels: 1", "20 x 56",
+                 "key words: in 6 of 7 rows; words a row: 0 1, 2 6", "to 255 more: ",
+                 "--- prompt of qid 1", "### The final answer is:", "rows by their number of images: 1 7",
+                 "images missing: 1", "rows with a broken image: 1", "20 x 56",
+                 "images with a side below 28 pixels, or of over 50,000,000: 1",
                  "rows with the text and images of an earlier one: 1", "qid 1 is also 2",
                  "seconds to decode an image: "):
         assert line in captured.out, line
