@@ -8,8 +8,8 @@ import os
 from collections import Counter
 from collections.abc import Callable
 
-from data import (REFUSED, ImageError, InputError, Sample, encode_prompt, encode_solution, image_size, load_samples,
-                  prompt_length, seed_of, several)
+from data import (REFUSED, SKIPPED, ImageError, InputError, Sample, encode_prompt, encode_solution, image_size,
+                  load_samples, prompt_length, seed_of, several)
 
 MOST_BROKEN = 0.05  # share of rows with a broken image beyond which something else is wrong
 
@@ -115,6 +115,7 @@ def drop_long(samples: list[Sample], processor, max_prompt: int, log=print, keep
 def usable(samples: list[Sample], config, processor, correct: Callable, log=print) -> list[Sample]:
     """The samples that the stage of `config` (train.Config) works with; a line says what they are. InputError: what it
     must refuse. correct: as in grading.equal. Without a processor, what needs one is left out."""
+    SKIPPED.clear()  # what an earlier run of this process has passed over
     counts = {"images": sum(len(sample.images) for sample in samples)} | {
         f"rows with {name}": sum(bool(getattr(sample, name)) for sample in samples)
         for name in ("images", "answer", "key_words", "choices")}

@@ -108,7 +108,6 @@ def test_a_torn_image_ends_the_run_or_is_passed_over_in_its_place(tiny_folder, q
     runs = {"good": stage_1(tiny_folder, good, tmp_path / "good", *flags),
             "bad": stage_1(tiny_folder, bad, tmp_path / "bad", *flags, "--skip_bad_images", "True")}
     asked = {}
-    data.SKIPPED.clear()
     for name, argv in runs.items():
         assert train.main(argv) == 0
         steps = sorted((tmp_path / name / "stage1" / "rollouts").iterdir())
@@ -128,7 +127,6 @@ def test_the_warm_up_passes_over_a_torn_image(tiny_folder, warmup, questions, tm
     argv = warm_up(tiny_folder, write(tmp_path / "bad.json", rows), questions, tmp_path)
     argv += ["--questions_per_rollout", "8", "--questions_per_update", "8"]
     assert train.main(argv) == 2
-    data.SKIPPED.clear()
     assert train.main([*argv, "--skip_bad_images", "True"]) == 0
     assert [line["data/skipped"] for line in metrics(tmp_path / "sft")] == [1, 1]
 
