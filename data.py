@@ -5,37 +5,42 @@
     Samples + right answers of each --write_buckets--> {easy,medium,hard}.jsonl --load_samples--> the RL stages
 
 RL rows have problem (or question) and answer; optional are images (or image), qid (or id), choices, solution, and
-key_words (or key_word, keywords), a list or a text cut at commas. sharegpt rows have messages [{role, content}] (or
-conversations [{from, value}]) and images: the first user turn asks, the first assistant turn is what to imitate.
+key_words (or key_word, keywords), a list or one text. sharegpt rows have messages [{role, content}] (or conversations
+[{from, value}]) and images: the first user turn asks, the first assistant turn is what to imitate.
 Image paths are relative to image_root, or to the file's own folder. Images of a hub set stay in memory, compressed.
+`python data.py check FILE` says what a file holds and what a run would refuse (plumbing/check.py).
 P: prompt tokens. An image is cut into patches of 14 x 14 pixels; merge_size x merge_size (2 x 2) patches are one token.
 """
 import contextlib
-import gzip
 import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import re
-from collections import Counter
-from dataclasses import dataclass, field
+import struct
+import sys
+import zlib
+from dataclasses import dataclass, field, replace
 
 import numpy
 import torch
 import transformers.utils
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Reading files is no part of the method; whatever needs these takes them from here.
+from plumbing.files import InputError as InputError
+from plumbing.files import checked as checked
+from plumbing.files import printable
+from plumbing.files import read_file as read_file
+from plumbing.files import read_json as read_json
+from plumbing.files import read_rows as read_rows
 
 # Hugging Face has a package named kernels as well, and where it is installed, transformers would import our folder of
 # that name in its place. Here it is told that there is no such package: import this file before its model code.
 for module in (transformers.utils, transformers.utils.import_utils):
     module.is_kernels_available = lambda *version_range: False
-
-
-class InputError(ValueError):
-    """Bad user input. The message is one line: what is wrong, where (file, row, qid or flag), and what to do."""
-
-    on_every_rank = False  # True where all ranks raise it, so that rank 0 speaks for all
 
 
 # ---- the response format: what the model is asked to write, and the parser that reads it
@@ -100,30 +105,63 @@ def parse(response: str) -> Sections:
 
 
 # ---- images
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no other is opened: Pillow would start Ghostscript
+
+
+class ImageError(InputError):
+    """An image that is there and cannot be used: its row may be left out."""
+
+
 @contextlib.contextmanager
-def opened(image, name: str = ""):
-    """The PIL image of a path or file. What Pillow raises on a bad one, here or later, is one line that names it."""
+def opened(image):
+    """The PIL image of a path, bytes or PIL image. What Pillow raises on a bad one, here or in the block, is one line
+    that names it."""
+    name = f"of {len(image)} bytes" if isinstance(image, bytes) else image
     try:
-        yield image if isinstance(image, Image.Image) else Image.open(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"image {name or image}: cannot be read ({error}); replace it or remove its row") from error
+        if isinstance(image, Image.Image):
+            yield image
+        else:
+            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS) as picture:
+                yield picture
+    except (OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, struct.error, zlib.error,
+            Image.DecompressionBombError) as error:
+        reason = "no picture" if isinstance(error, UnidentifiedImageError) else error
+        raise ImageError(f"image {name}: cannot be read ({reason}); replace it or remove its row") from error
 
 
 def image_size(image) -> tuple[int, int]:
     """(width, height) from the file's header. An EXIF rotation may swap the two; the number of tokens is the same."""
     with opened(image) as picture:
         width, height = picture.size
-    if max(width, height) > 200 * min(width, height):  # transformers' smart_resize refuses it
-        raise InputError(f"image {image}: {width} x {height}, one side is over 200 times the other; remove its row")
+        if max(width, height) > 200 * min(width, height):  # transformers' smart_resize refuses it
+            raise ValueError(f"{width} x {height}, one side is over 200 times the other")
     return width, height
 
 
+def eight_bits(picture: Image.Image) -> Image.Image:
+    """Pixels of 16 or 32 bits, or float, as the 8 bits that everything here sees. Such a file does not say what is
+    white, and often holds 8 or 12 bits: white is the least of 1, 255, 4095, 65535 that no pixel exceeds."""
+    clear = picture.info.get("transparency")  # the value that a 16-bit PNG calls transparent
+    if picture.mode[0] not in "IF":
+        if isinstance(clear, tuple) and any("16B" in str(tile[3]) for tile in getattr(picture, "tile", ())):
+            picture.info["transparency"] = tuple(value >> 8 for value in clear)  # Pillow cuts the pixels alone
+        return picture
+    values = numpy.asarray(picture, dtype=numpy.float64)
+    low, high = min(values.min(), 0), values.max()
+    if not math.isfinite(high - low):
+        raise ValueError("not all of its values are finite")
+    white = next((white for white in (1, 255, 4095, 65535) if high <= white), high)
+    grey = Image.fromarray(((values - low) * (255 / (white - low))).round().astype(numpy.uint8))
+    grey.getexif()[0x0112] = picture.getexif().get(0x0112, 1)  # whether it is to be turned
+    if clear is not None:
+        grey.putalpha(Image.fromarray(numpy.where(values == clear, 0, 255).astype(numpy.uint8)))
+    return grey
+
+
 def load_image(image) -> Image.Image:
-    """Path or PIL image -> upright RGB: the one picture that policy, CLIP reward and evaluation see."""
+    """Path, bytes or PIL image -> upright RGB: the one picture that policy, CLIP reward and evaluation see."""
     with opened(image) as picture:
-        upright = ImageOps.exif_transpose(picture)
-        if upright.mode.startswith("I"):  # 16 bits a pixel: Pillow would clip at 255, not scale
-            upright = upright.point(lambda value: value / 256)
+        upright = ImageOps.exif_transpose(eight_bits(picture))
         if upright.has_transparency_data:  # black lines on a transparent ground can be seen on white only
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
         return upright.convert("RGB")
@@ -139,121 +177,91 @@ def save_png(image: Image.Image, folder: str) -> str:
     return path
 
 
-# ---- files and hub sets to rows
-def checked(value, types: tuple, found: str, expected: str):
-    """The value, if it has one of these types; else InputError, "{found} type list; expected {expected}"."""
-    if not isinstance(value, types):
-        raise InputError(f"{found} type {type(value).__name__}; expected {expected}")
-    return value
-
-
-def read_json(path: str):
-    """What a .json file holds, plain or .gz; of a .jsonl file its rows by the number of their line, from 1."""
-    line, rows = 0, {}
-    try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig") as file:
-            if not path.removesuffix(".gz").endswith(".jsonl"):
-                return json.load(file)
-            for line, text in enumerate(file):
-                if text.strip():
-                    rows[line + 1] = json.loads(text.strip())
-            return rows
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} line {line + error.lineno}: not valid JSON ({error.msg}); fix that line") from error
-    except (OSError, EOFError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); check the path and that the file is whole") from error
-
-
-def read_file(path: str) -> list[tuple]:
-    """[(name, row)]: name is the key in an object of rows, the line in a .jsonl file, the number from 1 in a list."""
-    rows = checked(read_json(path), (list, dict), f"{path}: has", "a list or an object of rows")
-    return list(rows.items()) if isinstance(rows, dict) else list(enumerate(rows, 1))
-
-
-def read_rows(source: str, split: str, config: str | None = None, images: bool = True,
-              only_split: bool = False) -> list[tuple]:
-    """[(name, row)] of a .json or .jsonl file, plain or .gz; or of one split of a hub data set, of a folder that
-    `hf download` or `save_to_disk` made, or of a .parquet file. With only_split, the split of a set that has a single
-    one is taken whatever its name. Pictures stay as stored, a path or bytes, until they are needed; images=False leaves
-    them out. InputError when it cannot be read."""
-    if source.removesuffix(".gz").endswith((".json", ".jsonl")):
-        return read_file(source)
-    import datasets  # takes a second, and most runs read a file
-    from huggingface_hub.utils import logging
-    datasets.disable_progress_bars()
-    logging.set_verbosity_error()  # otherwise a hub that cannot be reached prints a line for each attempt
-    try:
-        if source.endswith(".parquet"):
-            rows = datasets.load_dataset("parquet", data_files=source, split="train")
-        elif any(os.path.exists(os.path.join(source, name)) for name in ("dataset_dict.json", "state.json")):
-            rows = datasets.load_from_disk(source)
-        else:
-            try:
-                rows = datasets.load_dataset(source, config, split=split)
-            except ValueError:  # no such config or split
-                rows = datasets.load_dataset(source)
-        if isinstance(rows, dict):  # all splits by name
-            name = next(iter(rows)) if only_split and len(rows) == 1 else split
-            if name not in rows:
-                raise ValueError(f"no split {split}; it has {', '.join(rows)}: give one with --split")
-            rows = rows[name]
-        for name, feature in rows.features.items():
-            if isinstance(feature, datasets.Image):
-                rows = rows.cast_column(name, datasets.Image(decode=False)) if images else rows.remove_columns(name)
-        return list(enumerate(rows, 1))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(f"data set {source!r}, split {split!r}: cannot be loaded ({reason}); download it first, `hf "
-                         "download --repo-type dataset NAME --local-dir FOLDER`, and give --data FOLDER or a .parquet, "
-                         ".json or .jsonl file, or point HF_HOME to a cache that has it") from error
-
-
 # ---- rows to samples
 IMAGE = "<image>"  # in a question: the next image belongs here
 LEADING_IMAGES = re.compile(rf"(\s*{IMAGE})*\s*")
 TEXT = (str, int, float)  # a number will do as a text: "answer": 3
+MOST_ITEMS = 1000  # key words, or choices, of a question
+QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
+BETWEEN_ITEMS = re.compile(r"[，、;；|\n]|(?<!\d),|,(?!\d{3}(?!\d))")  # 1,000 is a number
+LETTERED = re.compile(r"\(?([A-Z])[).:]\s*(.+)", re.DOTALL)  # (B) 30°, B. 30°
+AROUND_ANSWERS = [  # what data sets put around an answer that no response repeats
+    (re.compile(r".*<answer>(.*)</answer>.*", re.DOTALL | re.IGNORECASE), r"\1"),
+    (re.compile(r".*####", re.DOTALL), ""), (re.compile(r"\{~"), "{"), (re.compile(r"[。．]\s*$"), "")]
 
 
 @dataclass(frozen=True)
 class Sample:
     qid: str  # unique in its data set
     question: str  # may hold <image> where image i belongs
-    images: tuple = ()  # absolute file paths, or PIL images of a hub set
+    images: tuple = ()  # absolute file paths; of a set that brings its images, their compressed bytes
     answer: str = ""  # gold
     key_words: tuple[str, ...] = ()  # what a good description mentions
     choices: tuple[str, ...] = ()  # of a multiple-choice question
     solution: str = ""  # response to imitate (warm-up)
     where: str = field(default="", compare=False)  # "train.json row 3", for messages
+    broken: bool = False  # an image cannot be read: it keeps its place, and nothing is learned from it
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.where}: qid {self.qid!r}"
+
+
+def absent(value) -> bool:
+    """Whether a column is empty: null, NaN, Infinity, a blank text, [] or {}. Sets and tables fill what a row lacks
+    with these."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, dict):
+        return all(map(absent, value.values()))
+    return value is None or value in ([], b"") or isinstance(value, str) and not value.strip()
 
 
 def column(row: dict, where: str, *names: str, types: tuple = TEXT, default=None):
-    """The first of these columns that the row has, else default; InputError where there is neither, or another type.
-    A null counts as absent, because hub sets fill what a row lacks with it."""
-    value = next((row[name] for name in names if row.get(name) is not None), default)
+    """The first of these columns that is not absent, else default; InputError where there is neither, or what `checked`
+    refuses."""
+    name = next((name for name in names if not absent(row.get(name))), names[0])
+    value = default if absent(row.get(name)) else row[name]
     if value is None:
-        present = ", ".join(str(name) for name in row if row[name] is not None)
+        present = ", ".join(str(name) for name in row if not absent(row[name]))
         raise InputError(f"{where}: no {' or '.join(names)}; it has: {present or 'nothing'}; rename or add the column")
-    return checked(value, types, f"{where}: {names[0]} has", " or ".join(each.__name__ for each in types))
+    return checked(value, types, f"{where}: {name} has", " or ".join(each.__name__ for each in types))
 
 
-def texts(row: dict, where: str, *names: str, types: tuple = (list,)) -> list[str]:
-    """A column with a list of texts, or, where types allows a str, one text that is cut at commas."""
-    values = column(row, where, *names, types=types, default=[])
-    values = values.split(",") if isinstance(values, str) else values
-    return [str(checked(value, TEXT, f"{where}: {names[0]} has an item of", "texts")) for value in values]
+def listed(text: str) -> list[str]:
+    """The items of a list that was written as a text: JSON, as Python or numpy print it, or with separators."""
+    text = text.strip()
+    if text[0] + text[-1] != "[]":
+        return BETWEEN_ITEMS.split(text)
+    try:
+        return json.loads(text)
+    except ValueError:
+        quoted = [re.sub(r"\\(.)", r"\1", single or double) for single, double in QUOTED.findall(text)]
+        return quoted or BETWEEN_ITEMS.split(text[1:-1])
+
+
+def texts(row: dict, where: str, *names: str, loose: bool = False) -> list[str]:
+    """A column with a list of texts, or such a list as a text; in loose ones separators will do."""
+    values = column(row, where, *names, types=(str, list), default=[])
+    if isinstance(values, str) and (loose or values.strip().startswith("[")):
+        values = listed(values)
+    checked(values, (list,), f"{where}: {names[0]} has", "list")
+    if len(values) > MOST_ITEMS:
+        raise InputError(f"{where}: {names[0]} has {len(values)} items; expected at most {MOST_ITEMS}")
+    if any(isinstance(value, float) and absent(value) for value in values):
+        raise InputError(f"{where}: {names[0]} has an item that is no number; expected texts")
+    return [str(checked(value, TEXT, f"{where}: {names[0]} has an item of", "texts")).strip() for value in values]
 
 
 def as_image(value, where: str, root: str):
-    """A path, a PIL image, or {bytes, path} as parquet files hold it -> absolute path or PIL image."""
+    """A path, bytes, a PIL image, or {bytes, path} as parquet files hold it -> absolute path, bytes or PIL image."""
     if isinstance(value, dict):
-        value = value["bytes"] if isinstance(value.get("bytes"), bytes) else value.get("path")
-    if isinstance(value, bytes):
-        with opened(io.BytesIO(value), f"of {where}") as picture:
-            return picture
-    if isinstance(value, Image.Image):
+        value = value.get("path") if absent(value.get("bytes")) else value["bytes"]
+    if isinstance(value, (bytes, Image.Image)) and value != b"":
         return value
-    if not isinstance(value, str) or not value:
-        raise InputError(f"{where}: an image is {value!r}; expected a path or an image")
+    if not isinstance(value, str) or not value.strip() or len(value) > 4096 or "://" in value:
+        raise InputError(f"{where}: an image is {value!r:.80}; expected a path, or the bytes of a picture")
     return os.path.abspath(os.path.join(root, value))
 
 
@@ -264,56 +272,95 @@ def first_turns(turns: list, where: str) -> tuple[str, str]:
     first = {}
     for turn in turns:
         checked(turn, (dict,), f"{where}: a turn has", "{role, content}")
-        first.setdefault(column(turn, where, "role", "from"), column(turn, where, "content", "value"))
+        first.setdefault(column(turn, where, "role", "from"), column(turn, where, "content", "value", default=""))
     turn = str(column(first, f"{where} messages", "user", "human"))
     instruction, _, question = turn.rpartition(f"### {ANSWER}:")
     if not question.strip():
         raise InputError(f"{where}: the user turn has no question after its instruction; fix or remove the row")
     markers = IMAGE * LEADING_IMAGES.match(instruction)[0].count(IMAGE)
-    return markers + question.strip(), column(first, where, "assistant", "gpt", default="")
+    return markers + question.strip(), str(column(first, where, "assistant", "gpt", default=""))
 
 
-def sample_from_row(row, where: str, default_qid: str, root: str) -> Sample:
+def gold(answer: str, choices: list[str]) -> tuple[str, tuple[str, ...]]:
+    """(answer, choices) without what no response repeats: tags, "#### ", the letters in front of the choices; of a
+    letter and its choice, the letter."""
+    for pattern, plain in AROUND_ANSWERS:
+        answer = pattern.sub(plain, answer)
+    marks = [LETTERED.fullmatch(choice) for choice in choices]
+    if all(mark and mark[1] == chr(ord("A") + i) for i, mark in enumerate(marks)):
+        choices = [mark[2] for mark in marks]
+    both = LETTERED.fullmatch(answer.strip())
+    if both and both[2] in choices and choices.index(both[2]) == ord(both[1]) - ord("A"):
+        answer = both[1]
+    return answer.strip(), tuple(choices)
+
+
+def sample_from_row(row, where: str, default_qid: str, root: str, prefix: str = "") -> Sample:
     checked(row, (dict,), f"{where}: has", "an object with columns")
-    turns = column(row, where, "messages", "conversations", types=(list,), default=[])
+    qid = printable(prefix + str(column(row, where, "qid", "id", default=default_qid)))
+    place = where if qid == default_qid else f"{where} (qid {qid})"
+    turns = column(row, place, "messages", "conversations", types=(list,), default=[])
     if turns:
-        question, solution = first_turns(turns, where)
+        question, solution = first_turns(turns, place)
     else:
-        question = str(column(row, where, "problem", "question"))
-        solution = column(row, where, "solution", default="")
+        question = str(column(row, place, "problem", "question"))
+        solution = str(column(row, place, "solution", default=""))
     if not question.replace(IMAGE, "").strip():
-        raise InputError(f"{where}: the question is empty; write one or remove the row")
-    images = column(row, where, "images", "image", types=(str, list, dict, Image.Image), default=[])
+        raise InputError(f"{place}: the question is empty; write one or remove the row")
+    images = column(row, place, "images", "image", types=(str, list, dict, bytes, Image.Image), default=[])
+    images = listed(images) if isinstance(images, str) and images.strip().startswith("[") else images
     images = images if isinstance(images, list) else [images]
-    key_words = texts(row, where, "key_words", "key_word", "keywords", types=(str, list))
-    return Sample(qid=str(column(row, where, "qid", "id", default=default_qid)), question=question,
-                  images=tuple(as_image(image, where, root) for image in images),
-                  answer=str(column(row, where, "answer", default="" if turns else None)),
-                  key_words=tuple(word.strip() for word in key_words if word.strip()),
-                  choices=tuple(texts(row, where, "choices")), solution=str(solution).strip(), where=where)
+    answer = str(column(row, place, "answer", default="" if turns else None))
+    answer, choices = gold(answer, texts(row, place, "choices"))
+    key_words = texts(row, place, "key_words", "key_word", "keywords", loose=True)
+    return Sample(qid=qid, question=question, images=tuple(as_image(image, place, root) for image in images),
+                  answer=answer, key_words=tuple(filter(None, key_words)), choices=choices,
+                  solution=solution.strip(), where=where)
 
 
-def load_samples(source: str, image_root: str = "", split: str = "train") -> list[Sample]:
-    """What `read_rows` reads, as Samples. Image files are not opened: check_images and worth_imitating look at them.
-    InputError: what a row lacks, or a qid it shares, with the row named."""
+def several(text: str) -> list[str]:
+    """The paths of a flag that may name several, with commas between."""
+    return text.split(",") if not os.path.exists(text) else [text]
+
+
+def sources_of(source: str, image_root: str) -> list[tuple[str, str]]:
+    """[(path, image root)] of --data and --image_root. A file's image paths start from its own folder if none is
+    given, from the one that is given, or where several are, each from its own."""
     if not source:
-        raise InputError("--data is empty: give a .json or .jsonl file, a data set folder or a hub name")
-    named_rows = read_rows(source, split)
-    if not named_rows:
-        raise InputError(f"{source}: no rows; give a file that has some")
-    root = image_root or (os.path.dirname(source) if os.path.isfile(source) else source)
-    samples = [sample_from_row(row, f"{source} row {name}", str(name), root) for name, row in named_rows]
-    first = {}
+        raise InputError("--data is empty: give a .json, .jsonl, .csv or .parquet file, a folder or a hub name")
+    paths, roots = several(source), several(image_root)
+    if len(roots) not in (1, len(paths)):
+        raise InputError(f"--image_root has {len(roots)} folders for {len(paths)} of --data; give one each, or one")
+    return [(path, root or (os.path.dirname(path) if os.path.isfile(path) else path))
+            for path, root in zip(paths, roots * len(paths))]
+
+
+def load_samples(source: str, image_root: str = "", split: str = "train", log=print) -> list[Sample]:
+    """What `read_rows` reads, as Samples. Where there are several files, the number of each stands in front of its
+    qids. Image files are not opened: plumbing/filters.py looks at them.
+    InputError: what a row lacks, or a qid it shares, with the row named."""
+    sources, samples, first = sources_of(source, image_root), [], {}
+    for number, (path, root) in enumerate(sources, 1):
+        named_rows = read_rows(path, split)
+        if not named_rows:
+            raise InputError(f"{path}: no rows; give a file that has some")
+        prefix = f"{number}/" if len(sources) > 1 else ""
+        samples += [sample_from_row(row, f"{path} row {name}", str(name), root, prefix) for name, row in named_rows]
+    if len(sources) > 1:
+        log(f"{len(sources)} files: the number of its file is in front of each qid, as in {samples[0].qid}")
     for sample in samples:
         twin = first.setdefault(sample.qid, sample)
         if twin is not sample:
-            raise InputError(f"{sample.where}: qid {sample.qid!r} is also that of {twin.where}; make it unique")
+            raise InputError(f"{sample.name} is also that of {twin.where}; make it unique")
     return samples
 
 
 # ---- samples to prompts
 # Refused in any text: an image token without an image, the end of a turn, half a surrogate pair (it has no tokens).
 REFUSED = re.compile(r"<\|(im_start|im_end|endoftext|vision_(start|end|pad)|image_pad|video_pad)\|>|[\ud800-\udfff]")
+
+
+SKIPPED: set[str] = set()  # qids of the broken samples that this process has met, to be counted
 
 
 @dataclass
@@ -328,7 +375,7 @@ class Prompt:
 def chat_text(sample: Sample, processor) -> str:
     """The prompt as text, one image token per image. Images that lead the question come before the instruction, others
     stay where the question has them; without markers all lead."""
-    where, question, images = f"{sample.where}: qid {sample.qid!r}", sample.question, len(sample.images)
+    where, question, images = sample.name, sample.question, len(sample.images)
     if found := REFUSED.search(question):
         raise InputError(f"{where} has the control token or half a surrogate pair {found[0]!r} in its text; remove it")
     markers = question.count(IMAGE)
@@ -366,17 +413,26 @@ def mrope_positions(input_ids: list[int], grid_thw, image_token_id: int, merge_s
     return torch.cat(blocks, dim=1)  # (3, P)
 
 
-def encode_prompt(sample: Sample, processor) -> Prompt:
-    """Never truncates. InputError, naming the qid: control tokens in the question, or images it does not match."""
+def encode_prompt(sample: Sample, processor, skip_bad: bool = False) -> Prompt:
+    """Never truncates. InputError, naming the qid: control tokens in the question, images it does not match, or an
+    image that cannot be read. With skip_bad, blank ones take the place of its images, and the sample is broken."""
     text = chat_text(sample, processor)
-    encoded = processor(text=[text], images=[load_image(image) for image in sample.images] or None, return_tensors="pt")
+    try:
+        images = [load_image(image) for image in sample.images]
+    except ImageError as error:
+        if not skip_bad:
+            raise ImageError(f"{sample.name}: {error}, or --skip_bad_images True") from error
+        SKIPPED.add(sample.qid)
+        images = [Image.new("RGB", (28, 28))] * len(sample.images)
+        sample = replace(sample, images=(), broken=True)
+    encoded = processor(text=[text], images=images or None, return_tensors="pt")
     input_ids, grid_thw = encoded["input_ids"][0].tolist(), encoded.get("image_grid_thw")
     position_ids = mrope_positions(input_ids, grid_thw, processor.image_token_id, processor.image_processor.merge_size)
     return Prompt(sample, input_ids, position_ids, encoded.get("pixel_values"), grid_thw)
 
 
 def prompt_length(sample: Sample, processor) -> int:
-    """len(encode_prompt(sample, processor).input_ids), from the image headers alone."""
+    """len(encode_prompt(sample, processor).input_ids), from the image headers alone; ImageError where one is broken."""
     length = len(processor.tokenizer(chat_text(sample, processor)).input_ids)  # with one token per image
     for width, height in map(image_size, sample.images):
         patches = processor.image_processor.get_number_of_image_patches(height, width)
@@ -387,73 +443,6 @@ def prompt_length(sample: Sample, processor) -> int:
 def encode_solution(sample: Sample, processor) -> list[int]:
     """The response to imitate, with its end token: a model that is never shown one does not learn to stop."""
     return processor.tokenizer(sample.solution).input_ids + [processor.tokenizer.convert_tokens_to_ids("<|im_end|>")]
-
-
-# ---- which samples a stage works with
-def check_images(samples: list[Sample]) -> None:
-    """InputError when an image file is missing: found before the run, not in its third hour."""
-    missing = [f"{sample.where}: image {image}" for sample in samples for image in sample.images
-               if isinstance(image, str) and not os.path.isfile(image)]
-    if missing:
-        raise InputError(f"{missing[0]} does not exist ({len(missing)} missing in all); check it or set --image_root")
-
-
-def require(samples: list[Sample], name: str, source: str) -> None:
-    """InputError when a sample lacks its answer or its key_words: that reward would be 0 whatever the model says."""
-    bare = [sample.qid for sample in samples if not getattr(sample, name)]
-    if bare:
-        raise InputError(f"{source}: {len(bare)} of {len(samples)} questions have no {name}, the first is qid "
-                         f"{bare[0]}; add the column or drop these rows")
-
-
-def held_out(config) -> list[Sample]:
-    """The questions of --eval_data that training asks: eval_questions of them, always the same ones."""
-    samples = load_samples(config.eval_data, config.image_root, config.split)
-    chosen = sorted(samples, key=lambda sample: seed_of("held out", sample.qid))[: config.eval_questions]
-    check_images(chosen)
-    require(chosen, "answer", config.eval_data)
-    return chosen
-
-
-def sft_verdict(sample: Sample, processor, max_response: int) -> str:
-    """"kept", or why a warm-up row is dropped (release: dataset/filter.py). Of images only the headers are read."""
-    if not sample.solution:
-        return "no_solution"
-    if "let me rethink it" in sample.solution.lower():
-        return "rethink"
-    if REFUSED.search(sample.solution):
-        return "control_token"
-    try:
-        sides = [side for image in sample.images for side in image_size(image)]
-    except InputError:
-        return "bad_image"
-    if min(sides, default=28) < 28:
-        return "small_image"
-    return "kept" if len(encode_solution(sample, processor)) <= max_response else f"over {max_response} tokens"
-
-
-def worth_imitating(samples: list[Sample], config, processor, log=print) -> list[Sample]:
-    """The warm-up rows that `sft_verdict` keeps. How many have which verdict is logged, the most frequent first."""
-    verdicts = [sft_verdict(sample, processor, config.max_response) for sample in samples]
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(verdicts).most_common())
-    log(f"warm-up data: {counts}")
-    if "kept" not in verdicts:
-        raise InputError(f"{config.data}: no warm-up row is left ({counts}): see --max_response and the row format")
-    return [sample for sample, verdict in zip(samples, verdicts) if verdict == "kept"]
-
-
-def drop_long(samples: list[Sample], processor, max_prompt: int, log=print) -> list[Sample]:
-    """Prompts of more than max_prompt tokens are dropped up front, never cut: a cut prompt loses image tokens."""
-    lengths = [prompt_length(sample, processor) for sample in samples]
-    kept = [sample for sample, length in zip(samples, lengths) if length <= max_prompt]
-    ranked = sorted(zip(lengths, samples), key=lambda pair: -pair[0])[:3]
-    longest = "longest: " + ", ".join(f"qid {sample.qid} with {length}" for length, sample in ranked)
-    if not kept:
-        raise InputError(f"no prompt is within {max_prompt} tokens ({longest}): raise --max_prompt or cut --max_pixels")
-    if len(kept) < len(samples):
-        log(f"dropped {len(samples) - len(kept)} of {len(samples)} prompts, over {max_prompt} tokens ({longest})")
-    encode_prompt(max(kept, key=lambda sample: len(sample.images)), processor)  # the template and the processor work
-    return kept
 
 
 # ---- buckets and batches
@@ -490,10 +479,18 @@ def write_buckets(folder: str, samples: list[Sample], correct: dict[str, int], g
 
 def batches(n: int, batch_size: int, epochs: int, seed: int) -> list[list[int]]:
     """Indices of n samples. An epoch's order depends on (seed, epoch) alone; a batch may span two epochs; what is left
-    over at the end is not used. InputError when there is not one full batch."""
+    over at the end is not used. InputError when there is not one full batch, or more than 20 million indices."""
+    if n * epochs > 20_000_000:
+        raise InputError(f"--epochs {epochs} of {n} questions are over 20 million; give fewer, and --max_steps to stop")
     epoch_orders = [numpy.random.default_rng([seed, epoch]).permutation(n).tolist() for epoch in range(epochs)]
     order = [index for epoch_order in epoch_orders for index in epoch_order]
     if len(order) < batch_size:
         raise InputError(f"{n} questions x {epochs} epochs do not fill one batch of {batch_size}; "
                          "use more data, more epochs or a smaller batch")
     return [order[i:i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]
+
+
+if __name__ == "__main__":
+    from plumbing.check import main
+
+    sys.exit(main())

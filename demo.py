@@ -439,7 +439,7 @@ def ablate(out: str, seed: int, steps: dict[str, int]):
 
 
 def launch(processes: int, argv: list[str]) -> int:
-    """`torchrun --nproc_per_node PROCESSES demo.py ..`; returns the exit code of the process that failed first, or 0."""
+    """`torchrun --nproc_per_node PROCESSES demo.py ..`; the exit code of the process that failed first, or 0."""
     try:
         torchrun.main(["--standalone", "--nproc_per_node", str(processes), __file__, *argv])
     except ChildFailedError as error:

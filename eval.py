@@ -35,11 +35,12 @@ from engine.plan import bytes_of, shape_of
 from engine.policy import Policy
 from engine.weights import find_model, load_processor
 from grading.algebra import check_rule
+from plumbing import filters
 from plumbing.flags import Flags, check_sampling, complain, refuse
 from plumbing.log import records
 from plumbing.processes import (barrier, ending_together, gather, is_main, on_every_rank, print0, start_processes,
                                 stop_processes)
-from plumbing.run_folder import write_text
+from plumbing.run_folder import weights_id, write_text
 from train import PARTS, Sampling, ask
 
 
@@ -116,10 +117,10 @@ def load(config: EvalConfig, device) -> tuple:
 
 def prepare_file(config: EvalConfig, processor) -> tuple[list[Sample], int]:
     """The samples within --max_prompt, and how many are over it."""
-    samples = data.load_samples(config.data, config.image_root, config.split or "train")
-    data.require(samples, "answer", config.data)
-    data.check_images(samples)
-    kept = data.drop_long(samples, processor, config.max_prompt, log=print0)
+    samples = data.load_samples(config.data, config.image_root, config.split or "train", log=print0)
+    filters.require(samples, "answer", config.data)
+    filters.check_images(samples)
+    kept = filters.drop_long(samples, processor, config.max_prompt, log=print0)
     make_folder(config.out)
     return kept, len(samples) - len(kept)
 
@@ -144,16 +145,6 @@ def run_file(config: EvalConfig, model, processor, clip, samples: list[Sample], 
 
 
 # ---------------------------------------------------------------- a benchmark: its responses go to disk as they come
-
-
-def weights_id(folder: str) -> str:
-    """A digest of the config and of a piece of each weights file: another model under the same name has another."""
-    digest = hashlib.sha256()
-    for path in [os.path.join(folder, "config.json"), *sorted(glob(os.path.join(folder, "*.safetensors")))]:
-        with open(path, "rb") as file:
-            file.seek(os.path.getsize(path) // 2)
-            digest.update(file.read(1 << 20))
-    return digest.hexdigest()[:12]
 
 
 def settings_of(config: EvalConfig, model_folder: str, samples: list[Sample], out: str) -> dict:
@@ -235,8 +226,8 @@ def prepare_benchmark(config: EvalConfig, name: str, model_folder: str, processo
     if bare:
         print0(f"note: {bare} of the {len(samples)} questions of {name} have no picture and are asked without")
     settings = settings_of(config, model_folder, samples, out)
-    data.check_images(samples)
-    kept = data.drop_long(samples, processor, config.max_prompt, log=print0)
+    filters.check_images(samples)
+    kept = filters.drop_long(samples, processor, config.max_prompt, log=print0)
     make_folder(out)
     return name, items, kept, settings
 

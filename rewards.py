@@ -152,7 +152,7 @@ def score(samples: list[Sample], responses: list[str], lengths: list[int], weigh
 class Answered:
     """A question, G responses to it, and what they earned."""
     number: int  # of the question among those that were asked: they are finished in another order
-    sample: Sample  # without its images, which are heavy
+    sample: Sample  # without images that are no paths, which are heavy
     responses: list[Response]  # G
     texts: list[str]  # G
     earned: dict[str, list[float]]  # G numbers of each part, and of the reward; in training of the advantage as well
@@ -171,5 +171,6 @@ def judge(samples: list[Sample], finished: list[tuple[int, list[Response]]], tok
                          config.clip_target, config.length_limit, config.keyword_scope, config.grader)
     G = len(responses) // len(asked)
     earned = {name: values.view(-1, G).tolist() for name, values in (parts | {"reward": total}).items()}
-    return [Answered(q, replace(samples[q], images=()), group, texts[k * G : (k + 1) * G],
+    paths = [tuple(image for image in sample.images if isinstance(image, str)) for sample in asked]
+    return [Answered(q, replace(samples[q], images=paths[k]), group, texts[k * G : (k + 1) * G],
                      {name: values[k] for name, values in earned.items()}) for k, (q, group) in enumerate(finished)]

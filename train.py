@@ -51,11 +51,13 @@ from engine.policy import Group, Policy, choose_loss, dummy_group, micro_batches
 from engine.sampler import stream, sync
 from engine.weights import export, find_model, load_checkpoint, load_processor, save_checkpoint
 from grading.algebra import check_rule, grader_counts
+from grading.equal import correct
+from plumbing import filters
 from plumbing.flags import complain, read_stage
 from plumbing.log import check_gap, console_line, mean, records, step_metrics, write_step
 from plumbing.processes import (Timer, ahead, barrier, broadcast, ending_together, fair_shares, gather, is_main, no_bar,
                                 on_every_rank, print0, shard_of_rank, start_processes, stop_processes, sum_over_ranks)
-from plumbing.run_folder import check_folder, drop_old_run, prepare_folder, write_text
+from plumbing.run_folder import check_folder, drop_old_run, fingerprints, prepare_folder, write_text
 
 # ------------------------------------------------------------------------------- settings and stages
 
@@ -70,9 +72,9 @@ class Sampling:
     min_pixels: int = 576  # images are resized to between min and max pixels, the same everywhere
     max_pixels: int = 802816  # at most 1024 tokens of 28 x 28 pixels
     # data
-    data: str = ""  # json, jsonl, or hub data set
-    split: str = "train"  # of a hub data set
-    image_root: str = ""  # what image paths are relative to; empty: the folder of the data file
+    data: str = ""  # json, jsonl, csv, parquet, folder or hub data set; of files several, with commas between
+    split: str = "train"  # of a folder or a hub data set
+    image_root: str = ""  # what image paths are relative to, one or one each; empty: the folder of the data file
     max_prompt: int = 2048  # tokens; longer prompts are dropped before the run, never cut
     # sampling
     group_size: int = 8  # G, responses per question (pebr_stage1.yaml: n)
@@ -109,6 +111,8 @@ class Config(Sampling):
     questions_per_rollout: int = 560  # Q, per step, in the warm-up as well (pebr_stage1.yaml: rollout_batch_size)
     questions_per_update: int = 112  # questions per optimiser step (pebr_stage1.yaml: global_batch_size)
     epochs: int = 1  # passes over the data
+    allow_text: bool = False  # with a CLIP weight, keep questions without an image, whose clip part is 0
+    skip_bad_images: bool = False  # go on without the rows whose image cannot be read; they keep their place
     max_steps: int = 0  # stop after this many steps; 0: after the epochs
     # rewards
     clip_weight: float = 0.0  # of a part in the reward's sum: does the description match the image?
@@ -238,14 +242,15 @@ def collect(replica, processor, clip, samples: list[Sample], prompts: Iterable[P
         barrier(config.patience)
 
 
-def ask(replica, processor, clip, samples: list[Sample], config, purpose: str) -> Iterator[list[rewards.Answered]]:
+def ask(replica, processor, clip, samples: list[Sample], config, purpose: str,
+        skip_bad: bool = False) -> Iterator[list[rewards.Answered]]:
     """Graded responses to this rank's share of the questions, as `collect` yields them.
 
     A seed depends on the purpose and the question alone: an interrupted run asks the rest as if nothing had happened.
     """
     share = shard_of_rank(samples)
     seeds = [seed_of(config.seed, purpose, sample.qid) for sample in share]
-    prompts = tqdm(ahead(data.encode_prompt, share, CHUNK, processor), purpose, len(share), disable=no_bar())
+    prompts = tqdm(ahead(data.encode_prompt, share, CHUNK, processor, skip_bad), purpose, len(share), disable=no_bar())
     return collect(replica, processor, clip, share, prompts, seeds, config, Timer(f"{len(share)} questions"))
 
 
@@ -327,6 +332,7 @@ class Run:
     """What a stage works with."""
     config: Config
     folder: str  # the stage's own folder below config.out
+    prints: dict[str, str]  # fingerprints of rows, prompt and weights
     device: torch.device
     processor: object
     samples: list[Sample]
@@ -341,18 +347,9 @@ class Run:
 
 def load_samples(config: Config, processor) -> tuple[list[Sample], list[Sample]]:
     """The stage's data and the held-out questions. What is wrong with them is found here, before the run."""
-    samples = data.load_samples(config.data, config.image_root, config.split)
-    if config.stage == "sft":
-        samples = data.worth_imitating(samples, config, processor, log=print0)
-    else:
-        data.check_images(samples)
-    if config.accuracy_weight > 0 or config.stage == "sample":
-        data.require(samples, "answer", config.data)
-    if config.keyword_weight > 0:
-        data.require(samples, "key_words", config.data)
-    held_out = data.held_out(config) if config.eval_data else []
-    return (data.drop_long(samples, processor, config.max_prompt, log=print0),
-            held_out and data.drop_long(held_out, processor, config.max_prompt, log=print0))
+    samples = data.load_samples(config.data, config.image_root, config.split, log=print0)
+    samples = filters.usable(samples, config, processor, correct, log=print0)
+    return samples, filters.held_out(config, processor, log=print0)
 
 
 def start(config: Config) -> Run:
@@ -370,7 +367,8 @@ def start(config: Config) -> Run:
         print0(f"{len(samples)} questions x {config.epochs} epochs: {len(batches)} steps, {left} left over")
     clip = load_clip(config.clip, device) if config.clip_weight > 0 else None
     out = os.path.join(config.out, FOLDERS[config.stage])
-    check_folder(config, out)
+    prints = fingerprints(config, folder, samples, data.INSTRUCTION, processor.chat_template)
+    check_folder(config, out, prints)
     config = fit_plan(config, folder, device)  # chooses the slots
     policy = ref_policy = replica = None
     if config.stage != "sample":
@@ -381,8 +379,8 @@ def start(config: Config) -> Run:
     if config.stage in ("1", "2") and config.kl_coef > 0:
         ref_policy = Policy.load(folder, device, dtype, mesh, dtype, offload=config.ref_offload)
         ref_policy.requires_grad_(False).eval()
-    loss = choose_loss(grpo_loss, config.fused_loss, device, log=print0)
-    return Run(config, out, device, processor, samples, held_out, batches, policy, ref_policy, replica, clip, loss)
+    return Run(config, out, prints, device, processor, samples, held_out, batches, policy, ref_policy, replica, clip,
+               choose_loss(grpo_loss, config.fused_loss, device, log=print0))
 
 
 # -------------------------------------------------------------------------- the three kinds of step
@@ -396,7 +394,8 @@ def sft_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: i
     """One optimiser step of supervised warm-up: a solution is a group of one response."""
     config, timer = run.config, Timer(f"step {step}")
     with timer("encode"):
-        groups = [(prompt, [data.encode_solution(prompt.sample, run.processor)]) for prompt in prompts]
+        groups = [(prompt, [data.encode_solution(prompt.sample, run.processor)]) for prompt in prompts
+                  if not prompt.sample.broken]
     with timer("wait"):
         barrier(config.patience)
     with timer("update"):
@@ -415,7 +414,8 @@ def deal_out(run: Run, step: int, prompts: list[Prompt], answered: list[rewards.
     """
     lengths = gather([len(prompt.input_ids) for prompt in prompts], everywhere=True)
     tokens = [n + sum(len(response.ids) for response in one.responses) for n, one in zip(lengths, answered)]
-    shares = fair_shares(tokens, run.config.questions_per_update)  # of each optimiser step
+    shares = [[i for i in share if not answered[i].sample.broken]  # of each optimiser step
+              for share in fair_shares(tokens, run.config.questions_per_update)]
     known = dict(zip(shard_of_rank(range(len(answered))), prompts))
     others = [i for i in chain(*shares) if i not in known]
     samples = [run.samples[run.batches[step][i]] for i in others]
@@ -478,11 +478,13 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: in
 def sample_questions(run: Run):
     """Stage sample: G graded responses to every question, then the three buckets. A second run replaces the first."""
     config = run.config
-    rows = gather(records(sorted(chain(*ask(run.replica, run.processor, None, run.samples, config, "sample")))))
+    asked = ask(run.replica, run.processor, None, run.samples, config, "sample", config.skip_bad_images)
+    rows = gather(records(one for one in sorted(chain(*asked)) if one.sample.qid not in data.SKIPPED))
     timeouts = sum_over_ranks(grader_counts(config.grader))["grader/timeouts"]
     if is_main():
         correct = {row["qid"]: sum(response["accuracy"] == 1 for response in row["responses"]) for row in rows}
-        sizes = data.write_buckets(run.folder, run.samples, correct, config.group_size)
+        samples = [sample for sample in run.samples if sample.qid in correct]  # the others' images cannot be read
+        sizes = data.write_buckets(run.folder, samples, correct, config.group_size)
         write_text(os.path.join(run.folder, "rollouts.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
         print(f"{len(rows)} questions -> {run.folder}: " + ", ".join(f"{size} {name}" for name, size in sizes.items())
               + f"; {timeouts:g} answers took too long to compare")
@@ -511,7 +513,7 @@ def train(run: Run, step_function):
     if broadcast(os.path.exists(os.path.join(run.folder, "model"))) and not config.restart:
         print0(f"{run.folder} is complete; --restart runs it again")
         return
-    first, skipped = prepare_folder(run.folder, config), 0
+    first, skipped = prepare_folder(run.folder, config, run.prints), 0
     if run.device.type in REHEARSED:
         def idle_step(groups):
             batches = make_micro_batches(groups, config.token_budget, run.device)
@@ -521,12 +523,14 @@ def train(run: Run, step_function):
     on_every_rank(lambda: load_checkpoint(os.path.join(run.folder, "checkpoints"), run.policy, optimizer))
     mine = [run.samples[i] for batch in run.batches[first:steps] for i in shard_of_rank(batch)]
     share = len(shard_of_rank(run.batches[0]))  # of one step
-    prompts = ahead(data.encode_prompt, mine, share, run.processor)  # those of the next step while this one trains
+    # The prompts of the next step are encoded while this one trains.
+    prompts = ahead(data.encode_prompt, mine, share, run.processor, config.skip_bad_images)
     for step in tqdm(range(first, steps), f"stage {config.stage}", initial=first, total=steps, disable=no_bar()):
         began = time.perf_counter()
         answered, stats, timer = step_function(run, optimizer, islice(prompts, share), step, steps)
         rows = records(answered)
-        metrics = step_metrics(rows, PARTS, stats, timer.seconds) | sum_over_ranks(grader_counts(config.grader))
+        counts = grader_counts(config.grader) | {"data/skipped": len(data.SKIPPED)}
+        metrics = step_metrics(rows, PARTS, stats, timer.seconds) | sum_over_ranks(counts)
         if config.eval_every and ((step + 1) % config.eval_every == 0 or step + 1 == steps):
             metrics |= evaluate(run)
         metrics["time/step"] = time.perf_counter() - began

@@ -27,7 +27,8 @@ def records(answered) -> list[dict]:
     return [dict(qid=one.sample.qid, question=one.sample.question, answer=one.sample.answer, responses=[
         dict(text=text, extracted=parse(text).answer, tokens=len(response.ids), finished=response.finished,
              **{name: values[g] for name, values in one.earned.items()})
-        for g, (text, response) in enumerate(zip(one.texts, one.responses))]) for one in answered]
+        for g, (text, response) in enumerate(zip(one.texts, one.responses))])
+            for one in answered if not one.sample.broken]
 
 
 def rollout_metrics(rows: list[dict], parts: tuple[str, ...]) -> dict[str, float]:

@@ -43,21 +43,22 @@ for name in mulberry solutions questions; do
         exit 2
     fi
 done
-images=${IMAGES:-$(dirname "$questions")}  # the folder that the image paths of the questions start from
 
-# ---- One list of both kinds of warm-up rows, each image with its whole path. The ids of the two may collide, and no
-# stage needs them.
-python - data/warmup.json "$mulberry" "$solutions" <<'END'
+# ---- The folder that the image paths of a file start from: its own, or one above it, up to the repository's. Where the
+# first image lies decides. If none is found, the stage says which path it looked for, before anything is trained.
+root_of() {
+    python - "$1" <<'END'
 import json, os, sys
-rows = []
-for path in sys.argv[2:]:
-    for row in json.load(open(path)):
-        images = row.get("images") or []
-        images = [images] if isinstance(images, str) else images
-        row["images"] = [os.path.abspath(os.path.join(os.path.dirname(path), image)) for image in images]
-        rows.append({name: value for name, value in row.items() if name not in ("id", "qid")})
-json.dump(rows, open(sys.argv[1], "w"))
+own = folder = os.path.dirname(sys.argv[1])
+images = next((row.get("images") or row.get("image") for row in json.load(open(sys.argv[1]))), [])
+first = images if isinstance(images, str) else (images or [""])[0]
+while folder not in ("", "data") and not os.path.isfile(os.path.join(folder, first)):
+    folder = os.path.dirname(folder)
+print(own if folder in ("", "data") else folder)
 END
+}
+warmup_images=${WARMUP_IMAGES:-$(root_of "$mulberry"),$(root_of "$solutions")}  # one folder for each file
+images=${IMAGES:-$(root_of "$questions")}
 
 # ---- Plan. It prints where each GPU's memory goes in each stage, before anything is paid for. It reads config.json
 # alone.
@@ -67,7 +68,7 @@ done
 
 # ---- Stage 0, warm-up: the model learns to write the format, 128 rows a step, 2 epochs. It writes runs/pebr/sft/model
 # (17 GB) and keeps two checkpoints of 94 GB while it writes the next: have 300 GB free.
-$run train.py --stage sft --model models/base --data data/warmup.json
+$run train.py --stage sft --model models/base --data "$mulberry,$solutions" --image_root "$warmup_images"
 
 # ---- Sampling: 8 responses to each question sort them into easy.jsonl (all right), medium.jsonl (some) and hard.jsonl
 # (none) in runs/pebr/sample. Below 1 GB. It cannot resume, so it is skipped where its last file is there.

@@ -17,7 +17,7 @@ from benchmarks import ocrbench
 from benchmarks.common import gold_letters, listed_options
 from benchmarks.mmstar import can_infer
 from benchmarks.registry import BENCHMARKS, chosen, load_items, load_rows, load_samples
-from data import InputError
+from data import InputError, load_image
 
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -117,7 +117,7 @@ def test_an_image_may_be_a_picture_a_path_or_bytes(tmp_path):
     named = [(f"row {i}", row) for i, row in enumerate(rows)]
     samples = load_samples(load_items("ocrbench", named), named, str(tmp_path))
     assert samples[1].images == (str(tmp_path / "7.png"),) and samples[3].images == samples[4].images == ()
-    assert list(samples[0].images[0].get_flattened_data()) == list(samples[2].images[0].get_flattened_data())
+    assert load_image(samples[0].images[0]).tobytes() == load_image(samples[2].images[0]).tobytes()
 
 
 def test_a_question_that_writes_of_an_image_marks_none():
@@ -268,7 +268,7 @@ BENCHMARK = Benchmark("me/mine", "test", {"q": "string", "a": "number"}, (), ite
 
 def test_a_new_benchmark_is_one_new_file(tmp_path):
     """In a copy of the project: found by name, read, judged and reported."""
-    for folder in ("benchmarks", "grading"):
+    for folder in ("benchmarks", "grading", "plumbing"):
         shutil.copytree(os.path.join(ROOT, folder), tmp_path / folder)
     shutil.copy(os.path.join(ROOT, "data.py"), tmp_path)
     (tmp_path / "benchmarks" / "mine.py").write_text(PLANTED)

@@ -3,6 +3,11 @@ import gzip
 import io
 import json
 import os
+import re
+import shutil
+import struct
+import subprocess
+import zlib
 from types import SimpleNamespace
 
 import datasets
@@ -20,6 +25,7 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 import data
 from data import InputError, Sample
 from engine.weights import load_processor
+from plumbing import filters
 
 pytestmark = pytest.mark.fast
 MIN_PIXELS, MAX_PIXELS = 576, 802816               # release: pebr_stage1.yaml
@@ -105,6 +111,7 @@ def test_list_object_and_lines_give_the_same_samples(tmp_path):
     expected = [Sample(qid="1", question="one", answer="0.5"),
                 Sample(qid="2", question="two", answer="b", images=(str(tmp_path / "x.png"),))]
     contents = {"list.json": [first, second], "object.json": {"1": first, "2": second},
+                "lines.json": f"{json.dumps(first)}\n{json.dumps(second)}\n",
                 "lines.jsonl": f"{json.dumps(first)}\n{json.dumps(second)}\n\n"}
     for name, content in contents.items():
         assert data.load_samples(write(tmp_path / name, content)) == expected
@@ -195,6 +202,177 @@ def test_missing_and_binary_files_are_named(tmp_path):
         data.load_samples(str(tmp_path / "binary.jsonl"))
 
 
+# ---- what people's files really hold
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("empty", [None, NAN, INF, -INF, "", " \n", [], {}, {"bytes": None, "path": None}])
+def test_an_empty_column_is_absent_and_hides_none_with_another_name(tmp_path, empty):
+    row = {"problem": empty, "question": "q", "answer": 3, "images": empty, "image": "1.png", "key_words": empty,
+           "key_word": empty, "keywords": ["red"], "choices": empty, "solution": empty, "messages": empty,
+           "conversations": empty, "qid": empty, "id": "x"}
+    [sample] = data.load_samples(write(tmp_path / "a.json", [row]))
+    assert sample == Sample("x", "q", (str(tmp_path / "1.png"),), "3", ("red",))
+    for name in ("question", "answer"):
+        with pytest.raises(InputError, match=rf"a.json row 1 \(qid x\): no .*{name}; it has"):
+            data.load_samples(write(tmp_path / "a.json", [row | {name: empty}]))
+    turns = [{"role": "user", "content": empty}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(InputError, match="no user or human"):
+        data.load_samples(write(tmp_path / "a.json", [{"messages": turns}]))
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"answer": True}, "answer has type bool"), ({"problem": False}, "problem has type bool"),
+    ({"choices": [1, NAN]}, "choices has an item that is no number"),
+    ({"choices": [True]}, "choices has an item of type bool"),
+    ({"key_words": [INF]}, "key_words has an item that is no number"),
+    ({"problem": "q" * 10_000_000}, "problem has 10000000 characters; expected at most 100000"),
+    ({"key_words": "k" * 10_000_000}, "key_words has 10000000 characters"),
+    ({"key_words": ["k" * 100_001]}, "key_words has an item of 100001 characters"),
+    ({"key_words": ["k"] * 100_000}, "key_words has 100000 items; expected at most 1000"),
+    ({"image": "iVBORw0KGgo" * 5000}, "an image is 'iVBORw0KGgo"),
+    ({"image": "https://a.b/c.png"}, "an image is 'https://a.b/c.png'; expected a path"),
+    ({"image": "iVBORw0KGgo" * 50_000}, "image has 550000 characters"),
+    ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": True}]}, "content has type bool"),
+])
+def test_what_is_no_text_or_too_long_is_refused_in_one_short_line(tmp_path, change, message):
+    with pytest.raises(InputError) as error:
+        data.load_samples(write(tmp_path / "a.json", [GOOD | change]))
+    assert "a.json row 1: " in str(error.value) and message in str(error.value) and len(str(error.value)) <= 300
+
+
+@pytest.mark.parametrize("written, read", [
+    ("['red circle', 'blue square']", ("red circle", "blue square")),                # printed by Python
+    ("['a' 'b']", ("a", "b")),                                                       # printed by numpy
+    ('["it\'s", "d"]', ("it's", "d")), ("['it\\'s', \"d, e\"]", ("it's", "d, e")),
+    ('["red, dark", "blue"]', ("red, dark", "blue")), ("[red, blue]", ("red", "blue")),
+    ("red，blue;green|white\nblack、grey", ("red", "blue", "green", "white", "black", "grey")),
+    ("1,000 people, red", ("1,000 people", "red")), ("1,2,3", ("1", "2", "3")), ("12,345,678", ("12,345,678",)),
+    ("[]", ()), (" , ;", ()), ("red", ("red",))])
+def test_key_words_written_as_a_text(tmp_path, written, read):
+    [sample] = data.load_samples(write(tmp_path / "a.json", [GOOD | {"key_words": written}]))
+    assert sample.key_words == read
+
+
+@pytest.mark.parametrize("answer, choices, gold", [
+    ("<answer>D</answer>", [], "D"), ("think <ANSWER> 4 </ANSWER>", [], "4"), ("2 + 2 = 4\n#### 4", [], "4"),
+    (r"2 \mathrm{~cm}", [], r"2 \mathrm{cm}"), ("2。", [], "2"), ("B. 30°", ["20°", "30°"], "B"),
+    ("(B) 30°", ["20°", "30°"], "B"), ("(A) 30°", ["20°", "30°"], "(A) 30°"), ("30°", ["A. 20°", "B. 30°"], "30°"),
+    ("B. 30°", ["A. 20°", "B. 30°"], "B"), ("B", ["(A) 20°", "(B) 30°"], "B"), ("B. 30°", [], "B. 30°"),
+    ("b", ["A. cat", "C. dog"], "b"), ("A. Smith", ["A. Smith", "C. Dale"], "A. Smith")])
+def test_what_stands_around_a_gold_answer_is_taken_off(tmp_path, answer, choices, gold):
+    [sample] = data.load_samples(write(tmp_path / "a.json", [GOOD | {"answer": answer, "choices": choices}]))
+    assert sample.answer == gold
+    assert all(choice[:2] not in ("A.", "B.", "(A") for choice in sample.choices) or choices[1][0] == "C"
+
+
+def test_a_message_is_one_line_whatever_it_quotes(tmp_path):
+    """A qid may hold a line end and a terminal code that would paint a second error."""
+    row = GOOD | {"qid": "7\n\x1b[31merror: all is well\u2028\u202e\ud800", "choices": 3}
+    with pytest.raises(InputError) as error:
+        data.load_samples(write(tmp_path / "a.json", [row]))
+    assert str(error.value).isprintable() and r"7\n\x1b[31merror" in str(error.value)
+    [sample] = data.load_samples(write(tmp_path / "a.json", [row | {"choices": []}]))
+    assert sample.qid.isprintable()
+    long = InputError("begin " + "x" * 9999 + " end")
+    assert len(str(long)) == 300 and str(long).startswith("begin") and str(long).endswith("x end")
+
+
+def test_every_kind_of_file_gives_the_same_samples(tmp_path):
+    rows = [{"qid": "x", "problem": "q", "answer": "1.50", "image": "1.png", "key_words": "['red', 'blue']"},
+            {"qid": "y", "problem": "q, \"r\"", "answer": "007", "image": "2.png", "key_words": None}]
+    expected = data.load_samples(write(tmp_path / "rows.json", rows))
+    shutil.copy(tmp_path / "rows.json", tmp_path / "ROWS.JSON")
+    write(tmp_path / "rows.csv", "\ufeffqid,problem,answer,image,key_words\r\n"
+          "x,q,1.50,1.png,\"['red', 'blue']\"\r\ny,\"q, \"\"r\"\"\",007,2.png,\r\n")
+    write(tmp_path / "rows.tsv", "qid\tproblem\tanswer\timage\tkey_words\nx\tq\t1.50\t1.png\t['red', 'blue']\n"
+          "y\t\"q, \"\"r\"\"\"\t007\t2.png\t\n")
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))
+    shutil.copy(tmp_path / "rows.parquet", tmp_path / "rows.PARQUET")
+    for name in ("ROWS.JSON", "rows.csv", "rows.tsv", "rows.parquet", "rows.PARQUET"):
+        assert data.load_samples(str(tmp_path / name)) == expected, name
+    for kind in ("json", "csv", "parquet"):
+        (tmp_path / kind).mkdir()
+        shutil.copy(tmp_path / f"rows.{kind}", tmp_path / kind)
+        assert data.load_samples(str(tmp_path / kind), image_root=str(tmp_path)) == expected, kind
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("a.csv", "problem,answer\nhow many, then,2\n", "more values than the header"),
+    ("a.csv", "problem;answer\nq;2\n", "no problem or question; it has: problem;answer"),
+    ("a.csv", "problem,answer\n" + "q" * 200_000 + ",2\n", "field larger than field limit"),
+    ("a.parquet", "not parquet", "a.parquet: cannot be read"), ("a.parquet", "", "a.parquet: cannot be read"),
+    ("a.txt", "q", "no split train; it has no rows"), ("a.tar", "q", "no split train; it has no rows")])
+def test_a_file_that_is_none_of_these_is_named(tmp_path, name, content, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        data.load_samples(write(tmp_path / name, content))
+    with pytest.raises(InputError, match=name.replace("a.", "none.")):
+        data.load_samples(str(tmp_path / name.replace("a.", "none.")))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "a.parquet", "a.json.gz"])
+def test_a_pipe_or_a_folder_in_place_of_a_file_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match="no file, but a folder or a pipe"):
+        data.load_samples(str(tmp_path / name))
+
+
+CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/part-*.parquet\n---\n"
+
+
+def test_folders_of_one_name_are_read_as_they_are_now(tmp_path, monkeypatch):
+    """datasets knows such a folder by its last name: it gives the first one's rows for all, and for changed files."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+    def made(place, text):
+        os.makedirs(tmp_path / place / "pebr" / "data", exist_ok=True)
+        write(tmp_path / place / "pebr" / "README.md", CARD)
+        rows = [GOOD | {"problem": text}]
+        datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / place / "pebr" / "data" / "part-0.parquet"))
+        return data.load_samples(str(tmp_path / place / "pebr"))[0].question
+
+    for place, text in (("a", "one"), ("b", "two"), ("a", "three"), ("b", "four")):
+        assert made(place, text) == text
+
+
+@pytest.mark.parametrize("files, split, rows", [
+    ({"train.jsonl": 1, "test.jsonl": 2}, "test", 2), ({"train.jsonl": 1, "test.jsonl": 2}, "train", 1),
+    ({"data/train-00000-of-00002.jsonl": 1, "data/train-00001-of-00002.jsonl": 2}, "train", 3),
+    ({"val/a.json": 1, "train/a.json": 2}, "validation", 1), ({"testmini-00000-of-00001-ab12.json": 2}, "testmini", 2),
+    ({"pebr_grpo.json": 3, "dataset_infos.json": 0, ".cache/x.json": 9}, "train", 3),
+    ({"latest/contest.json": 2}, "train", 2), ({"a.json": 1, "table.csv": 0}, "train", 1)])
+def test_the_files_of_a_split_in_a_folder(tmp_path, files, split, rows):
+    for name, count in files.items():
+        os.makedirs(os.path.dirname(tmp_path / name), exist_ok=True)
+        write(tmp_path / name, "".join(json.dumps(GOOD) + "\n" for _ in range(count)) if name.endswith("l") else
+              [GOOD] * count)
+    assert len(data.load_samples(str(tmp_path), split=split)) == rows
+
+
+def test_files_of_one_folder_may_have_different_columns(tmp_path):
+    write(tmp_path / "a.json", [{"problem": "one", "answer": 1}])
+    write(tmp_path / "b.json", [{"question": "two", "answer": "b", "choices": ["a", "b"]}])
+    assert [sample.question for sample in data.load_samples(str(tmp_path))] == ["one", "two"]
+
+
+def test_several_files_have_a_root_and_a_number_each(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "rows.json", [GOOD | {"id": 1, "image": f"{name}.png"}, GOOD])
+    both, lines = f"{tmp_path}/a/rows.json,{tmp_path}/b/rows.json", []
+    samples = data.load_samples(both, log=lines.append)
+    assert [sample.qid for sample in samples] == ["1/1", "1/2", "2/1", "2/2"]
+    assert [sample.images for sample in samples[::2]] == [(f"{tmp_path}/{name}/{name}.png",) for name in "ab"]
+    assert lines == ["2 files: the number of its file is in front of each qid, as in 1/1"]
+    rooted = data.load_samples(both, image_root="/r,/s", log=lines.append)
+    assert [sample.images for sample in rooted[::2]] == [("/r/a.png",), ("/s/b.png",)]
+    assert data.load_samples(both, image_root="/r", log=lines.append)[2].images == ("/r/b.png",)
+    with pytest.raises(InputError, match="--image_root has 3 folders for 2 of --data"):
+        data.load_samples(both, image_root="/r,/s,/t")
+    shutil.copy(tmp_path / "a" / "rows.json", tmp_path / "a,b.json")
+    assert [sample.qid for sample in data.load_samples(str(tmp_path / "a,b.json"))] == ["1", "2"]
+
+
 # ---- hub sets
 def test_dataset_folder_is_read_with_its_images(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -210,24 +388,29 @@ def test_dataset_folder_is_read_with_its_images(tmp_path, monkeypatch):
         data.load_samples(str(folder), split="nosuch")
 
 
-class Rows(list):
-    """Rows as a data set holds them, whose pictures stand in no column of their own."""
-    features = {}
-
-
-def test_images_inside_rows_are_kept_as_pil(monkeypatch):
+def png(width, height, colour="blue") -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (30, 50), "blue").save(buffer, "PNG")
-    stored = {"bytes": buffer.getvalue(), "path": "1.png"}
-    rows = [GOOD | {"images": [Image.new("RGB", (5, 6)), stored]},
-            GOOD | {"image": {"bytes": None, "path": "/x/2.png"}}]
-    monkeypatch.setattr(datasets, "load_dataset", lambda source, config, split: Rows(rows))
-    first, second = data.load_samples("org/name")
-    assert [data.image_size(image) for image in first.images] == [(5, 6), (30, 50)]
-    assert second.images == ("/x/2.png",) and second.where == "org/name row 2"
-    rows[0]["images"] = {"bytes": b"nonsense", "path": None}
-    with pytest.raises(InputError, match="image of org/name row 1: cannot be read"):
-        data.load_samples("org/name")
+    Image.new("RGB", (width, height), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["one", "list", "struct"])
+def test_pictures_of_a_set_stay_bytes_until_they_are_needed(tmp_path, monkeypatch, processor, kind):
+    """Whether the set calls them pictures, a list of these, or nothing at all: a broken one harms no other row."""
+    stored = [{"bytes": png(30, 50), "path": "1.png"}, {"bytes": b"nonsense", "path": None},
+              {"bytes": None, "path": picture(tmp_path / "2.png")}]
+    feature = {"one": datasets.Image(), "list": datasets.List(datasets.Image()), "struct": None}[kind]
+    rows = [GOOD | {"images": [each] if kind == "list" else each} for each in stored]
+    made = datasets.Dataset.from_list(rows)
+    made = made.cast_column("images", feature) if feature else made
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, config, split: made)
+    made.to_parquet(str(tmp_path / "a.parquet"))
+    for source in ("org/name", str(tmp_path / "a.parquet")):
+        first, second, third = data.load_samples(source)
+        assert first.images == (stored[0]["bytes"],) and data.image_size(first.images[0]) == (30, 50)
+        assert third.images == (str(tmp_path / "2.png"),) and third.where == f"{source} row 3"
+        with pytest.raises(data.ImageError, match="row 2: qid '2': image of 8 bytes: cannot be read"):
+            data.encode_prompt(second, processor)
 
 
 def test_questions_are_the_same_from_a_file_packed_or_not_from_parquet_and_from_a_saved_set(tmp_path):
@@ -258,9 +441,9 @@ def test_unreachable_hub_name_says_what_to_do(monkeypatch):
 def test_check_images_names_the_first_missing_and_counts(tmp_path):
     rows = [GOOD | {"images": [picture(tmp_path / "1.png")]}, GOOD | {"images": ["2.png", "3.png"]}]
     samples = data.load_samples(write(tmp_path / "a.json", rows))
-    data.check_images(samples[:1])
-    with pytest.raises(InputError, match=r"a.json row 2: image .*/2.png does not exist \(2 missing in all\)"):
-        data.check_images(samples)
+    filters.check_images(samples[:1])
+    with pytest.raises(InputError, match=r"a.json row 2: qid '2': image .*/2.png does not exist \(2 missing in all\)"):
+        filters.check_images(samples)
 
 
 def test_worth_imitating_counts_each_reason(processor, tmp_path):
@@ -268,18 +451,18 @@ def test_worth_imitating_counts_each_reason(processor, tmp_path):
     broken = write(tmp_path / "broken.png", "not an image")
     cases = [("kept", "fine", (good,)), ("kept", "text alone", ()), ("no_solution", "", (good,)),
              ("rethink", "So 4. Let me ReThink it. 5", (good,)), ("control_token", "a <|image_pad|> b", (good,)),
-             ("bad_image", "fine", (good, broken)), ("bad_image", "fine", (str(tmp_path / "none.png"),)),
+             ("kept", "fine", (good, broken)),
              ("small_image", "fine", (good, small)), ("control_token", "half a pair: \ud800", (good,)),
              ("over 40 tokens", "fine " * 41, (good,))]
     samples = [Sample(qid=str(i), question="q", images=images, solution=solution)
                for i, (_, solution, images) in enumerate(cases)]
     lines = []
     config = SimpleNamespace(data="a.json", max_response=40)
-    assert data.worth_imitating(samples, config, processor, lines.append) == samples[:2]
-    assert lines == ["warm-up data: 2 kept, 2 control_token, 2 bad_image, 1 no_solution, 1 rethink, 1 small_image, "
+    assert filters.worth_imitating(samples, config, processor, lines.append) == [samples[i] for i in (0, 1, 5)]
+    assert lines == ["warm-up data: 3 kept, 2 control_token, 1 no_solution, 1 rethink, 1 small_image, "
                      "1 over 40 tokens"]
     with pytest.raises(InputError, match=r"a.json: no warm-up row is left \(2 control_token, .*see --max_response"):
-        data.worth_imitating(samples[2:], config, processor, lines.append)
+        filters.worth_imitating(samples[2:5] + samples[6:], config, processor, lines.append)
 
 
 # ---- images
@@ -315,6 +498,92 @@ def test_unreadable_images_are_named(tmp_path):
             data.load_image(str(tmp_path / name))
     with pytest.raises(InputError, match="one side is over 200 times"):
         data.image_size(picture(tmp_path / "thin.png", 2010, 10))
+
+
+@pytest.mark.parametrize("mode, suffix, values, grey", [
+    ("I", "tif", [[0, 51, 255]], [0, 51, 255]), ("I", "tif", [[0, 4095, 819]], [0, 255, 51]),
+    ("I", "tif", [[0, 65535, 13107]], [0, 255, 51]), ("I", "tif", [[0, 2**31 - 1, (2**31 - 1) // 5]], [0, 255, 51]),
+    ("I;16", "png", [[0, 255, 51]], [0, 255, 51]), ("I;16", "png", [[0, 4095, 819]], [0, 255, 51]),
+    ("I;16B", "tif", [[0, 65535, 13107]], [0, 255, 51]), ("I", "tif", [[0, 1, 1]], [0, 255, 255]),
+    ("F", "tif", [[0.0, 1.0, 0.2]], [0, 255, 51]), ("F", "tif", [[0.0, 255.0, 51.0]], [0, 255, 51]),
+    ("F", "tif", [[-1.0, 1.0, 0.0]], [0, 255, 128]), ("I;16", "png", [[0, 0, 0]], [0, 0, 0])])
+def test_pictures_of_other_depths_use_the_range_that_their_data_use(tmp_path, mode, suffix, values, grey):
+    kind = {"I": "i4", "I;16": "<u2", "I;16B": ">u2", "F": "f4"}[mode]
+    Image.frombytes(mode, (3, 1), numpy.array(values, kind).tobytes()).save(tmp_path / f"a.{suffix}")
+    image = data.load_image(str(tmp_path / f"a.{suffix}"))
+    assert [image.getpixel((x, 0)) for x in range(3)] == [(value,) * 3 for value in grey]
+
+
+@pytest.mark.parametrize("mode", ["I;16", "L"])
+def test_a_picture_of_16_bits_is_turned_by_exif_as_well(tmp_path, mode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new(mode, (80, 30)).save(tmp_path / "a.png", exif=exif)
+    assert data.load_image(str(tmp_path / "a.png")).size == (30, 80)
+
+
+def test_values_that_are_not_finite_are_no_picture(tmp_path):
+    Image.frombytes("F", (2, 1), numpy.array([0, NAN], "f4").tobytes()).save(tmp_path / "a.tif")
+    with pytest.raises(data.ImageError, match="a.tif: cannot be read .not all of its values are finite"):
+        data.load_image(str(tmp_path / "a.tif"))
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize("colour, pixels, clear, expected", [
+    (0, [1000, 65535, 0], [1000], [255, 255, 0]), (0, [1000, 4095, 0], [0], [62, 255, 255]),
+    (2, [1000, 0, 0, 65535, 65535, 65535], [1000, 0, 0], [255, 255])])
+def test_the_transparent_value_of_a_16_bit_png_becomes_white(tmp_path, colour, pixels, clear, expected):
+    """1000 of 4095 is 62.3 of 255."""
+    header = struct.pack(">IIBBBBB", len(expected), 1, 16, colour, 0, 0, 0)
+    content = zlib.compress(b"\0" + struct.pack(f">{len(pixels)}H", *pixels))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(
+        b"tRNS", struct.pack(f">{len(clear)}H", *clear)) + chunk(b"IDAT", content) + chunk(b"IEND", b""))
+    image = data.load_image(str(tmp_path / "a.png"))
+    assert [image.getpixel((x, 0))[0] for x in range(len(expected))] == expected
+
+
+@pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"P7\n", b"", b"GIF89a",
+                                     b"II*\0\x08\0\0\0\xff\xff", b"BM" + bytes(60), b"\x89PNG\r\n\x1a\n" + bytes(30),
+                                     b"RIFF\0\0\0\0WEBPVP8 ", b"\xff\xd8\xff\xe0" + bytes(20)])
+def test_what_is_no_picture_is_one_line_and_starts_no_program(tmp_path, content, monkeypatch):
+    monkeypatch.setattr(subprocess, "check_call", None)
+    monkeypatch.setattr(subprocess, "Popen", None)
+    (tmp_path / "a.png").write_bytes(content)
+    for read in (data.load_image, data.image_size):
+        with pytest.raises(data.ImageError, match="a.png: cannot be read"):
+            read(str(tmp_path / "a.png"))
+
+
+def test_a_picture_too_large_to_decode_is_refused_by_its_header():
+    """20000 x 20000 pixels, in a file of 68 bytes."""
+    header = struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    with pytest.raises(data.ImageError, match="image of 57 bytes: cannot be read .*decompression bomb"):
+        data.image_size(content)
+
+
+def test_animated_pictures_are_closed_again(tmp_path):
+    Image.new("P", (30, 30)).save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("P", (30, 30), 5)])
+    before = len(os.listdir("/proc/self/fd"))
+    kept = [(data.image_size(str(tmp_path / "a.gif")), data.load_image(str(tmp_path / "a.gif"))) for _ in range(20)]
+    assert len(os.listdir("/proc/self/fd")) == before and len(kept) == 20
+
+
+def test_an_image_that_breaks_later_is_named_with_its_row_or_skipped(processor, tmp_path):
+    """A JPEG cut in half has a whole header."""
+    noise = numpy.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=numpy.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:1500])
+    images = (str(tmp_path / "whole.jpg"), str(tmp_path / "cut.jpg"))
+    sample = Sample("q7", "<image>or <image>?", images, where="a row 3")
+    data.prompt_length(sample, processor)
+    with pytest.raises(data.ImageError, match="a row 3: qid 'q7': image .*cut.jpg: cannot be read"):
+        data.encode_prompt(sample, processor)
+    prompt = data.encode_prompt(sample, processor, skip_bad=True)
+    assert prompt.sample.broken and prompt.grid_thw.tolist() == [[1, 2, 2]] * 2 and "q7" in data.SKIPPED
 
 
 # ---- processor
@@ -389,7 +658,7 @@ def test_markers_must_match_images(processor, question, images):
 @pytest.mark.parametrize("token", ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|im_end|>", "<|endoftext|>"])
 def test_control_tokens_in_texts_are_refused(processor, token):
     sample = Sample(qid="q7", question=f"What is {token}?", solution=f"It is {token}")
-    assert data.sft_verdict(sample, processor, 99) == "control_token"
+    assert filters.sft_verdict(sample, processor, 99) == "control_token"
     for encode in (data.encode_prompt, data.prompt_length):
         with pytest.raises(InputError, match="qid 'q7' has the control token") as error:
             encode(sample, processor)
@@ -475,11 +744,11 @@ def test_drop_long_counts_and_names_the_three_longest(processor, tmp_path):
                for n in (3, 50, 9, 60)]
     base = data.prompt_length(Sample(qid="", question="q"), processor) + 2
     lines = []
-    assert data.drop_long(samples, processor, base + 9, lines.append) == [samples[0], samples[2]]
+    assert filters.drop_long(samples, processor, base + 9, lines.append) == [samples[0], samples[2]]
     assert lines == [f"dropped 2 of 4 prompts, over {base + 9} tokens (longest: "
                      f"qid q60 with {base + 60}, qid q50 with {base + 50}, qid q9 with {base + 9})"]
     with pytest.raises(InputError, match="no prompt is within 10 tokens .*q60.* raise --max_prompt "):
-        data.drop_long(samples, processor, 10, lines.append)
+        filters.drop_long(samples, processor, 10, lines.append)
 
 
 def test_solution_ends_with_the_end_token(processor):
@@ -535,7 +804,7 @@ def test_buckets_round_trip_to_equal_samples(tmp_path):
     write(source, [GOOD | {"qid": "x", "images": ["i/1.png", "/abs/2.png"], "key_words": ["red", "é"],
                            "choices": ["2", "3"]},
                    {"messages": [{"role": "user", "content": "<image>q"}, {"role": "assistant", "content": "### s"}],
-                    "image": "../3.png"}])
+                    "answer": "s", "image": "../3.png"}])
     samples = data.load_samples(str(source))
     data.write_buckets(str(tmp_path / "run" / "sample"), samples, {"x": 1, "2": 1}, 2)
     assert data.load_samples(str(tmp_path / "run" / "sample" / "medium.jsonl")) == samples
@@ -545,7 +814,8 @@ def test_buckets_round_trip_to_equal_samples(tmp_path):
 
 def test_images_of_hub_sets_become_files_beside_the_buckets(tmp_path):
     image = Image.new("RGB", (8, 9), (10, 200, 30))
-    samples = [Sample(qid="a/b", question="q", images=(image, image)), Sample(qid="2", question="q", images=(image,))]
+    samples = [Sample(qid="a/b", question="q", answer="a", images=(image, image)),
+               Sample(qid="2", question="q", answer="a", images=(image,))]
     data.write_buckets(str(tmp_path), samples, {"a/b": 2, "2": 2}, 2)
     first, second = data.load_samples(str(tmp_path / "easy.jsonl"))
     assert first.images == second.images * 2 and len(os.listdir(tmp_path / "images")) == 1
@@ -579,3 +849,8 @@ def test_less_than_one_batch_is_refused():
     assert len(data.batches(5, 10, epochs=2, seed=0)) == 1
     with pytest.raises(InputError, match="5 questions x 1 epochs do not fill one batch of 10"):
         data.batches(5, 10, epochs=1, seed=0)
+
+
+def test_an_order_of_too_many_questions_is_not_made():
+    with pytest.raises(InputError, match="--epochs 1000000000 of 8 questions are over 20 million"):
+        data.batches(8, 4, 10**9, 0)

@@ -10,9 +10,12 @@ from glob import glob
 
 import pytest
 
+import data
 import eval as evaluation
 import train
 from benchmarks.registry import BENCHMARKS
+from conftest import picture
+from test_train import SMALL
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RECIPES = sorted(glob("recipes/*.sh", root_dir=ROOT))
@@ -28,9 +31,10 @@ if [ "$name" = hf ]; then mkdir -p "${{@: -1}}"; cp -r downloads/. data/ 2>/dev/
 """
 
 
-def row(image: str) -> dict:
-    turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "### The final answer is: 2"}]
-    return {"id": 1, "messages": turns, "images": [image]}
+def row(image: str, number: int = 1) -> dict:
+    turns = [{"role": "user", "content": f"<image>How many {number}?"},
+             {"role": "assistant", "content": "### The final answer is: 2"}]
+    return {"id": number, "messages": turns, "images": [image]}
 
 
 def run_recipe(recipe: str, folder, downloads: dict[str, list]) -> subprocess.CompletedProcess:
@@ -78,11 +82,26 @@ def test_every_flag_of_a_recipe_exists(complete):
     assert stages[-1] == "eval"
 
 
-def test_the_warm_up_list_is_both_sets_with_whole_paths_and_no_ids(complete):
-    folder = complete[0]
-    rows = json.loads((folder / "data/warmup.json").read_text())
-    expected = [row(str(folder / "data" / path)) for path in ("mulberry/a.png", "pebr/sft/b.png")]
-    assert rows == [{name: value for name, value in each.items() if name != "id"} for each in expected]
+def test_the_warm_up_runs_as_written_on_two_repositories_with_images_of_their_own(tmp_path, tiny_folder, monkeypatch):
+    """As the release has them: both count from 1, one names its images from its file, the other from its repository."""
+    downloads = {"mulberry/mulberry_sft.json": [row(f"images/{i}.png", i) for i in range(1, 5)],
+                 "pebr/sft/pebr_sft.json": [row(f"sft_images/{i}.png", i) for i in range(1, 4)],
+                 "pebr/grpo/pebr_grpo_dataset.json": []}
+    for path, rows in list(downloads.items())[:2]:
+        repository = os.path.dirname(path).split("/")[0]
+        for each in rows:
+            os.makedirs(os.path.dirname(tmp_path / "downloads" / repository / each["images"][0]), exist_ok=True)
+            picture(56, 56, each["id"]).save(tmp_path / "downloads" / repository / each["images"][0])
+    assert run_recipe(RECIPES[0], tmp_path, downloads).returncode == 0
+    calls = [shlex.split(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    argv = next(words[words.index("--stage"):] for words in calls if "sft" in words and "torchrun" in words)
+    assert argv[argv.index("--image_root") + 1] == "data/mulberry,data/pebr"
+    monkeypatch.chdir(tmp_path)
+    assert train.main([*argv, *SMALL, "--model", tiny_folder, "--questions_per_rollout", "7", "--questions_per_update",
+                       "7", "--out", str(tmp_path / "out"), "--epochs", "1"]) == 0
+    samples = data.load_samples(argv[argv.index("--data") + 1], argv[argv.index("--image_root") + 1], log=str)
+    assert [sample.qid for sample in samples] == ["1/1", "1/2", "1/3", "1/4", "2/1", "2/2", "2/3"]
+    assert os.path.exists(tmp_path / "out" / "sft" / "model" / "model.safetensors")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

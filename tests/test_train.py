@@ -227,15 +227,15 @@ def test_the_next_steps_prompts_are_encoded_while_a_step_trains(stage, tiny_fold
         *stage_1(tiny_folder, questions, tmp_path), "--questions_per_rollout", "3"]
     n, changed, update, encoded, updates = (5 if stage == "sft" else 3), threading.Condition(), train.update, [], []
 
-    def encode_and_tell(sample, processor):
-        prompt = encode_prompt(sample, processor)
+    def encode_and_tell(sample, processor, skip_bad=False):
+        prompt = encode_prompt(sample, processor, skip_bad)
         with changed:
             encoded.append(sample.qid)
             changed.notify()
         return prompt
 
     def wait_and_update(*args):
-        updates.append(min(len(updates) + 2, 3) * n + 1)  # one was encoded when the data were checked
+        updates.append(min(len(updates) + 2, 3) * n)
         with changed:
             assert changed.wait_for(lambda: len(encoded) >= updates[-1], timeout=30)
             assert len(encoded) == updates[-1]
@@ -431,7 +431,8 @@ def test_bad_input_is_one_line_exit_code_2_and_changes_nothing(one_process, tiny
         ([*good, "--stage", "3"], "--stage 3"),
         ([*good, "--group_sise", "4"], "did you mean --group_size?"),
         ([*good, "--lr", "fast"], "fast"),
-        ([*good, "--clip_weight", "0.4", "--clip", str(tmp_path / "noclip")], "noclip"),
+        ([*good, "--clip_weight", "0.4"], "2 of 12 questions have no images"),
+        ([*good, "--clip_weight", "0.4", "--allow_text", "True", "--clip", str(tmp_path / "noclip")], "noclip"),
         ([*good, "--seed", "7"], "--seed was 0 and is 7"),
         ([*good, "--eval_every", "0"], "--eval_data and --eval_every go together"),
         ([*good, "--eval_data", ""], "--eval_data and --eval_every go together"),

@@ -15,6 +15,7 @@ import rewards
 import demo
 from data import parse
 from engine.weights import load_processor
+from plumbing import filters
 
 
 HEADERS = [f"### {data.DESCRIPTION}:", f"### {data.RATIONALES}:", f"### {data.THINK}", f"### {data.STEP} 1:",
@@ -142,8 +143,8 @@ def test_the_files_load_as_samples_and_their_images_exist(made):
     for name, count, solved in (("base", 48, 48), ("warmup", 24, 24), ("questions", 8, 0), ("evaluation", 8, 0)):
         samples = data.load_samples(f"{made}/world/{name}.jsonl")
         assert len(samples) == count
-        data.check_images(samples)
-        assert sum(data.sft_verdict(sample, processor, 96) == "kept" for sample in samples) == solved
+        filters.check_images(samples)
+        assert sum(filters.sft_verdict(sample, processor, 96) == "kept" for sample in samples) == solved
         prompt = data.encode_prompt(samples[0], processor)
         assert prompt.grid_thw.tolist() == [[1, 4, 4]] and len(prompt.input_ids) < 64
 

@@ -1,0 +1,147 @@
+"""Which samples a stage works with: what it refuses, what it drops and counts, what it says about the rest.
+
+A path that is wrong ends the run before it begins. An image that is there but broken costs its row, up to one row in
+twenty. A gold answer that nothing can match, and a column that a reward needs and few rows have, are named at once:
+in training they would cost days, and nothing would show it.
+"""
+import os
+from collections import Counter
+from collections.abc import Callable
+
+from data import (REFUSED, SKIPPED, ImageError, InputError, Sample, encode_prompt, encode_solution, image_size,
+                  load_samples, prompt_length, seed_of, several)
+
+MOST_BROKEN = 0.05  # share of rows with a broken image beyond which something else is wrong
+
+
+def check_images(samples: list[Sample]) -> None:
+    """InputError when an image file is missing: found before the run, not in its third hour."""
+    missing = [f"{sample.name}: image {image}" for sample in samples for image in sample.images
+               if isinstance(image, str) and not os.path.isfile(image)]
+    if missing:
+        raise InputError(f"{missing[0]} does not exist ({len(missing)} missing in all); check it or set --image_root")
+
+
+def require(samples: list[Sample], name: str, source: str, advice: str = "") -> None:
+    """InputError when a sample lacks its answer, key_words or images: that reward would be 0 whatever is said."""
+    bare = [sample.qid for sample in samples if not getattr(sample, name)]
+    if bare:
+        raise InputError(f"{source}: {len(bare)} of {len(samples)} questions have no {name}, the first is qid "
+                         f"{bare[0]}; add the column or drop these rows{advice}")
+
+
+def unmatched(samples: list[Sample], correct: Callable[[str, str, tuple], bool]) -> list[Sample]:
+    """Those whose gold answer is right for no response: neither for itself nor, with choices, for a letter of one."""
+    def spellings(sample: Sample) -> list[str]:
+        letters = [chr(ord("A") + i) for i in range(len(sample.choices))]
+        return [*letters, *sample.choices] or [sample.answer]
+
+    return [sample for sample in samples if sample.answer and not any(
+        correct(spelling, sample.answer, sample.choices) for spelling in spellings(sample))]
+
+
+def check_golds(samples: list[Sample], correct: Callable, source: str, log=print) -> None:
+    """Names the gold answers that nothing can match, since the model would be called bad at them; InputError if all."""
+    lost = unmatched(samples, correct)
+    if lost:
+        message = (f"{len(lost)} of {len(samples)} gold answers can be matched by no response, the first is "
+                   f"{lost[0].name}: {lost[0].answer!r:.60}; see `python data.py check`")
+        if len(lost) == len(samples):
+            raise InputError(f"{source}: {message}")
+        log(f"note: {message}")
+
+
+def check_broken(broken: list[InputError], total: int, done: str, log=print) -> None:
+    """Says how many rows have a broken image; InputError where these are more than one in twenty."""
+    if broken:
+        first = f"{len(broken)} of {total} rows have a broken image, the first: {broken[0]}"
+        if len(broken) > MOST_BROKEN * total:
+            raise InputError(f"over 5 %: {first}")
+        log(f"{done} {first}")
+
+
+def sft_verdict(sample: Sample, processor, max_response: int) -> str:
+    """"kept", or why a warm-up row is dropped (release: dataset/filter.py). Of images only the headers are read; a
+    broken one is left to `drop_long`."""
+    if not sample.solution:
+        return "no_solution"
+    if "let me rethink it" in sample.solution.lower():
+        return "rethink"
+    if REFUSED.search(sample.solution):
+        return "control_token"
+    try:
+        sides = [side for image in sample.images for side in image_size(image)]
+    except ImageError:
+        return "kept"
+    if min(sides, default=28) < 28:
+        return "small_image"
+    short = processor is None or len(encode_solution(sample, processor)) <= max_response
+    return "kept" if short else f"over {max_response} tokens"
+
+
+def worth_imitating(samples: list[Sample], config, processor, log=print) -> list[Sample]:
+    """The warm-up rows that `sft_verdict` keeps. How many have which verdict is logged, the most frequent first."""
+    verdicts = [sft_verdict(sample, processor, config.max_response) for sample in samples]
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(verdicts).most_common())
+    log(f"warm-up data: {counts}")
+    if "kept" not in verdicts:
+        raise InputError(f"{config.data}: no warm-up row is left ({counts}): see --max_response and the row format")
+    return [sample for sample, verdict in zip(samples, verdicts) if verdict == "kept"]
+
+
+def drop_long(samples: list[Sample], processor, max_prompt: int, log=print, keep_bad: bool = False) -> list[Sample]:
+    """Prompts of more than max_prompt tokens are dropped up front, never cut: a cut prompt loses image tokens. Rows
+    with a broken image are dropped as well, unless keep_bad leaves them their place in the order of training."""
+    lengths, broken = [], []
+    for sample in samples:
+        try:
+            lengths.append(prompt_length(sample, processor))
+        except ImageError as error:
+            broken.append(ImageError(f"{sample.name}: {error}"))
+            lengths.append(0 if keep_bad else None)
+    check_broken(broken, len(samples), "trained without:" if keep_bad else "dropped:", log)
+    whole = [(length, sample) for length, sample in zip(lengths, samples) if length is not None]
+    kept = [sample for length, sample in whole if length <= max_prompt]
+    ranked = sorted(whole, key=lambda pair: -pair[0])[:3]
+    longest = "longest: " + ", ".join(f"qid {sample.qid} with {length}" for length, sample in ranked)
+    if not kept:
+        raise InputError(f"no prompt is within {max_prompt} tokens ({longest}): raise --max_prompt or cut --max_pixels")
+    if len(kept) < len(whole):
+        log(f"dropped {len(whole) - len(kept)} of {len(whole)} prompts, over {max_prompt} tokens ({longest})")
+    encode_prompt(max(kept, key=lambda sample: len(sample.images)), processor, keep_bad)  # template and processor work
+    return kept
+
+
+def usable(samples: list[Sample], config, processor, correct: Callable, log=print) -> list[Sample]:
+    """The samples that the stage of `config` (train.Config) works with; a line says what they are. InputError: what it
+    must refuse. correct: as in grading.equal. Without a processor, what needs one is left out."""
+    SKIPPED.clear()  # what an earlier run of this process has passed over
+    counts = {"images": sum(len(sample.images) for sample in samples)} | {
+        f"rows with {name}": sum(bool(getattr(sample, name)) for sample in samples)
+        for name in ("images", "answer", "key_words", "choices")}
+    log(f"{config.data}: {len(samples)} rows, " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    if config.stage == "sft":
+        samples = worth_imitating(samples, config, processor, log)
+    elif config.grader == "own":
+        check_golds(samples, correct, config.data, log)
+    check_images(samples)
+    if config.accuracy_weight > 0 or config.stage == "sample":
+        require(samples, "answer", config.data)
+    if config.keyword_weight > 0:
+        require(samples, "key_words", config.data)
+    if config.clip_weight > 0 and not config.allow_text:
+        require(samples, "images", config.data, ", or keep them with --allow_text True")
+    return samples if processor is None else drop_long(samples, processor, config.max_prompt, log,
+                                                       config.skip_bad_images)
+
+
+def held_out(config, processor, log=print) -> list[Sample]:
+    """The questions of --eval_data that training asks: eval_questions of them, always the same ones."""
+    if not config.eval_data:
+        return []
+    root = config.image_root if len(several(config.image_root)) == 1 else ""  # several are those of --data
+    samples = load_samples(config.eval_data, root, config.split, log)
+    chosen = sorted(samples, key=lambda sample: seed_of("held out", sample.qid))[: config.eval_questions]
+    check_images(chosen)
+    require(chosen, "answer", config.eval_data)
+    return drop_long(chosen, processor, config.max_prompt, log)

@@ -1,0 +1,250 @@
+"""What a stage refuses, drops and says of its data; `data.py check`; resuming with other data or another model."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import data
+import train
+from conftest import picture
+from data import InputError, Sample
+from grading.equal import correct
+from plumbing import check, filters
+from plumbing.run_folder import fingerprints, weights_id
+from ranks import ROOT
+from test_train import contents, metrics, questions, stage_1, warm_up, warmup, weights
+
+__all__ = ["questions", "warmup"]  # fixtures: rows of stage 1 and of the warm-up
+
+
+def write(path, rows) -> str:
+    path.write_text(json.dumps(rows))
+    return str(path)
+
+
+def torn(path) -> str:
+    """A JPEG with a whole header and half a body."""
+    picture(84, 84, 1).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    return str(path)
+
+
+# ---- gold answers
+@pytest.mark.parametrize("answer, choices, matched", [
+    ("B", ("red", "blue"), True), ("blue", ("red", "blue"), True), ("(B)", ("red", "blue"), True),
+    ("1", ("red", "blue"), False), ("C", ("red", "blue"), False), ("2", ("1", "2"), True), ("green", ("red",), False),
+    ("2", (), True), ("red cube", (), True), (r"\sqrt{2}", (), True), ("(1, 2)", (), True), ("$$", (), False),
+    ("x" * 201, (), False), ("B", ("x" * 300, "y" * 300), True)])
+def test_a_gold_answer_that_no_response_can_match_is_found(answer, choices, matched):
+    sample = Sample("7", "q", answer=answer, choices=choices, where="a.json row 3")
+    assert filters.unmatched([sample], correct) == ([] if matched else [sample])
+    if matched:
+        filters.check_golds([sample], correct, "a.json", log=pytest.fail)
+        return
+    lines = []
+    filters.check_golds([sample, Sample("8", "q", answer="3")], correct, "a.json", lines.append)
+    assert lines[0].startswith("note: 1 of 2 gold answers can be matched by no response, the first is a.json row 3: ")
+    with pytest.raises(InputError, match="a.json: 1 of 1 gold answers can be matched by no response"):
+        filters.check_golds([sample], correct, "a.json")
+
+
+# ---- images
+@pytest.mark.parametrize("broken, total, ends", [(0, 3, False), (1, 20, False), (1, 19, True), (2, 20, True)])
+def test_broken_images_cost_their_rows_up_to_one_in_twenty(processor, tmp_path, broken, total, ends):
+    (tmp_path / "broken.png").write_text("not an image")
+    picture(28, 28, 0).save(tmp_path / "good.png")
+    samples = [Sample(str(i), "q", (str(tmp_path / ("broken.png" if i < broken else "good.png")),), where=f"row {i}")
+               for i in range(total)]
+    if ends:
+        with pytest.raises(InputError, match=f"over 5 %: {broken} of {total} rows have a broken image, .* row 0: qid"):
+            filters.drop_long(samples, processor, 999)
+        return
+    lines = []
+    assert filters.drop_long(samples, processor, 999, lines.append) == samples[broken:]
+    assert filters.drop_long(samples, processor, 999, lines.append, keep_bad=True) == samples
+    assert [line.split(":")[0] for line in lines] == ["dropped", "trained without"] * bool(broken)
+
+
+def test_a_path_that_leads_nowhere_ends_the_warm_up_too(tiny_folder, questions, tmp_path, capsys):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "### The final answer is: 2"}]
+    rows = [{"id": i, "messages": turns, "images": [f"images/{i}.png"]} for i in range(6)]
+    assert train.main(warm_up(tiny_folder, write(tmp_path / "a.json", rows), questions, tmp_path)) == 2
+    line = capsys.readouterr().err
+    assert f"{tmp_path}/images/0.png does not exist (6 missing in all); check it or set --image_root" in line
+
+
+@pytest.mark.parametrize("flags, message", [
+    ([], "2 of 12 questions have no images, the first is qid q5"), (["--allow_text", "True"], "noclip"),
+    (["--clip_weight", "0"], "")])
+def test_a_clip_weight_asks_for_an_image_in_each_row(tiny_folder, questions, tmp_path, capsys, flags, message):
+    argv = stage_1(tiny_folder, questions, tmp_path, "--clip_weight", "0.4", "--clip", str(tmp_path / "noclip"), *flags)
+    assert train.main(argv) == (2 if message else 0)
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert f"{questions}: 12 rows, 10 images, 10 rows with images, 12 rows with answer" in captured.out
+
+
+def questions_with(path, change: dict[str, dict], questions) -> str:
+    """The rows of stage 1 with whole image paths, some of them changed."""
+    rows = [json.loads(line) for line in open(questions)]
+    for row in rows:
+        row["images"] = [os.path.join(os.path.dirname(questions), image) for image in row.get("images", [])]
+    path.write_text("".join(json.dumps(row | change.get(row["qid"], {})) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_torn_image_ends_the_run_or_is_passed_over_in_its_place(tiny_folder, questions, tmp_path, capsys):
+    """All other questions are asked in the step in which they would have been."""
+    bad = questions_with(tmp_path / "bad.jsonl", {"q4": {"images": [torn(tmp_path / "torn.jpg")]}}, questions)
+    good = questions_with(tmp_path / "good.jsonl", {}, questions)
+    flags = ["--questions_per_rollout", "6", "--eval_data", "", "--eval_every", "0"]
+    assert train.main(stage_1(tiny_folder, bad, tmp_path / "ends", *flags)) == 2
+    assert "bad.jsonl row 5: qid 'q4': image" in (line := capsys.readouterr().err) and "--skip_bad_images True" in line
+    runs = {"good": stage_1(tiny_folder, good, tmp_path / "good", *flags),
+            "bad": stage_1(tiny_folder, bad, tmp_path / "bad", *flags, "--skip_bad_images", "True")}
+    asked = {}
+    for name, argv in runs.items():
+        assert train.main(argv) == 0
+        steps = sorted((tmp_path / name / "stage1" / "rollouts").iterdir())
+        asked[name] = [[json.loads(line)["qid"] for line in open(step)] for step in steps]
+    assert asked["bad"] == [[qid for qid in step if qid != "q4"] for step in asked["good"]] != asked["good"]
+    assert [line["data/skipped"] for line in metrics(tmp_path / "bad" / "stage1")][-1] == 1
+    sample = ["--stage", "sample", *stage_1(tiny_folder, bad, tmp_path / "bad", "--skip_bad_images", "True")[2:]]
+    assert train.main(sample) == 0
+    sorted_ones = [json.loads(line)["qid"] for bucket in ("easy", "medium", "hard")
+                   for line in open(tmp_path / "bad" / "sample" / f"{bucket}.jsonl")]
+    assert len(sorted_ones) == 11 and "q4" not in sorted_ones
+
+
+def test_the_warm_up_passes_over_a_torn_image(tiny_folder, warmup, questions, tmp_path):
+    rows = json.load(open(warmup))
+    rows[2]["images"] = [torn(tmp_path / "torn.jpg")]
+    argv = warm_up(tiny_folder, write(tmp_path / "bad.json", rows), questions, tmp_path)
+    argv += ["--questions_per_rollout", "8", "--questions_per_update", "8"]
+    assert train.main(argv) == 2
+    assert train.main([*argv, "--skip_bad_images", "True"]) == 0
+    assert [line["data/skipped"] for line in metrics(tmp_path / "sft")] == [1, 1]
+
+
+# ---- resuming with something else under the same path
+def test_a_run_is_not_resumed_with_other_rows_another_prompt_or_other_weights(tiny_folder, questions, tmp_path, capsys,
+                                                                              monkeypatch):
+    rows, model = questions_with(tmp_path / "rows.jsonl", {}, questions), str(tmp_path / "model")
+    shutil.copytree(tiny_folder, model)
+    argv = stage_1(model, rows, tmp_path)
+    assert train.main(argv) == 0
+    before = contents(tmp_path / "stage1")
+    kept = open(rows).read()
+
+    def refused(message):
+        capsys.readouterr()
+        assert train.main(argv) == 2
+        assert message in capsys.readouterr().err and contents(tmp_path / "stage1") == before
+
+    for change in ({"answer": "4"}, {"problem": "?"}, {"key_words": ["z"]}, {"qid": "x"}):
+        questions_with(tmp_path / "rows.jsonl", {"q3": change}, questions)
+        refused("holds a run with other settings (the rows of --data changed)")
+    (tmp_path / "rows.jsonl").write_text(kept[: kept.rindex("\n", 0, -1) + 1])
+    refused("the rows of --data changed")
+    (tmp_path / "rows.jsonl").write_text(kept)
+    with monkeypatch.context() as patched:
+        patched.setattr(data, "INSTRUCTION", data.INSTRUCTION + " ")
+        refused("the prompt template changed")
+    stored = os.path.join(model, "model.safetensors")
+    save_file({name: value * 1.001 for name, value in load_file(stored).items()}, stored)
+    refused("the weights of --model changed")
+    shutil.copy(os.path.join(tiny_folder, "model.safetensors"), model)
+    assert train.main(argv) == 0 and "is complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", [0, 1_500_000, 2_999_999])
+def test_a_model_is_known_by_the_beginning_middle_and_end_of_its_files(tmp_path, place):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(bytes(3_000_000))
+    before = weights_id(str(tmp_path))
+    with open(tmp_path / "model.safetensors", "r+b") as file:
+        file.seek(place)
+        file.write(b"1")
+    assert weights_id(str(tmp_path)) != before
+
+
+def test_a_run_of_an_older_version_has_no_fingerprints_and_goes_on(tiny_folder, questions, tmp_path):
+    argv = stage_1(tiny_folder, questions, tmp_path)
+    assert train.main(argv) == 0
+    found = json.load(open(tmp_path / "stage1" / "config.json"))
+    assert set(found.pop("fingerprints")) == {"rows of --data", "prompt template", "weights of --model",
+                                               "weights of --clip"}
+    (tmp_path / "stage1" / "config.json").write_text(json.dumps(found))
+    assert train.main(argv) == 0 and weights(tmp_path / "stage1")
+
+
+def test_the_model_of_the_clip_reward_counts_where_it_has_a_weight(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    config = train.Config(clip=str(tmp_path), clip_weight=0.4)
+    before = [fingerprints(each, str(tmp_path), []) for each in (config, replace(config, clip_weight=0.0))]
+    (tmp_path / "open_clip_model.safetensors").write_text("weights")
+    after = [fingerprints(each, str(tmp_path), []) for each in (config, replace(config, clip_weight=0.0))]
+    assert [a["weights of --clip"] == b["weights of --clip"] for a, b in zip(before, after)] == [False, True]
+
+
+# ---- python data.py check
+def test_check_tells_all_that_a_file_holds(tiny_folder, tmp_path, capsys):
+    picture(56, 56, 0).save(tmp_path / "a.png")
+    picture(20, 56, 0).save(tmp_path / "tiny.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
+    (tmp_path / "broken.png").write_text("no image")
+    good = {"problem": "How many?", "answer": "B", "choices": ["1", "2"], "images": ["a.png"], "key_words": ["a", "b"]}
+    rows = [good, good | {"images": ["b.png"]}, good | {"problem": "<image><image>?", "answer": "1/2", "choices": []},
+            good | {"answer": "0", "choices": ["x", "y"], "key_words": []}, good | {"images": ["absent.png"]},
+            good | {"images": ["broken.png"], "answer": "yes", "choices": []}, {"problem": "no answer"},
+            good | {"images": ["tiny.png"], "answer": "x^2+1", "choices": [], "source": "web"}]
+    path = write(tmp_path / "a.json", rows)
+    assert check.main(["check", path, "--stage", "1", "--model", tiny_folder]) == 2
+    captured = capsys.readouterr()
+    for line in ("a.json: 8 rows", "column problem: in 8 rows\n", "column source: in 1 rows, not read",
+                 "rows that are refused: 1", "row 7: no answer; it has: problem",
+                 "rows whose <image> placeholders do not fit their images: 1", "row 3: qid '3': 2 for 1 images",
+                 "answers: expression 1, letter 3, number 2, yes or no 1",
+                 "gold answers that no response can match: 1", "row 4: qid '4': '0', choices ('x', 'y')",
+                 "key words: in 6 of 7 rows; words a row: 0 1, 2 6", "to 255 more: ",
+                 "--- prompt of qid 1", "### The final answer is:", "rows by their number of images: 1 7",
+                 "images missing: 1", "rows with a broken image: 1", "20 x 56",
+                 "images with a side below 28 pixels, or of over 50,000,000: 1",
+                 "rows with the text and images of an earlier one: 1", "qid 1 is also 2",
+                 "seconds to decode an image: "):
+        assert line in captured.out, line
+    assert captured.err == "error: over 5 %: " + captured.err.split("%: ")[1]
+    assert captured.err.count("\n") == 1 and len(os.listdir(tmp_path)) == 5  # nothing is written
+
+
+SOLVED = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "### a"}], "id": i}
+          for i in range(128)]
+
+
+@pytest.mark.parametrize("rows, flags, code, message", [
+    ([{"problem": f"q{i}", "answer": "2"} for i in range(9)], [], 0, "stage sample would start with this data, as far"),
+    (SOLVED, [], 0, "stage sft would start with this data"),
+    (SOLVED, ["--stage", "sample"], 2, "128 of 128 questions have no answer"),
+    (SOLVED[:9], [], 2, "do not fill one batch of 128"),
+    ([{"problem": "q", "answer": "2"}], ["--stage", "2"], 2, "do not fill one batch of 512"),
+    ([{"problem": "q", "answer": "2", "images": ["a.png"]}], [], 2, "a.png does not exist (1 missing in all)"),
+    ([{"problem": "q", "answer": "2"}] * 600, ["--stage", "1"], 2, "600 of 600 questions have no key_words"),
+    ([{"problem": "q", "answer": "2", "key_words": ["a"]}] * 600, ["--stage", "1"], 2, "no images, the first is qid 1"),
+    ([{"problem": "q", "answer": "2", "qid": 1}] * 2, [], 2, "is also that of"), ([], [], 2, "no rows"),
+    ([{"problem": "q", "answer": "$$"}], [], 2, "can be matched by no response")])
+def test_check_ends_as_the_stage_would(tmp_path, capsys, rows, flags, code, message):
+    assert check.main(["check", write(tmp_path / "a.json", rows), *flags]) == code
+    captured = capsys.readouterr()
+    assert message in (captured.err if code else captured.out)
+
+
+def test_check_is_a_command_of_data_py(tmp_path):
+    path = write(tmp_path / "a.json", [{"problem": "q\x1b[2J", "answer": "2"}])
+    done = subprocess.run([sys.executable, "data.py", "check", path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and "stage sample would start" in done.stdout
+    assert "\x1b" not in done.stdout
