@@ -12,10 +12,9 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-from benchmarks.reading import (BOLD, MAX_RAW, MAX_SENTENCE, REJECTED_AFTER, Item, answer_number, bare_number,
-                                equal_number, in_range, letter_of, number_in, numbers, option_numbers, options_in,
-                                spelled)
-from grading.equal import clean
+from benchmarks.reading import (BOLD, MAX_RAW, MAX_SENTENCE, REJECTED_AFTER, Item, answer_number, equal_number,
+                                in_range, letter_of, number_in, option_numbers, options_in, spelled)
+from grading.spelling import bare_number, clean, numbers
 
 
 # ---------------------------------------------------------------- sentences and words

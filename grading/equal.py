@@ -19,30 +19,26 @@ then asks algebra.py, if the gold answer is symbolic.
 import re
 from fractions import Fraction
 
-
-# ---------------------------------------------------------------- one spelling
-
-SPELLING = {                                       # applied in this order
-    "−": "-", "–": "-", "×": r"\times ", "π": r"\pi ", "∈": r"\in ", "≈": r"\approx ", "²": "^2", "³": "^3",
-    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\left": "", r"\right": "", r"\(": "", r"\)": "", r"\[": "", r"\]": "",
-    r"^{\circ}": "°", r"^\circ": "°", r"\%": "%", r"\$": "$", r"\,": " ", "{,}": ",", "√{": r"\sqrt{",
-}
-ROOT = re.compile(r"√(\d+)")
-FRACTION = re.compile(r"\\frac\{(-?[\d.,]+)\}\{([\d.,]+)\}")
-WRAPPER = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\{((?:[^{}]|\{[^{}]*\})*)\}")
-LEAD_IN = re.compile(r"^(?:the )?(?:final |correct )?answer(?: is:?|:) ?", re.IGNORECASE)
-LEFT_SIDE = re.compile(r"[A-Za-z\\_∠ ]{0,20}?(?:=|\\in(?![a-z])|\\approx(?![a-z])) ?")
+from grading.spelling import clean, number_and_rest, quantity, unit_of
 
 
-def clean(text: str) -> str:
-    """The bare answer: no LaTeX or markdown around it, no "the answer is", no final period, no idle spaces."""
-    for typed, plain in SPELLING.items():
-        text = text.replace(typed, plain)
-    text = FRACTION.sub(r" \1/\2 ", ROOT.sub(r"\\sqrt{\1}", text))       # spaces keep 1\frac{1}{2} from being 11/2
-    text = WRAPPER.sub(r"\1", WRAPPER.sub(r"\1", text))                  # twice, for \boxed{\text{B}}
-    text = LEAD_IN.sub("", " ".join(text.split()).strip(" *`$"))
-    text = text.lstrip(" *`$").rstrip(" *`$.")
-    return re.sub(r"(?<![\w.,]) | (?![\w.,])", "", text)                 # "x + 1" is "x+1", but "1. 5" is not "1.5"
+MAX_CHARACTERS = 200                               # a longer text is no final answer
+MAX_SECTION = 2000                                 # characters of an answer section that are read
+LEFT_SIDE = re.compile(r"[A-Za-z\\_∠ ]{0,20}?[=∈≈] ?")
+
+
+def said_lines(text: str) -> list[str]:
+    r"""The lines that say something: neither a lone \[ or ** nor "The perimeter is:"."""
+    return [line for line in text.split("\n") if clean(line) and not line.rstrip().endswith((":", ":**"))]
+
+
+def answer_line(section: str) -> str:
+    """The first line of an answer section, when the others explain it: each has two words. Else all in one line, which
+    is refused unless it is one answer. "" for a line that is too long to be an answer."""
+    lines = said_lines(section[:MAX_SECTION]) if "\n" in section else [section]
+    explained = all(len(re.findall(r"[^\W\d_]{2,}", line)) > 1 for line in lines[1:])
+    answer = lines[0] if lines and explained else " ".join(lines)
+    return answer if len(answer) <= MAX_CHARACTERS else ""
 
 
 def without_left_side(text: str, other: str) -> str:
@@ -51,82 +47,10 @@ def without_left_side(text: str, other: str) -> str:
     return text[match.end():] if match and not LEFT_SIDE.match(other) else text
 
 
-# ---------------------------------------------------------------- numbers and units
+# ---------------------------------------------------------------- numbers
 
-MAX_CHARACTERS = 200                               # a longer text is no final answer
-MAX_EXPONENT = 300                                 # 1e999999 would be a number of a million digits
 TOLERANCE = Fraction(1, 10**6)                     # relative; two whole numbers must be equal
-
-DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
-NUMBER = re.compile(
-    rf"([+-]?)(?:(\d+) )?({DECIMAL})(?:/({DECIMAL}))?"                   # sign, whole of 1 1/2, top, bottom
-    r"(?:e([+-]?\d{1,3})| ?(?:\\times|\\cdot|\*|x) ?10\^\{?([+-]?\d{1,3})\}?)?", re.IGNORECASE)
-
-ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen").split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-WORDS = {word: value for value, word in enumerate(ONES)} | {word: 10 * i for i, word in enumerate(TENS, 2)}
-WORDS |= {f"{ten}-{one}": WORDS[ten] + WORDS[one] for ten in TENS for one in ONES[1:10]}
-
-# Dimension, factor to its base unit, names. Any other word after a number is no unit: 7 million, 7x, 7 or 8.
-UNIT_TABLE = [
-    ("length", "1/1000", "mm millimeter millimetre"),
-    ("length", "1/100", "cm centimeter centimetre"),
-    ("length", "1", "m meter metre"),
-    ("length", "1000", "km kilometer kilometre"),
-    ("length", "127/5000", "in inch inches"),
-    ("length", "381/1250", "ft foot feet"),
-    ("mass", "1/1000", "g gram"),
-    ("mass", "1", "kg kilogram"),
-    ("time", "1", "s sec second"),
-    ("time", "60", "min minute"),
-    ("time", "3600", "h hr hour"),
-    ("time", "86400", "day"),
-    ("years", "1", "yr year"),
-    ("angle", "1", "° deg degree"),
-    ("heat", "1", "°C"),
-    ("money", "1/100", "¢ cent"),
-    ("money", "1", "dollar"),
-    ("share", "1/100", "% percent"),
-    ("count", "1", "object item unit people"),
-]
-UNITS = {name: (dimension, Fraction(factor)) for dimension, factor, names in UNIT_TABLE for name in names.split()}
-
-
-def unit_of(text: str) -> tuple[str, Fraction] | None:
-    """(dimension, factor) of `cm`, `meters`, `cm^2` or `square cm`; None when it is no known unit."""
-    match = re.fullmatch(r"(square |cubic )?(\D+?)(?:\^\{?([23])\}?)?", text)
-    if match is None:
-        return None
-    name = match[2] if match[2] in UNITS else match[2].casefold()
-    if name not in UNITS and len(name) > 3:                              # "ms" is not "m"
-        name = name.removesuffix("s")
-    if name not in UNITS:
-        return None
-    power = {"square ": 2, "cubic ": 3}.get(match[1]) or int(match[3] or 1)
-    dimension, factor = UNITS[name]
-    return f"{dimension}^{power}", factor**power
-
-
-def quantity(text: str) -> tuple[Fraction, tuple[str, Fraction] | None] | None:
-    """(number, unit) of `1,000`, `-3/4`, `1 1/2`, `1.2e3`, `3*10^{-4}`, `seven` or `25 cm`; None when it is neither."""
-    if text.casefold() in WORDS:
-        return Fraction(WORDS[text.casefold()]), None
-    match = NUMBER.match(text)
-    if match is None or len(text) > MAX_CHARACTERS:
-        return None
-    sign, whole, top, bottom, exponent, power_of_ten = match.groups()
-    exponent = int(exponent or power_of_ten or 0)
-    top, bottom_value = Fraction(top.replace(",", "")), Fraction((bottom or "1").replace(",", ""))
-    if abs(exponent) > MAX_EXPONENT or bottom_value == 0 or whole and not bottom:
-        return None
-    number = (int(whole or 0) + top / bottom_value) * Fraction(10)**exponent
-    number = -number if sign == "-" else number
-    rest = text[match.end():].strip()
-    if not rest or WORDS.get(rest.strip("()").casefold()) == number:     # 25 (twenty-five)
-        return number, None
-    unit = unit_of(rest)
-    return (number, unit) if unit else None
+PERCENT = unit_of("%")
 
 
 def close(a: Fraction, b: Fraction) -> bool:
@@ -136,15 +60,18 @@ def close(a: Fraction, b: Fraction) -> bool:
 
 
 def same_quantity(given: str, wanted: str) -> bool:
-    """Equal numbers. Two units must agree, 25 cm is 0.25 m; one may be left out; 50% is 50 and 0.5."""
+    """Equal numbers. Two units must agree, 25 cm is 0.25 m; one may be left out; 50% is 50 and 0.5. Of what is no known
+    unit, as in 7 apples, both must say the same."""
     a, b = quantity(given), quantity(wanted)
     if a is None or b is None:
-        return False
+        a, b = number_and_rest(given), number_and_rest(wanted)
+        words = a and b and a[1].casefold() == b[1].casefold() and re.fullmatch("[A-Za-z]{2}[A-Za-z ]*", a[1])
+        return bool(words) and close(a[0], b[0])
     (number, unit), (wanted_number, wanted_unit) = a, b
     in_base_units = close(number * (unit[1] if unit else 1), wanted_number * (wanted_unit[1] if wanted_unit else 1))
     if unit and wanted_unit:
         return unit[0] == wanted_unit[0] and in_base_units
-    return close(number, wanted_number) or in_base_units and unit_of("%") in (unit, wanted_unit)
+    return close(number, wanted_number) or in_base_units and PERCENT in (unit, wanted_unit)
 
 
 # ---------------------------------------------------------------- texts and lists
@@ -155,9 +82,12 @@ def either_case(text: str) -> bool:
     return len(set(text.casefold())) < len(set(text)) and not re.search("[A-Za-z]{3}", text)
 
 
+LETTER_SET = re.compile("[A-H](?:(?:, ?| and | ?& ?)?[A-H])+")
+
+
 def same_text(given: str, wanted: str) -> bool:
-    if re.fullmatch("[A-H]{2,}", wanted):                                # several options: "A, C" is "AC"
-        given = re.sub("[, ]", "", given)
+    if LETTER_SET.fullmatch(wanted) and LETTER_SET.fullmatch(given):     # several options: "A, C" is "AC"
+        given, wanted = (re.sub("[^A-H]", "", text) for text in (given, wanted))
     if re.fullmatch(r"\d?\d:\d\d", wanted):                              # a time whose gold asks for no am or pm
         given = re.sub(r" ?[ap]\.?m$", "", given, flags=re.IGNORECASE)
     if "\\" in wanted or either_case(given) or either_case(wanted):      # \Delta is not \delta, R-r not r-R
@@ -165,24 +95,33 @@ def same_text(given: str, wanted: str) -> bool:
     return given.casefold() == wanted.casefold()
 
 
+SEPARATOR = re.compile(", ?(?:and|or) |[,;]| and | or ")
+
+
 def split_list(text: str) -> tuple[str, list[str]]:
-    """Brackets and items of `(1, 2]`; square brackets for `1, 2`, and none for a text that is no list."""
+    """Brackets and items of `(1, 2]`; square brackets for `1, 2` and `1 and 2`, none for a text that is no list."""
     text = text.replace(r"\{", "{").replace(r"\}", "}")
     match = re.fullmatch(r"([{\[(])(.*)([}\])])", text)
-    brackets, inside = (match[1] + match[3], match[2]) if match else ("[]" if "," in text else "", text)
-    return brackets, [item.strip() for item in inside.split(",")]
+    brackets, inside = (match[1] + match[3], match[2]) if match else ("[]" if SEPARATOR.search(text) else "", text)
+    return brackets, [item.strip() for item in SEPARATOR.split(inside)]
+
+
+def paired_items(given: str, wanted: str) -> list[tuple[str, str]]:
+    """The items of two lists with the same brackets and length, in order; in {} the order is free. [] for anything
+    else: [1, 3] is not (1, 3), and 1,000 is a number."""
+    if quantity(given) or quantity(wanted):
+        return []
+    (brackets, items), (wanted_brackets, wanted_items) = split_list(given), split_list(wanted)
+    if not brackets or brackets != wanted_brackets or len(items) != len(wanted_items):
+        return []
+    if brackets == "{}":
+        items, wanted_items = sorted(items), sorted(wanted_items)
+    return [(without_left_side(a, b), without_left_side(b, a)) for a, b in zip(items, wanted_items)]
 
 
 def same_list(given: str, wanted: str) -> bool:
-    """Item by item, in order, in the same brackets: [1, 3] is not (1, 3). In {} the order is free."""
-    if quantity(given) or quantity(wanted):                              # 1,000 is a number
-        return False
-    (brackets, items), (wanted_brackets, wanted_items) = split_list(given), split_list(wanted)
-    if not brackets or brackets != wanted_brackets or len(items) != len(wanted_items):
-        return False
-    if brackets == "{}":
-        items, wanted_items = sorted(items), sorted(wanted_items)
-    return all(same_text(a, b) or same_quantity(a, b) for a, b in zip(items, wanted_items))
+    pairs = paired_items(given, wanted)
+    return bool(pairs) and all(same_text(a, b) or same_quantity(a, b) for a, b in pairs)
 
 
 def same(given: str, wanted: str) -> bool:
@@ -193,7 +132,9 @@ def same(given: str, wanted: str) -> bool:
 # ---------------------------------------------------------------- letters, yes and no, and the check itself
 
 LETTER = re.compile(r"[(\[]?([A-Za-z])[)\]]?")
-OPTION = re.compile(r"(?:option|choice)? ?[(\[]?([A-Za-z])(?:[)\].:]+ ?(.*))?", re.IGNORECASE)     # letter, text
+# The letter of an option, the text after it, and that text where only a space parts them.
+LETTERED = re.compile(r"(?:(?:option|choice|answer|letter)(?: |(?=[(\[{]))|选项 ?)?[(\[{]?([A-Za-z])"
+                      r"(?:[)\]}.:]+ ?(.*)| (\S.*))?", re.IGNORECASE)
 
 
 def same_letter(given: str, letter: str, choices: tuple[str, ...]) -> bool:
@@ -201,8 +142,8 @@ def same_letter(given: str, letter: str, choices: tuple[str, ...]) -> bool:
     options = [clean(choice) for choice in choices]
     index = ord(letter) - ord("A")
     right = options[index] if index < len(options) else None
-    match = OPTION.fullmatch(given)
-    if match is None:
+    match = LETTERED.fullmatch(given)
+    if match is None or match[3]:
         return right is not None and same(given, right)
     text = match[2]
     if match[1].upper() != letter:
@@ -213,17 +154,29 @@ def same_letter(given: str, letter: str, choices: tuple[str, ...]) -> bool:
     return all(name[0].upper() == letter for name in named) and not any(same(text, option) for option in options)
 
 
+def lettered(text: str) -> tuple[str, str]:
+    """("B", "30°") of `B. 30°`, ("B", "") of `B`, and ("", the text) where no letter stands apart."""
+    match = LETTERED.fullmatch(text)
+    return (match[1], match[2] or "") if match and match[1].isupper() and not match[3] else ("", text)
+
+
+def same_lettered(given: str, wanted: str) -> bool:
+    """Without options: gold "B. 30°" or 30°, answered by B, B. 30° or 30°, but not by a letter with another text."""
+    (letter, text), (wanted_letter, wanted_text) = lettered(given), lettered(wanted)
+    if letter and wanted_letter and letter != wanted_letter:
+        return False
+    return same(text, wanted_text) if text else bool(letter and wanted_letter)
+
+
 def same_yes_no(given: str, wanted: str) -> bool:
-    """The first word decides, unless the other word follows."""
-    words = re.findall("[a-z]+", given.casefold())
+    """The first word decides, unless the other word follows; that there is no cube is not the other word."""
+    words = re.findall("[a-z]+", re.sub(r"\b(is|are|was|were|has|have) no\b", r"\1", given.casefold()))
     return words[:1] == [wanted.casefold()] and not {"yes", "no"} <= set(words)
 
 
 def correct(candidate: str | None, gold: str, choices: tuple[str, ...] = ()) -> bool:
     """True when candidate and gold say the same. choices: the options' texts; gold is a letter or one of them."""
-    if not candidate or len(candidate) > MAX_CHARACTERS:
-        return False
-    given, wanted = clean(candidate), clean(gold)
+    given, wanted = clean(answer_line(candidate or "")), clean(gold)
     if not given or not wanted:
         return False
     letter = LETTER.fullmatch(wanted)
@@ -234,7 +187,7 @@ def correct(candidate: str | None, gold: str, choices: tuple[str, ...] = ()) -> 
         return True
     if wanted.casefold() in ("yes", "no"):
         return same_yes_no(given, wanted)
-    return same(given, wanted)
+    return same(given, wanted) or not choices and same_lettered(given, wanted)
 
 
 # ---------------------------------------------------------------- with algebra
@@ -242,7 +195,7 @@ def correct(candidate: str | None, gold: str, choices: tuple[str, ...] = ()) -> 
 
 def bare(text: str) -> str:
     r"""The spelling of `clean`, but with \frac{1}{2} left as it is: written as 1/2, 1/2x would have two readings."""
-    return clean(text.replace("frac{", "frac {"))
+    return clean(text, fractions=False)
 
 
 def symbolic(gold: str) -> bool:

@@ -1,11 +1,16 @@
 """The rules that read answers out of responses: every style they must understand, and all they must survive."""
 import random
+import re
 import time
+from fractions import Fraction
 
 import pytest
 
 from benchmarks.extraction import NO_ANSWER, extract
 from benchmarks.reading import Item
+from data import parse
+from grading.equal import correct
+from grading.spelling import bare_number
 
 pytestmark = pytest.mark.fast
 
@@ -123,6 +128,30 @@ STYLES = [
     (CORNER, "### The final answer is: [2014,2016]", "[2014, 2016]"),
     (CORNER, "The coordinates are 3 and 4.", "[3, 4]"), (FORMULA, "### The final answer is: $y = 2x+1$.", "y=2x+1"),
     (FORMULA, "The slope is 2. The answer is y = 2x + 1.", "y=2x+1"),
+]
+
+
+SLOPE = Item("18", "What is the slope?", "choice", ("3/4", "-3/4", "4/3", "-4/3"))
+ANGLE_R = Item("19", "P = 100 and Q = 80. What is the size of angle R?", "choice", ("50°", "80°", "100°", "200°"))
+STYLES += [
+    # signs, mixed numbers, powers, roots and words
+    (LENGTH, r"### The final answer is: $-\frac{3}{4}$", "-0.75"), (LENGTH, r"\boxed{-\frac34}", "-0.75"),
+    (LENGTH, r"<answer>-\dfrac{3}{4}</answer>", "-0.75"), (LENGTH, "The answer is - 5.", "-5"),
+    (CORNER, r"### The final answer is: [-\frac{1}{2}, 3]", "[-0.5, 3]"),
+    (LENGTH, "### The final answer is: - 5", "-5"),
+    (LENGTH, "The answer is − 5.", "-5"), (LENGTH, "The answer is —5", "-5"), (LENGTH, "The answer is minus 5", "-5"),
+    (LENGTH, "It is negative 5 there.", "-5"), (COUNT, "- 3", "3"), (COUNT, "The cubes:\n- 3", "3"),
+    (LENGTH, "12 - 3 is 9", "9"), (LENGTH, r"The answer is \frac{3}{-4}", "-0.75"), (LENGTH, "d = 2 1/2", "2.5"),
+    (LENGTH, r"The answer is 2\frac{1}{2}.", "2.5"), (LENGTH, "The answer is 2½.", "2.5"),
+    (LENGTH, "The answer is 3 / 4.", "0.75"), (LENGTH, "The answer is 5×10².", "500"),
+    (COUNT, "The answer is 10^3.", "1000"), (COUNT, "The answer is 2^5.", "32"), (COUNT, r"It is \sqrt{16}.", "4"),
+    (COUNT, "### The final answer is: 1 000", "1000"), (COUNT, "The answer is one hundred.", "100"),
+    (COUNT, "The answer is twenty five.", "25"), (COUNT, r"\boxed{3} is wrong, the answer is 5", "5"),
+    (COUNT, r"\fbox{3}", "3"), (SLOPE, r"Thus the slope equals $-\frac{6}{8}$", "B"),
+    (SLOPE, r"Thus the slope equals $\frac{6}{8}$", "A"),
+    (ANGLE_R, "Since the given angles are P = 100.0 and Q = 80.0, we can deduce that the size of angle R is 50.0.",
+     "A"),
+    (ANGLE, "### The final answer is：（Ｂ）", "B"), (ANGLE, "### The final answer is: \u200bB", "B"),
 ]
 
 
@@ -268,3 +297,108 @@ def test_extract_takes_linear_time(piece):
     for item in KINDS:
         extract(text, item)
     assert time.perf_counter() - start < 10
+
+
+# ---------------------------------------------------------------- one reader: what is right is what is read
+
+PLACES = ("### The final answer is: {}", "### The final answer is:\n{}\n", "**The final answer is: {}**",
+          "<answer>{}</answer>", "### The final answer is: $\\boxed{{{}}}$", "### The final answer is: {}<|im_end|>")
+FULL_WIDTH = str.maketrans("0123456789-./", "０１２３４５６７８９－．／")
+
+
+def magnitude(value: Fraction) -> list[str]:
+    """Spellings of a positive number."""
+    top, bottom = value.numerator, value.denominator
+    if bottom > 1:
+        whole, rest = divmod(top, bottom)
+        forms = [rf"\frac{{{top}}}{{{bottom}}}", rf"\dfrac {{{top}}}{{{bottom}}}", f"{top}/{bottom}",
+                 f"{top} / {bottom}", rf"\tfrac{{{2 * top}}}{{{2 * bottom}}}",
+                 rf"\frac{{{top}}}{bottom}" if bottom < 10 else f"{top}/{bottom}"]
+        if whole:
+            forms += [f"{whole} {rest}/{bottom}", rf"{whole}\frac{{{rest}}}{{{bottom}}}"]
+        return forms + ([f"{whole or ''}½"] if value % 1 == Fraction(1, 2) else [])
+    digits = str(top)
+    forms = [digits, f"{top:,}", f"{top:,}".replace(",", " "), f"{top:,}".replace(",", "{,}"), f"{top}.0",
+             f"{2 * top}/2", rf"{top} \times 10^0", f"{top}e0", rf"\sqrt{{{top * top}}}", rf"\text{{{top}}}",
+             rf"{{\bf {top}}}", digits.translate(FULL_WIDTH), "\u200b".join(digits)]
+    forms += [f"{top // 100}×10²", rf"{top // 100} \cdot 10^{{2}}"] * (top % 100 == 0)
+    words = {3: "three", 5: "five", 25: "twenty five", 100: "one hundred", 500: "five hundred", 1000: "one thousand"}
+    return forms + ([words[top], words[top].replace("y f", "y-f").capitalize()] if top in words else [])
+
+
+def numbers_spelled(value: Fraction) -> list[str]:
+    signs = ("-", "- ", "−", "—", "－", "minus ", "negative ") if value < 0 else ("",)
+    forms = [sign + form for form in magnitude(abs(value)) for sign in signs
+             if sign.strip("-−—－ ") == "" or not form[0].isalpha() and not form.startswith(("\\text", "{", "½"))]
+    around = ("{}", "${}$", "**{}**", "x = {}", "{} cm", r"{}\,\text{{m}}", "“{}”", "{}.", r"\fbox{{{}}}", "{}°")
+    return [frame.format(form) for form in forms for frame in around if "cm" not in frame or not form.startswith("$")]
+
+
+VALUES = [Fraction(value) for value in (5, -3, 25, -100, 500, 1000, -12345, 1234567)]
+VALUES += [Fraction(value) for value in ("3/4", "-3/4", "1/2", "-5/2", "7/4", "-1/3", "22/7")]
+LETTERED = ("{}", "({})", "{}.", "**{}**", "[{}]", r"\text{{{}}}", "Option {}", "（{}）", "“{}”", r"\mathrm{{{}}}",
+            "\ufeff{}")
+
+
+def read(spelling, item, place):
+    """(what the evaluation reads, what the reward reads) of a response that ends with this spelling."""
+    response = SKELETON + place.format(spelling)
+    return extract(response, item)[0], parse(response).answer or spelling
+
+
+def test_what_is_right_is_what_is_read_and_what_is_read_is_right():
+    """Of every spelling of every value, in every place: `correct` accepts it where `extract` reads the value, and what
+    `extract` writes is `correct` itself. 500 of them are drawn; 98 of 100 must be accepted by both."""
+    draw, accepted = random.Random(0), 0
+    for _ in range(500):
+        place = draw.choice(PLACES)
+        if draw.random() < 0.8:
+            value = draw.choice(VALUES)
+            spelling, item, gold = draw.choice(numbers_spelled(value)), LENGTH, str(value)
+            extraction, answer = read(spelling, item, place)
+            try:
+                same = abs(Fraction(extraction) - value) < 1e-9 * abs(value)
+            except ValueError:
+                same = False
+            assert not same or correct(extraction, gold)
+        else:
+            gold = draw.choice("ABCD")
+            spelling = draw.choice(LETTERED).format(gold)
+            extraction, answer = read(spelling, ANGLE, place)
+            same = extraction == gold
+        assert correct(answer, gold) == correct(spelling, gold) == same, (spelling, place, gold, extraction)
+        accepted += same
+    assert accepted >= 490
+
+
+def changed(draw, value: str) -> str:
+    """One digit, sign, exponent, unit or letter other than it was."""
+    place = draw.choice([i for i, character in enumerate(value) if character.isalnum() or character in "-./:^"])
+    others = {True: "0123456789", value[place].isalpha(): "ABCDEFGHkmx"}.get(True) if value[place].isalnum() else "+-./"
+    return value[:place] + draw.choice([other for other in others if other != value[place]]) + value[place + 1 :]
+
+
+WRONG = ["12", "-3", "0.75", "3/4", "1,000", "25 cm", "36 km/h", "10^3", "1.2e3", "5:30", "2^5", "B", "AC", "x^2+1",
+         r"\frac{3}{4}", r"-\frac{1}{2}", "[1, 2]", "(3, 4)", "30°", "50%", r"\theta", "2 1/2", "H2O", "5 kg"]
+
+
+def value_of(text):
+    """An independent reading of the plainer ones, to leave out the changes that change nothing."""
+    text = re.sub(r"\\frac\{(.*?)\}\{(.*?)\}", r"\1/\2", re.sub(r"[,+ ]|\.(?!\d)", "", text))
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        return text.casefold()
+
+
+def test_500_answers_with_one_sign_changed_are_wrong_on_both_sides():
+    draw, tried = random.Random(1), 0
+    while tried < 500:
+        gold = draw.choice(WRONG)
+        wrong = changed(draw, gold)
+        if value_of(wrong) == value_of(gold) or not re.search(r"\w", wrong):
+            continue
+        tried += 1
+        assert not correct(wrong, gold), (wrong, gold)
+        if isinstance(value_of(gold), Fraction):
+            assert extract("### The final answer is: " + wrong, LENGTH)[0] != bare_number(value_of(gold)), (wrong, gold)
