@@ -24,7 +24,7 @@ from dataclasses import replace
 
 from benchmarks.prose import choice_in_prose, list_in_prose, number_in_prose, text_in_prose
 from benchmarks.reading import MAX_RAW, MAX_SENTENCE, REJECTED_AFTER, Item, answer_number, read_choice
-from data import ANSWER_HEADER, SPECIAL_TOKEN, parse
+from data import ANSWER_HEADER, GAP, SPECIAL_TOKEN, parse
 from grading.equal import said_lines
 from grading.spelling import bare_number, clean, cut, plain
 
@@ -36,7 +36,8 @@ NO_ANSWER = ("empty", "unfinished", "out of range", "nothing")
 # ---------------------------------------------------------------- the response
 
 CONTINUATION = re.compile(r"\n\s*(?:Hint: Please|Question(?: \d+)?:|Human:|User:|###? ?(?:Human|User|Question)\b)")
-ANSWER_LINE = re.compile(rf"(?:^|#)[ *>_]*{ANSWER_HEADER.pattern}[ *:]*", re.IGNORECASE | re.MULTILINE)
+ANSWER_LINE = re.compile(r"(?:^|#)[ *>_]*" + ANSWER_HEADER.pattern.removeprefix(GAP) + "[ *:]*",
+                         re.IGNORECASE | re.MULTILINE)
 
 
 def tidy(response: str) -> str:

@@ -67,7 +67,8 @@ COMMANDS = {                                       # what is written instead of 
     "°": "circ degree deg",
     "≤": "le leq leqslant", "≥": "ge geq geqslant", "≠": "ne neq", "±": "pm", "∠": "angle", "△": "triangle",
     "∞": "infty", "∪": "cup", "∩": "cap", "∈": "in", "≈": "approx", "→": "to rightarrow", "...": "ldots dots cdots",
-    r"\frac": "dfrac tfrac cfrac", r"\boxed": "fbox", r"\{": "lbrace", r"\}": "rbrace", r"\phi ": "varphi", r"\epsilon ": "varepsilon",
+    r"\frac": "dfrac tfrac cfrac", r"\boxed": "fbox", r"\{": "lbrace", r"\}": "rbrace",
+    r"\phi ": "varphi", r"\epsilon ": "varepsilon",
     r"\text": "textrm textbf textit textsf texttt textnormal mathrm mathbf mathit mathsf mbox hbox operatorname "
               "underline emph",
 }
