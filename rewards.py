@@ -25,8 +25,7 @@ import torch
 
 from data import Sample, Sections, parse
 from engine.clip import ClipScorer
-from grading.equal import same_answer
-from grading.spelling import characters, cut
+from grading.equal import characters, cut, same_answer
 
 # ---------------------------------------------------------------- the five parts
 

@@ -25,8 +25,7 @@ from dataclasses import replace
 from benchmarks.prose import choice_in_prose, list_in_prose, number_in_prose, text_in_prose
 from benchmarks.reading import MAX_RAW, MAX_SENTENCE, REJECTED_AFTER, Item, answer_number, read_choice
 from data import ANSWER_HEADER, GAP, SPECIAL_TOKEN, parse
-from grading.equal import said_lines
-from grading.spelling import bare_number, clean, cut, plain
+from grading.equal import bare_number, clean, cut, plain, said_lines
 
 
 VERSION = "3"                                      # of the rules: scores compare only under the same one

@@ -7,8 +7,7 @@ see. Officially a judge model compares the answers; without one only equal texts
 from benchmarks.common import Benchmark, Item, Verdict, labels_of, listed_options, mean_of_groups, percent
 from benchmarks.common import present, text_of
 from data import InputError
-from grading.equal import same_answer
-from grading.spelling import clean, quantity
+from grading.equal import clean, quantity, same_answer
 
 
 def item_from_row(row: dict, number: int) -> Item:

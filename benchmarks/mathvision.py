@@ -8,8 +8,7 @@ from fractions import Fraction
 
 from benchmarks.common import Benchmark, Item, Verdict, labels_of, lettered, text_of, texts_of
 from benchmarks.extraction import LETTERS
-from grading.equal import same_answer
-from grading.spelling import clean, quantity
+from grading.equal import clean, quantity, same_answer
 
 
 def item_from_row(row: dict, number: int) -> Item:

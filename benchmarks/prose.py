@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from benchmarks.reading import (BOLD, MAX_RAW, MAX_SENTENCE, REJECTED_AFTER, Item, answer_number, equal_number,
                                 in_range, letter_of, number_in, option_numbers, options_in, spelled)
-from grading.spelling import bare_number, clean, numbers
+from grading.equal import bare_number, clean, numbers
 
 
 # ---------------------------------------------------------------- sentences and words

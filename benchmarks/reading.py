@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 
-from grading.equal import LETTERED, without_left_side
-from grading.spelling import IN_WORDS, clean, in_words, numbers, quantity
+from grading.equal import IN_WORDS, LETTERED, clean, in_words, numbers, quantity, without_left_side
 
 
 MAX_SENTENCE = 600                                 # characters of a sentence that are read, the last ones

@@ -32,8 +32,8 @@ from collections import Counter
 from fractions import Fraction
 
 from data import InputError
-from grading.equal import LEFT_SIDE, answer_line, bare, correct, paired_items, symbolic, without_left_side
-from grading.spelling import unit_of
+from grading.equal import (LEFT_SIDE, answer_line, bare, correct, paired_items, symbolic, unit_of,
+                           without_left_side)
 
 
 RULES = {"own": ("math-verify", "math_verify"), "release": ("mathruler pylatexenc", "mathruler pylatexenc")}

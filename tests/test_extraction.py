@@ -13,8 +13,7 @@ from benchmarks.prose import sentences
 from benchmarks.reading import Item
 from data import parse
 from grading.algebra import expressions
-from grading.equal import correct
-from grading.spelling import MAX_TEXT, bare_number, clean, cut, numbers
+from grading.equal import MAX_TEXT, bare_number, clean, correct, cut, numbers
 
 pytestmark = pytest.mark.fast
 
