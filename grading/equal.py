@@ -359,7 +359,7 @@ def same_text(given: str, wanted: str) -> bool:
     return given.casefold() == wanted.casefold()
 
 
-SEPARATOR = re.compile(", ?(?:and|or) |[,;]| and | or ")
+SEPARATOR = re.compile(r", ?(?:and|or) |[,;]| ?\band | ?\bor (?=[A-Za-z]=)")
 
 
 def split_list(text: str) -> tuple[str, list[str]]:
