@@ -98,7 +98,7 @@ def extract(response: str, item: Item) -> tuple[str, str]:
     if item.kind == "yesno":
         extraction, rule = extract(response, replace(item, kind="choice", choices=YES_NO))
         return YES_NO["AB".index(extraction)] if extraction in ("A", "B") else extraction, rule
-    text = tidy(response)
+    text, item = tidy(response), replace(item, question=plain(item.question))
     if not text:
         return "", "empty"
     place, candidate = structured(text)

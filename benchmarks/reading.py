@@ -34,7 +34,8 @@ class Item:
 # ---------------------------------------------------------------- numbers
 
 # "one" in words is no number here: "which one", "one of them".
-NO_COUNT = re.compile(r"\b(?:which|this|that|the|no|each|every|any) one\b|\bone (?:of|can|must|another|or)\b")
+NO_COUNT = re.compile(r"\b(?:which|this|that|the|no|each|every|any) one\b|\bone (?:of|can|must|another|or)\b",
+                      re.IGNORECASE)
 BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
 STATES = re.compile(
     r"(?:\b(?:is|are|was|were|be|equals?|gives?|get|have|has|of)\b|[:为是])[^\w-]{0,4}"
@@ -134,6 +135,8 @@ def equal_number(value: Fraction | None, item: Item) -> str | None:
 
 REJECTED_AFTER = re.compile(
     r"[^.,;\n]{0,60}?(?:\b(?:is|are|was|be|would be)\b(?: \w+)?? ?(?:not|incorrect|wrong|false)\b|n't\b)")
+
+
 def read_choice(candidate: str, item: Item) -> tuple[str, str] | None:
     """(letter, form) of a text that is nothing but the answer: B, (b), B. 30°, Option B, 30°; else None.
 

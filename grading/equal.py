@@ -28,6 +28,7 @@ from collections import Counter
 from fractions import Fraction
 from functools import lru_cache
 
+
 MAX_TEXT = 40_000                                  # characters of a response that are read: over 4096 tokens
 
 
@@ -99,21 +100,15 @@ LATEX = [(re.compile(pattern), text) for pattern, text in [         # in this or
     (r"(?<![\\\w])(?<![\d)}] )(?<!\b[A-Za-z] )(?i:minus|negative) (?=[\d.$]|\\frac|\\sqrt)", "-"),
     (r"((?:[=≈:(\[,]|\b(?:is|are|was|be|equals?|get|gives?)) ?)- (?=[\d.$]|\\frac|\\sqrt)", r"\1-"),
 ]]
-
 LATEX_MARK = re.compile(r"[\\^~√{°]|- |sqrt|minus|negative", re.IGNORECASE)
 
 
-def braced(match: re.Match) -> str:
-    """Any spelling of a fraction as \\frac{1}{2}."""
+def fraction(match: re.Match, slash: bool) -> str:
+    r"""\frac34 as \frac{3}{4}, or with slash as 3/4 if both are numbers: the sign goes in front, as in -3/4 for
+    \frac{3}{-4}, and spaces keep 1\frac{1}{2} from being 11/2."""
     top, bottom = (match[i] if match[i] is not None else match[i + 1] for i in (2, 4))
-    return rf"{match[1] or ''}\frac{{{top}}}{{{bottom}}}"
-
-
-def fraction(match: re.Match) -> str:
-    r"""\frac34 as 3/4, with the sign in front: \frac{3}{-4} is -3/4. Spaces keep 1\frac{1}{2} from being 11/2."""
-    top, bottom = (match[i] if match[i] is not None else match[i + 1] for i in (2, 4))
-    if not NUMERIC.fullmatch(top) or not NUMERIC.fullmatch(bottom):
-        return braced(match)
+    if not slash or not NUMERIC.fullmatch(top) or not NUMERIC.fullmatch(bottom):
+        return rf"{match[1] or ''}\frac{{{top}}}{{{bottom}}}"
     minus = "-" * ((bool(match[1]) + top.count("-") + bottom.count("-")) % 2)
     return f" {minus}{top.lstrip('-')}/{bottom.lstrip('-')} "
 
@@ -124,7 +119,7 @@ def plain(text: str, fractions: bool = True) -> str:
     if LATEX_MARK.search(text):
         for pattern, replacement in LATEX:
             text = pattern.sub(replacement or (lambda match: COMMANDS.get(match[1], match[0])), text)
-        text = FRACTION.sub(fraction if fractions else braced, text) if "\\frac" in text else text
+        text = FRACTION.sub(lambda match: fraction(match, fractions), text)
     return text
 
 
@@ -262,9 +257,10 @@ def number_and_rest(text: str) -> tuple[Fraction, str] | None:
     text = spaced[0].replace(" ", "") + text[spaced.end():] if spaced else text
     match = NUMBER.match(text)
     value = value_of(match) if match else None
-    if match is None and (match := IN_WORDS.match(text.removeprefix("-"))):
-        value, minus, text = in_words(match[0]), text[0] == "-", text.removeprefix("-")
-        value = -value if minus and value is not None else value
+    words = text.removeprefix("-")
+    if match is None and (match := IN_WORDS.match(words)):
+        value = in_words(match[0])
+        text, value = words, -value if value and words != text else value
     if value is None or re.match(r"[+-]?0\d", text):                 # 1 and 000 are 1,000 misread
         return None
     return value, text[match.end():].strip()
@@ -293,7 +289,8 @@ LEFT_SIDE = re.compile(r"[A-Za-z\\_∠ ]{0,20}?[=∈≈] ?")
 
 def said_lines(text: str) -> list[str]:
     r"""The lines that say something: neither a lone \[ or ** nor "The perimeter is:"."""
-    return [line for line in text.split("\n") if clean(line) and not line.rstrip().endswith((":", ":**"))]
+    lines = [line.rstrip() for line in text.split("\n") if clean(line[:MAX_CHARACTERS])]
+    return [line for line in lines if not line.endswith((":", ":**"))]
 
 
 def answer_line(section: str) -> str:
