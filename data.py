@@ -73,11 +73,12 @@ class Sections:
 
 def header(name: str) -> re.Pattern:
     """Matches the name after ###, in any case and spacing, with or without a colon."""
-    words = r"\s*".join(re.escape(word) for word in name.split())
-    return re.compile(rf"\s*{words}(?!\w)\s*:?", re.IGNORECASE)
+    words = GAP.join(re.escape(word) for word in name.split())
+    return re.compile(rf"{GAP}{words}(?!\w){GAP}[:：]?", re.IGNORECASE)
 
 
-STEP_HEADER = re.compile(rf"\s*{STEP}\s*(\d{{1,3}})(?!\w)\s*:?", re.IGNORECASE)
+GAP = r"[\s\u200b-\u200d\u2060\ufeff]*"  # spaces, seen or not
+STEP_HEADER = re.compile(rf"{GAP}{STEP}{GAP}(\d{{1,3}})(?!\w){GAP}[:：]?", re.IGNORECASE)
 ANSWER_HEADER = header(ANSWER)
 SPECIAL_TOKEN = re.compile(r"<\|\w+\|>|</s>")  # <|im_end|> belongs to no section
 
@@ -90,17 +91,17 @@ def texts_below(pattern: re.Pattern, chunks: list[str]) -> list[str]:
 def parse(response: str) -> Sections:
     """The sections of a response. A section ends at the next ###, whatever follows it, or at the end of the text."""
     chunks = re.split("#{3,}", SPECIAL_TOKEN.sub(" ", response))[1:]  # [0] stands before the first header
+    before = list(itertools.takewhile(lambda chunk: not ANSWER_HEADER.match(chunk), chunks))  # only these count
     steps = []
-    for chunk in chunks:
+    for chunk in before:
         match = STEP_HEADER.match(chunk)
         if match and int(match[1]) == len(steps) + 1:
             steps.append(chunk[match.end():].strip())
     answers = texts_below(ANSWER_HEADER, chunks)
-    stated = [answer for answer in answers if answer]
-    different = {" ".join(answer.casefold().split()) for answer in stated}
-    description = next(iter(texts_below(header(DESCRIPTION), chunks)), None)
-    rationales = next(iter(texts_below(header(RATIONALES), chunks)), None)
-    answer = None if not answers else stated[0] if len(different) == 1 else ""
+    different = {re.sub(r"[\s*`$]+", " ", text.casefold()).strip(" ."): text for text in answers[::-1] if text}
+    description = next(iter(texts_below(header(DESCRIPTION), before)), None)
+    rationales = next(iter(texts_below(header(RATIONALES), before)), None)
+    answer = None if not answers else next(iter(different.values())) if len(different) == 1 else ""
     return Sections(description, rationales, tuple(steps), answer)
 
 

@@ -16,16 +16,18 @@ Deviations from the release:
 2. The description ends at the next ###, instead of at "### Rationales:" only.
 3. Key words are whole words in the description, instead of substrings of the response.
 4. A response without the answer section is wrong, instead of being graded whole; grader="release" grades it whole.
+5. What stands behind the final answer is no description, rationale or step. CLIP reads no control tokens.
 """
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
 from data import Sample, Sections, parse
 from engine.clip import ClipScorer
 from engine.sampler import Response
-from grading.equal import same_answer
+from grading.equal import characters, cut, same_answer
 
 # ---------------------------------------------------------------- the five parts
 
@@ -44,6 +46,26 @@ def clip_reward(cosine: torch.Tensor, target: float) -> torch.Tensor:
     return (cosine.clamp(min=0) / target).clamp(max=1)
 
 
+# Thai, Lao, Burmese, Khmer, Japanese, Chinese and Korean
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+
+
+def one_line(text: str) -> str:
+    """The spelling in which key words are looked up; of a longer text the part that `cut` leaves."""
+    return " ".join(characters(cut(text)).casefold().split())
+
+
+@lru_cache(maxsize=4096)
+def whole_word(word: str) -> re.Pattern:
+    """Finds a key word as a whole word. Where a script has no spaces it begins and ends anywhere. A digit beyond a
+    point, or three beyond a comma, belong to the same number: neither 3 nor 5 is in 3.5."""
+    before = "" if re.match(f"[{UNSPACED}]", word) else rf"(?<![^\W{UNSPACED}])(?<!\d\.)"
+    after = "" if re.match(f"[{UNSPACED}]", word[-1]) else rf"(?![^\W{UNSPACED}])(?!\.\d)"
+    before += r"(?<!\d,)" if re.match(r"\d{3}(?!\d)", word) else ""
+    after += r"(?!,\d{3}(?!\d))" if word[-1].isdigit() else ""
+    return re.compile(before + re.escape(word) + after)
+
+
 def keyword_reward(text: str, key_words: tuple[str, ...]) -> float:
     """Share of the key words that the text holds as whole words, in any case, each once; 0 without key words.
 
@@ -55,10 +77,8 @@ def keyword_reward(text: str, key_words: tuple[str, ...]) -> float:
         "3.5 (a+b)", ("(a+b)", "5", "3", "3.5")        -> 0.5
         "", ("red",)                                   -> 0.0
     """
-    wanted = {" ".join(word.casefold().split()) for word in key_words} - {""}
-    spaced = " ".join(text.casefold().split())
-    # A digit beyond a point belongs to the same number: "3" is not in "3.5".
-    found = [word for word in wanted if re.search(rf"(?<!\w)(?<!\d\.){re.escape(word)}(?!\w)(?!\.\d)", spaced)]
+    wanted, spaced = {one_line(word) for word in key_words} - {""}, one_line(text)
+    found = [word for word in wanted if word in spaced and whole_word(word).search(spaced)]
     return len(found) / max(len(wanted), 1)
 
 
@@ -104,6 +124,19 @@ def accuracy_reward(answer: str | None, sample: Sample) -> float:
     return float(same_answer(answer, sample.answer, sample.choices))
 
 
+CONTROL = re.compile(r"[<>]|&(?=#?\w)|\[(?:CLS|SEP|PAD|MASK|UNK|BOS|EOS)\]", re.IGNORECASE)
+
+
+def caption(description: str | None) -> str:
+    """What CLIP reads of a description: no control token of any tokenizer, for one such as <end_of_text> would hide
+    from CLIP, and from nobody else, what follows it. open_clip's own cleaning comes first: it turns HTML escapes, full
+    width and wrongly decoded letters into tokens."""
+    from open_clip.tokenizer import basic_clean  # two seconds, and a run that scores captions has it already
+
+    text = basic_clean(basic_clean(" ".join(cut(description or "").split())))
+    return " ".join(CONTROL.sub(" ", text).split())
+
+
 # ---------------------------------------------------------------- the weighted sum
 
 
@@ -127,7 +160,7 @@ def score(samples: list[Sample], responses: list[str], lengths: list[int], weigh
     texts = responses if keyword_scope == "response" else [description or "" for description in descriptions]
     cosines = torch.zeros(N)
     if clip is not None:
-        cosines = clip.score([sample.images for sample in samples], descriptions)
+        cosines = clip.score([sample.images for sample in samples], [caption(text) for text in descriptions])
     if grader == "release":
         from grading.algebra import process_grader  # its worker needs mathruler, which few have
 

@@ -23,51 +23,48 @@ import re
 from dataclasses import replace
 
 from benchmarks.prose import choice_in_prose, list_in_prose, number_in_prose, text_in_prose
-from benchmarks.reading import MAX_RAW, MAX_SENTENCE, Item, answer_number, bare_number, read_choice
-from data import ANSWER_HEADER, SPECIAL_TOKEN, parse
-from grading.equal import clean
+from benchmarks.reading import MAX_RAW, MAX_SENTENCE, REJECTED_AFTER, Item, answer_number, read_choice
+from data import ANSWER_HEADER, GAP, SPECIAL_TOKEN, parse
+from grading.equal import bare_number, clean, cut, plain, said_lines
 
 
-VERSION = "2"                                      # of the rules: scores compare only under the same one
+VERSION = "3"                                      # of the rules: scores compare only under the same one
 LETTERS = "ABCDEFGH"                               # as many options as the known benchmarks have
 NO_ANSWER = ("empty", "unfinished", "out of range", "nothing")
 
 # ---------------------------------------------------------------- the response
 
-MAX_TEXT = 40_000                                  # characters read: more than 4096 tokens hold
 CONTINUATION = re.compile(r"\n\s*(?:Hint: Please|Question(?: \d+)?:|Human:|User:|###? ?(?:Human|User|Question)\b)")
-ANSWER_LINE = re.compile(rf"(?:^|#)[ *>_]*{ANSWER_HEADER.pattern}[ *:]*", re.IGNORECASE | re.MULTILINE)
-PLAIN = str.maketrans("−–：（），＝\u00a0", "--:(),= ", "\r")
+ANSWER_LINE = re.compile(r"(?:^|#)[ *>_]*" + ANSWER_HEADER.pattern.removeprefix(GAP) + "[ *:]*",
+                         re.IGNORECASE | re.MULTILINE)
 
 
 def tidy(response: str) -> str:
-    """One spelling of spaces, signs and brackets; nothing after a second question that the model puts to itself."""
-    if len(response) > MAX_TEXT:
-        response = response[: MAX_TEXT // 4] + "\n" + response[-MAX_TEXT * 3 // 4 :]
-    text = SPECIAL_TOKEN.sub(" ", response).translate(PLAIN).strip()
-    text = re.sub(r"[ \t]+", " ", text)
-    text = re.sub(r"(?: ?\n ?)+", "\n", text)
+    """The spelling that all rules read, cut to what they read; nothing after a second question that the model puts to
+    itself."""
+    lines = (" ".join(line.split()) for line in plain(SPECIAL_TOKEN.sub(" ", cut(response))).split("\n"))
+    text = "\n".join(filter(None, lines))
     match = CONTINUATION.search(text, 1)
     return text[: match.start()] if match else text
 
 
 def boxed(text: str) -> str | None:
-    r"""Contents of the last \boxed{} whose braces balance."""
+    r"""Contents of the last \boxed{} whose braces balance and that is not called wrong."""
     for start in [match.end() for match in re.finditer(r"\\boxed ?\{", text)][:-4:-1]:
         depth = 1
         for end in range(start, min(len(text), start + MAX_SENTENCE)):
             depth += {"{": 1, "}": -1}.get(text[end], 0)
             if depth == 0:
+                if REJECTED_AFTER.match(text[end + 1 : end + MAX_RAW]):
+                    break
                 return text[start:end]
     return None
 
 
 def first_line(text: str) -> str:
-    r"""The first line that says something: neither a lone \[ or ** nor "The perimeter is:"."""
+    """What the section boxes, or else its first line that says something, cut to what is read of a sentence."""
     inside = boxed(text)
-    if inside is not None:
-        return inside
-    return next((line for line in text.split("\n") if clean(line) and not line.endswith((":", ":**"))), "")
+    return inside if inside is not None else next(iter(said_lines(text)), "")[:MAX_SENTENCE]
 
 
 def structured(text: str) -> tuple[str, str]:
@@ -101,7 +98,7 @@ def extract(response: str, item: Item) -> tuple[str, str]:
     if item.kind == "yesno":
         extraction, rule = extract(response, replace(item, kind="choice", choices=YES_NO))
         return YES_NO["AB".index(extraction)] if extraction in ("A", "B") else extraction, rule
-    text = tidy(response)
+    text, item = tidy(response), replace(item, question=plain(item.question))
     if not text:
         return "", "empty"
     place, candidate = structured(text)

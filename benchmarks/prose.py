@@ -12,10 +12,9 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-from benchmarks.reading import (BOLD, MAX_RAW, MAX_SENTENCE, REJECTED_AFTER, Item, answer_number, bare_number,
-                                equal_number, in_range, letter_of, number_in, numbers, option_numbers, options_in,
-                                spelled)
-from grading.equal import clean
+from benchmarks.reading import (BOLD, MAX_RAW, MAX_SENTENCE, REJECTED_AFTER, Item, answer_number, equal_number,
+                                in_range, letter_of, number_in, option_numbers, options_in, spelled)
+from grading.equal import bare_number, clean, numbers
 
 
 # ---------------------------------------------------------------- sentences and words
@@ -92,13 +91,14 @@ def restating(text: str, item: Item) -> list[str]:
 # ---------------------------------------------------------------- rules: the letter of an option
 
 # A letter as an answer: (B), (b), [B], "B", B; but neither "A triangle" nor the B of AB, B' or B = 5.
-LETTER = (r"[ *\"'`$]*(?:(?i:option|choice|answer|letter)\b|选项)?[ *\"`$:]*"
-          r"(?:\\(?:text|textbf|mathrm|mathbf|boxed)\{)*"
-          r"(?:\(([A-Za-z])\)|\[([A-Z])\]|(?<=['‘])([A-Z])['’]|([A-Z])(?![A-Za-z0-9_'’°-]| ?[=<>+/^]|(?<=A) [a-z]))")
+# What may stand around it is bounded, here and in every rule: a pattern that may repeat has to end.
+LETTER = (r"[ *\"'`$]{0,6}(?:(?i:option|choice|answer|letter)\b|选项)?[ *\"`$:]{0,6}(?:\\(?:text|boxed)\{){0,3}"
+          r"(?:\(([A-Za-z])\)|\[([A-Z])\]|(?<=')([A-Z])'|([A-Z])(?![A-Za-z0-9_'°-]| ?[=<>+/^]|(?<=A) [a-z]))")
 SUBJECT = r"(?:\b(?i:answer|ans|option|choice|solution|letter|correct(?: one)?)\b|答案|选项)"
 IS = r"(?:\b(?:is|are|be|was)\b|[:=为是])"
 STATED = re.compile(rf"{SUBJECT}[^.\n]{{0,80}}?{IS}(?: not \(?[A-Z]\)?,? but)?{LETTER}")
-MENTIONED = re.compile(r"(?:\b(?i:option|choice|answer|ans|choose|select|pick)\b|故选|选[择项]?|答案)[: ]*" + LETTER)
+MENTIONED = re.compile(
+    r"(?:\b(?i:option|choice|answer|ans|choose|select|pick)\b|故选|选[择项]?|答案)[: ]{0,3}" + LETTER)
 CONFIRMED = re.compile(r"(?:\(([A-Za-z])\)[^.(\n]{0,60}?|\b([A-Z])\*{0,2}) is (?:the )?(?:correct|right|answer|best)")
 REJECTED_BEFORE = re.compile(
     r"(?:\bnot\b|n't\b|\brules? out|\bruling out|\beliminat\w+|\bexclud\w+|\bif(?: the)?(?: correct)? ?)"

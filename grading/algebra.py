@@ -32,7 +32,8 @@ from collections import Counter
 from fractions import Fraction
 
 from data import InputError
-from grading.equal import LEFT_SIDE, MAX_CHARACTERS, bare, correct, symbolic, unit_of, without_left_side
+from grading.equal import (LEFT_SIDE, answer_line, bare, correct, paired_items, symbolic, unit_of,
+                           without_left_side)
 
 
 RULES = {"own": ("math-verify", "math_verify"), "release": ("mathruler pylatexenc", "mathruler pylatexenc")}
@@ -60,11 +61,7 @@ TOKEN = re.compile(
     rf"|(?P<variable>(?:\\(?:{GREEK})(?![A-Za-z])|[A-Za-z])(?:_(?:[A-Za-z\d]|\{{[A-Za-z\d]{{1,3}}\}}))?)"
     r"|(?P<sign>(?:\\cdot|\\times|\\div)(?![A-Za-z])|[-+*/])|(?P<power>\^)|(?P<open>[({])|(?P<close>[)}])")
 SIGNS = {"*": r"\cdot", r"\times": r"\cdot", r"\div": "/"}
-REWRITTEN = [  # in this order
-    (r"(?<![\\A-Za-z])sqrt\(([^()]*)\)", r"\\sqrt{\1}"), (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi "),
-    (r"\\frac(\d)(\d)", r"\\frac{\1}{\2}"), (r"\\sqrt(\d)(?!\d)", r"\\sqrt{\1}"),
-    (r"\^\(([^()]*)\)", r"^{\1}"), (r"\^(-?\d+)", r"^{\1}"),
-]
+PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])")
 EXPONENT = re.compile(r"\^(?:[A-Za-z]|\{(?![^{}]*\d{3})[-+/A-Za-z\d]{1,8}\}|\{-?\\frac\{\d{1,2}\}\{\d{1,2}\}\})(?!\^)")
 WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{4}|(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|max|min|lim|det|gcd|lcm|mod"
                   r"|abs|arg|and|or)(?![A-Za-z])|(?:[A-Za-z]{2,}|[FGP])\()", re.IGNORECASE)
@@ -77,8 +74,7 @@ FACTORS = {"number", "pi", "call", "variable"}  # each begins a factor; so does 
 
 def tokens_of(text: str) -> list[re.Match] | None:
     """The tokens of an expression; None when there is anything else in the text, or what may take for ever."""
-    for pattern, plain in REWRITTEN:
-        text = re.sub(pattern, plain, text)
+    text = PI.sub(r"\\pi ", text)
     tokens = list(TOKEN.finditer(text))
     strange = "".join(token[0] for token in tokens) != text.replace(" ", "")
     if strange or DENIED.search(text) or WORD.search(text) or len(EXPONENT.findall(text)) != text.count("^"):
@@ -125,7 +121,7 @@ def expression(text: str, names: dict[str, str]) -> str | None:
     return " ".join(latex) if len(groups) == 1 and latex else None
 
 
-UNIT = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}(?:\^\{?[23]\}?)?$")
+UNIT = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}(?:\^\{[23]\})?$")
 
 
 def without_unit(text: str) -> tuple[str, tuple | None]:
@@ -177,7 +173,11 @@ class Grader:
 
     def by_algebra(self, candidate: str, gold: str) -> bool:
         """Whether the worker finds them equal; False where there is nothing to ask."""
-        pair = expressions(candidate, gold) if len(candidate) <= MAX_CHARACTERS else None
+        candidate = answer_line(candidate)
+        items = paired_items(bare(candidate), bare(gold))
+        if len(items) > 1:
+            return all(self.correct(*item) for item in items)
+        pair = expressions(candidate, gold)
         return pair is not None and self.remembered(*pair)
 
     def take_counts(self) -> Counter:

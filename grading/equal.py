@@ -1,7 +1,11 @@
-r"""Whether two answers are the same.
+r"""Whether two answers are the same, and how the text of a model is read: by the reward and the evaluation alike.
 
     same_answer(answer, gold, choices)   True when the answer says what the gold answer says: the rules, then algebra
     correct(candidate, gold, choices)    the rules of this file alone
+    clean(r"$\boxed{-\frac34}$.")        "-3/4"               a short answer, bare
+    plain("（ｘ＝½）")                     "(x= 1/2 )"          a whole response; its lines and markdown stay
+    quantity("25 cm")                    (25, unit)           the number that a clean text is, else None
+    numbers("2 of 1,000, or 10^{3}")     [2, 1000, 1000]      the numbers in a plain text
 
 `correct` is pure and never raises on model text. It fails closed: two answers, no answer, or anything it does not
 understand is wrong, because a policy soon finds whatever is rewarded by mistake. What it understands:
@@ -10,39 +14,292 @@ understand is wrong, because a policy soon finds whatever is rewarded by mistake
     option      gold "30°":          its text, as below, or the letter of an option with this text
     yes / no    gold "Yes":          yes   Yes.   yes, it is
     text        gold "red cube":     Red cube   red cube.   \boxed{\text{red cube}}
-    list        gold "[1, 2]":       [1,2]   1, 2                order and brackets count; {2, 1} is {1, 2}
-    number      gold "0.5":          1/2   \frac{1}{2}   .50   5*10^{-1}   50%   0.5 cm   x = 0.5
+    list        gold "[1, 2]":       [1,2]   1, 2   1 and 2      order and brackets count; {2, 1} is {1, 2}
+    number      gold "0.5":          1/2   \frac12   ½   .50   5*10^{-1}   50%   0.5 cm   x = 0.5
 
 Numbers are exact fractions. That \sqrt{8} is 2\sqrt{2}, or x^2+2x+1 is (x+1)^2, is beyond the rules: `same_answer`
-then asks algebra.py, if the gold answer is symbolic.
+then asks algebra.py, if the gold answer is symbolic. Every pattern is bounded, so reading takes linear time.
+latex2sympy2_extended's normaliser would read "7 or 8" as a list and the "inf" of "information" as infinity.
 """
+import math
 import re
+import unicodedata
+from collections import Counter
 from fractions import Fraction
+from functools import lru_cache
 
 
-# ---------------------------------------------------------------- one spelling
+MAX_TEXT = 40_000                                  # characters of a response that are read: over 4096 tokens
 
-SPELLING = {                                       # applied in this order
-    "−": "-", "–": "-", "×": r"\times ", "π": r"\pi ", "∈": r"\in ", "≈": r"\approx ", "²": "^2", "³": "^3",
-    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\left": "", r"\right": "", r"\(": "", r"\)": "", r"\[": "", r"\]": "",
-    r"^{\circ}": "°", r"^\circ": "°", r"\%": "%", r"\$": "$", r"\,": " ", "{,}": ",", "√{": r"\sqrt{",
+
+def cut(text: str) -> str:
+    """The first quarter and the last three quarters of what is read of a text: whoever reads responses begins here."""
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT // 4] + "\n" + text[-MAX_TEXT * 3 // 4 :]
+
+
+# ---------------------------------------------------------------- characters
+
+# Where NFKC says nothing, or something else: dashes, quotes, products, and the signs that end a Chinese sentence.
+TYPED = {"-": "‐‑‒–—―−﹣－", "'": "‘’‚´ʼ′", '"': "“”„«»", r"\times ": "×", r"\cdot ": "·⋅∙•", r"\div ": "÷", "*": "∗＊",
+         "/": "∕", "≤": "≦⩽", "≥": "≧⩾", r"\Delta ": "∆", "°": "º˚", ". ": "。｡", ", ": "、", "! ": "！",
+         "? ": "？", "; ": "；", "": "\u034f\u115f\u1160\u2800\u3164\uffa0"}
+
+
+def spelled_character(character: str) -> str:
+    r"""In ASCII or LaTeX where there is one: ² as ^{2}, ½ as 1/2, θ as \theta. Invisible ones and half surrogates are
+    none and U+FFFD."""
+    category, kind = unicodedata.category(character), unicodedata.decomposition(character).split(" ")[0]
+    compatible = unicodedata.normalize("NFKC", character)
+    greek = re.fullmatch("GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", unicodedata.name(compatible[0], ""))
+    if category in ("Cf", "Cs") or "\ufe00" <= character <= "\ufe0f":
+        return "" if category != "Cs" else "\ufffd"
+    if greek:
+        name = greek[2].lower().replace("lamda", "lambda")
+        return "\\" + (name.capitalize() if greek[1] == "CAPITAL" else name) + " "
+    if kind == "<super>" and re.fullmatch(r"[\d+−n]", compatible):
+        return "^{" + compatible.replace("−", "-") + "}"
+    return " " + compatible.replace("⁄", "/") + " " if kind == "<fraction>" else compatible
+
+
+CODES = (*range(0x80, 0x600), *range(0x1F00, 0x3100), *range(0xD800, 0xE000), *range(0xFE00, 0x10000),
+         *range(0xE0000, 0xE0080))
+CHARACTERS = {code: spelled_character(chr(code)) for code in CODES}
+CHARACTERS |= {ord(character): text for text, characters in TYPED.items() for character in characters}
+CHARACTERS[ord("…")], CHARACTERS[ord("№")] = "...", "No."
+
+
+def characters(text: str) -> str:
+    """One spelling of characters, composed, without the invisible ones."""
+    return text if text.isascii() else unicodedata.normalize("NFKC", text.translate(CHARACTERS)).replace("}^{", "")
+
+
+# ---------------------------------------------------------------- LaTeX
+
+COMMANDS = {                                       # what is written instead of a command
+    "": "left right big Big bigl bigr displaystyle limits ! ( ) [ ]", " ": "quad qquad , ; : \\ \n",
+    "°": "circ degree deg",
+    "≤": "le leq leqslant", "≥": "ge geq geqslant", "≠": "ne neq", "±": "pm", "∠": "angle", "△": "triangle",
+    "∞": "infty", "∪": "cup", "∩": "cap", "∈": "in", "≈": "approx", "→": "to rightarrow", "...": "ldots dots cdots",
+    r"\frac": "dfrac tfrac cfrac", r"\boxed": "fbox", r"\{": "lbrace", r"\}": "rbrace",
+    r"\phi ": "varphi", r"\epsilon ": "varepsilon",
+    r"\text": "textrm textbf textit textsf texttt textnormal mathrm mathbf mathit mathsf mbox hbox operatorname "
+              "underline emph",
 }
-ROOT = re.compile(r"√(\d+)")
-FRACTION = re.compile(r"\\frac\{(-?[\d.,]+)\}\{([\d.,]+)\}")
-WRAPPER = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\{((?:[^{}]|\{[^{}]*\})*)\}")
-LEAD_IN = re.compile(r"^(?:the )?(?:final |correct )?answer(?: is:?|:) ?", re.IGNORECASE)
-LEFT_SIDE = re.compile(r"[A-Za-z\\_∠ ]{0,20}?(?:=|\\in(?![a-z])|\\approx(?![a-z])) ?")
+COMMANDS = {name: text for text, names in COMMANDS.items() for name in names.split(" ")}
+COMMANDS |= {" ": " "} | {escaped: escaped for escaped in "%$#&_"}
+COMMAND = re.compile(r"\\([A-Za-z]+|[^A-Za-z])")
+NUMERIC = re.compile(r"-?[\d.,]+")
+ARGUMENT = r" ?(?:\{ ?([^{}]{0,60}?) ?\}|(\d))"
+FRACTION = re.compile(r"((?<![\w)}])(?<![\w)}] )- ?)?\\frac(?![A-Za-z])" + ARGUMENT * 2)
+LATEX = [(re.compile(pattern), text) for pattern, text in [         # in this order
+    (r"\{\\(?:bf|it|rm|sf|tt|em) ([^{}]{0,60})\}", r"\1"), (COMMAND.pattern, None), (r"\{\}|~", " "),
+    (r"\{,\}", ","), (r"\^(?:°|\{°\})|(?:\* ?| )°", "°"), (r"\\boxed ?(-?[\w.]+)", r"\\boxed{\1}"),
+    (r"√ ?(\d+)|(?:√|\\?(?<![A-Za-z])sqrt) ?\(([^()]{0,60})\)|\\sqrt ?(\d)(?!\d)", r"\\sqrt{\1\2\3}"),
+    (r"√ ?\{", r"\\sqrt{"),
+    (r"\^ ?(?:\(([^()]{0,60})\)|([+-]?\d+|[A-Za-z](?![A-Za-z])))", r"^{\1\2}"),
+    (r"(?<![\\\w])(?<![\d)}] )(?<!\b[A-Za-z] )(?i:minus|negative) (?=[\d.$]|\\frac|\\sqrt)", "-"),
+    (r"((?:[=≈:(\[,]|\b(?:is|are|was|be|equals?|get|gives?)) ?)- (?=[\d.$]|\\frac|\\sqrt)", r"\1-"),
+]]
+LATEX_MARK = re.compile(r"[\\^~√{°]|- |sqrt|minus|negative", re.IGNORECASE)
 
 
-def clean(text: str) -> str:
-    """The bare answer: no LaTeX or markdown around it, no "the answer is", no final period, no idle spaces."""
-    for typed, plain in SPELLING.items():
-        text = text.replace(typed, plain)
-    text = FRACTION.sub(r" \1/\2 ", ROOT.sub(r"\\sqrt{\1}", text))       # spaces keep 1\frac{1}{2} from being 11/2
-    text = WRAPPER.sub(r"\1", WRAPPER.sub(r"\1", text))                  # twice, for \boxed{\text{B}}
-    text = LEAD_IN.sub("", " ".join(text.split()).strip(" *`$"))
-    text = text.lstrip(" *`$").rstrip(" *`$.")
-    return re.sub(r"(?<![\w.,]) | (?![\w.,])", "", text)                 # "x + 1" is "x+1", but "1. 5" is not "1.5"
+def fraction(match: re.Match, slash: bool) -> str:
+    r"""\frac34 as \frac{3}{4}, or with slash as 3/4 if both are numbers: the sign goes in front, as in -3/4 for
+    \frac{3}{-4}, and spaces keep 1\frac{1}{2} from being 11/2."""
+    top, bottom = (match[i] if match[i] is not None else match[i + 1] for i in (2, 4))
+    if not slash or not NUMERIC.fullmatch(top) or not NUMERIC.fullmatch(bottom):
+        return rf"{match[1] or ''}\frac{{{top}}}{{{bottom}}}"
+    minus = "-" * ((bool(match[1]) + top.count("-") + bottom.count("-")) % 2)
+    return f" {minus}{top.lstrip('-')}/{bottom.lstrip('-')} "
+
+
+def plain(text: str, fractions: bool = True) -> str:
+    r"""One spelling of characters and LaTeX. fractions: \frac{1}{2} becomes 1/2."""
+    text = characters(text)
+    if LATEX_MARK.search(text):
+        for pattern, replacement in LATEX:
+            text = pattern.sub(replacement or (lambda match: COMMANDS.get(match[1], match[0])), text)
+        text = FRACTION.sub(lambda match: fraction(match, fractions), text)
+    return text
+
+
+WRAPPER = re.compile(r"\\(?:boxed|text) ?\{((?:[^{}]|\{[^{}]{0,200}\}){0,200})\}")
+LEAD_IN = re.compile(r"(?:the )?(?:final |correct )?answer(?: is:?|:) ?", re.IGNORECASE)
+QUOTED = re.compile(r"""(["'])([^"']+)\1""")
+IDLE_SPACE = re.compile(r"(?<![\w.,]) | (?![\w.,])")               # "x + 1" is "x+1", but "1. 5" is not "1.5"
+
+
+@lru_cache(maxsize=4096)
+def clean(text: str, fractions: bool = True) -> str:
+    """The bare answer: no LaTeX, markdown or quotes around it, no "the answer is", no final period, no idle spaces."""
+    text = plain(text, fractions)
+    for _ in range(3 if "\\" in text else 0):                         # \boxed{\textbf{\text{B}}}
+        text = WRAPPER.sub(r"\1", text)
+    text = " ".join(text.split()).strip(" *`$:")
+    lead = LEAD_IN.match(text)
+    text = text[lead.end() if lead else 0:].lstrip(" *`$:").rstrip(" *`$.")
+    quoted = QUOTED.fullmatch(text)
+    return IDLE_SPACE.sub("", quoted[2].strip(" .") if quoted else text)
+
+
+# ---------------------------------------------------------------- numbers
+
+MAX_DIGITS = 300                                   # 1e999999 would be a number of a million digits
+SCALE = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
+NUMBER = re.compile(
+    rf"([+-]?)[$€£¥]?(?:(\d+) (?=\d+/\d))?(?:\\sqrt\{{(\d+)\}}|({DIGITS}))"      # sign, whole of 2 1/2, root or top
+    rf"(?: ?/ ?({DIGITS}))?"
+    r"(?:e([+-]?\d{1,3})(?![\d.])| ?(?:\\times|\\cdot|\*|x) ?10\^\{([+-]?\d{1,3})\}|\^\{([+-]?\d{1,3})\})?"
+    rf"(?: ?({'|'.join(SCALE)})(?![A-Za-z]))?", re.IGNORECASE)
+# In a sentence neither 2nd, nor the 5 of 3-5, nor that of x5, x_5 or x^5.
+IN_TEXT = re.compile(rf"(?<![A-Za-z0-9_.,^])(?<!\d-)(?<![_^]\{{)(?<!\^\{{-){NUMBER.pattern}(?!\d|(?:st|nd|rd|th)\b)",
+                     re.IGNORECASE)
+SPACED = re.compile(r"[+-]?\d{1,3}(?: \d{3})+(?![\d/])")           # 1 000 000
+
+ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen").split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+WORDS = {word: value for value, word in enumerate(ONES)} | {word: 10 * i for i, word in enumerate(TENS, 2)}
+WORDS |= {f"{ten} {one}": WORDS[ten] + WORDS[one] for ten in TENS for one in ONES[1:10]}
+WORDS |= {f"{one} hundred {rest}".strip(): 100 * WORDS[one] + WORDS.get(rest, 0)
+          for one in ONES[1:10] for rest in ("", *WORDS)}
+WORD = rf"(?:{'|'.join(ONES[::-1] + TENS + list(SCALE))})\b"
+IN_WORDS = re.compile(rf"(?<![\w-]){WORD}(?:(?:[- ]| and ){WORD})*(?!-?\w)", re.IGNORECASE)
+
+
+def in_words(text: str) -> Fraction | None:
+    """The number of `seven`, `twenty-five` or `two thousand one hundred and five`."""
+    text, value = text.casefold().replace("-", " ").replace(" and ", " "), 0
+    for scale in list(SCALE)[:0:-1]:
+        more, found, rest = text.partition(" " + scale)
+        if found and more in WORDS:
+            value, text = value + WORDS[more] * SCALE[scale], rest.strip()
+    return Fraction(value + WORDS.get(text, 0)) if text in WORDS or value and not text else None
+
+
+def value_of(match: re.Match) -> Fraction | None:
+    """The number of a match; None for one that is not exact, divides by 0 or is too large."""
+    sign, whole, root, top, bottom, exponent, power_of_ten, power, scale = match.groups()
+    top, exponent = (root or top).replace(",", ""), int(exponent or power_of_ten or 0)
+    if len(top) * max(1, abs(int(power or 1))) + len(bottom or "") + abs(exponent) > MAX_DIGITS:
+        return None
+    value, divisor = Fraction(top), Fraction((bottom or "1").replace(",", ""))
+    if root:
+        value = Fraction(math.isqrt(int(top)))
+    inexact = root and value**2 != int(top)
+    if inexact or not divisor or power and (bottom or not value):  # 1/2^{2} has two readings
+        return None
+    if power:
+        value **= int(power)
+    if bottom:
+        value = int(whole or 0) + value / divisor
+    if exponent or scale:
+        value *= Fraction(10)**exponent * SCALE.get((scale or "").casefold(), 1)
+    return -value if sign == "-" else value
+
+
+def numbers(text: str) -> list[Fraction]:
+    """The numbers in a plain text: 1,000, -3/4, 2 1/2, $5, 1.2*10^{3}, 2^{5}, 3.5 million."""
+    return [value for value in map(value_of, IN_TEXT.finditer(text)) if value is not None]
+
+
+def bare_number(value: Fraction) -> str:
+    return str(value.numerator) if value.denominator == 1 else f"{float(value):.10g}"
+
+
+# ---------------------------------------------------------------- units
+
+# Dimension, then names and their factor to its base unit. Any other word after a number is no unit: 7x, 7 or 8.
+UNIT_TABLE = """
+length  mm,millimeter,millimetre=1/1000 cm,centimeter,centimetre=1/100 m,meter,metre=1 km,kilometer,kilometre=1000
+length  in,inch,inches=127/5000 ft,foot,feet=381/1250 yd,yard=1143/1250 mi,mile=201168/125
+mass    mg=1/1000000 g,gram=1/1000 kg,kilogram=1
+pound   lb,lbs,pound,£=1
+time    s,sec,second=1 min,minute=60 h,hr,hour=3600 day=86400 wk,week=604800
+years   yr,year=1
+months  month=1
+angle   °,deg,degree=1
+celsius °C=1
+fahrenheit °F=1
+money   ¢,cent=1/100 dollar,$=1
+euro    €,euro=1
+volume  mL,ml,milliliter,millilitre=1/1000 L,liter,litre=1
+force   N,newton=1
+share   %,percent=1/100
+count   object,item,unit,people=1
+"""
+UNITS = {name: (line.split()[0], Fraction(factor)) for line in UNIT_TABLE.strip().split("\n")
+         for names, factor in (entry.split("=") for entry in line.split()[1:]) for name in names.split(",")}
+UNIT = re.compile(r"(square |cubic |sq\.? |cu\.? )?([^\d^]+?)(?:\^\{([1-3])\})?")
+
+
+@lru_cache(maxsize=256)
+def unit_of(text: str) -> tuple[tuple, Fraction] | None:
+    """(dimension, factor) of `cm`, `meters`, `cm^{2}`, `square cm`, `km/h`; None when it is no known unit."""
+    dimension, factor = Counter(), Fraction(1)
+    for i, part in enumerate(re.split("/| per ", {"mph": "mi/h", "kmh": "km/h"}.get(text, text))):
+        match = UNIT.fullmatch(part)
+        name = match[2] if match else ""
+        name = next((known for known in (name, name.casefold(), name.casefold().removesuffix("s"))
+                     if known in UNITS and (known == name or len(name) > 2)), None)            # "ms" is not "m"
+        if name is None:
+            return None
+        power = ({"s": 2, "c": 3}.get((match[1] or "-")[0]) or int(match[3] or 1)) * (-1 if i else 1)
+        dimension[UNITS[name][0]] += power
+        factor *= UNITS[name][1]**power
+    return tuple(dimension.items()), factor
+
+
+def number_and_rest(text: str) -> tuple[Fraction, str] | None:
+    """(number, what follows it) of a clean text that begins with one."""
+    spaced = SPACED.match(text)
+    text = spaced[0].replace(" ", "") + text[spaced.end():] if spaced else text
+    match = NUMBER.match(text)
+    value = value_of(match) if match else None
+    words = text.removeprefix("-")
+    if match is None and (match := IN_WORDS.match(words)):
+        value = in_words(match[0])
+        text, value = words, -value if value and words != text else value
+    if value is None or re.match(r"[+-]?0\d", text):                 # 1 and 000 are 1,000 misread
+        return None
+    return value, text[match.end():].strip()
+
+
+@lru_cache(maxsize=4096)
+def quantity(text: str) -> tuple[Fraction, tuple | None] | None:
+    """(number, unit) of a clean `1,000`, `-3/4`, `1 1/2`, `1.2e3`, `seven` or `25 cm`; None when it is neither."""
+    found = number_and_rest(text)
+    if found is None:
+        return None
+    number, rest = found
+    if not rest or in_words(rest.strip("()")) == number:             # 25 (twenty-five)
+        currency = re.match(r"[+-]?([€£$])", text)
+        return number, unit_of(currency[1]) if currency else None
+    unit = unit_of(rest)
+    return (number, unit) if unit else None
+
+
+# ---------------------------------------------------------------- an answer section
+
+MAX_CHARACTERS = 200                               # a longer text is no final answer
+MAX_SECTION = 2000                                 # characters of an answer section that are read
+LEFT_SIDE = re.compile(r"[A-Za-z\\_∠ ]{0,20}?[=∈≈] ?")
+
+
+def said_lines(text: str) -> list[str]:
+    r"""The lines that say something: neither a lone \[ or ** nor "The perimeter is:"."""
+    lines = [line.rstrip() for line in text.split("\n") if clean(line[:MAX_CHARACTERS])]
+    return [line for line in lines if not line.endswith((":", ":**"))]
+
+
+def answer_line(section: str) -> str:
+    """The first line of an answer section, when the others explain it: each has two words. Else all in one line, which
+    is refused unless it is one answer. "" for a line that is too long to be an answer."""
+    lines = said_lines(section[:MAX_SECTION]) if "\n" in section else [section]
+    explained = all(len(re.findall(r"[^\W\d_]{2,}", line)) > 1 for line in lines[1:])
+    answer = lines[0] if lines and explained else " ".join(lines)
+    return answer if len(answer) <= MAX_CHARACTERS else ""
 
 
 def without_left_side(text: str, other: str) -> str:
@@ -51,82 +308,10 @@ def without_left_side(text: str, other: str) -> str:
     return text[match.end():] if match and not LEFT_SIDE.match(other) else text
 
 
-# ---------------------------------------------------------------- numbers and units
+# ---------------------------------------------------------------- numbers
 
-MAX_CHARACTERS = 200                               # a longer text is no final answer
-MAX_EXPONENT = 300                                 # 1e999999 would be a number of a million digits
 TOLERANCE = Fraction(1, 10**6)                     # relative; two whole numbers must be equal
-
-DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
-NUMBER = re.compile(
-    rf"([+-]?)(?:(\d+) )?({DECIMAL})(?:/({DECIMAL}))?"                   # sign, whole of 1 1/2, top, bottom
-    r"(?:e([+-]?\d{1,3})| ?(?:\\times|\\cdot|\*|x) ?10\^\{?([+-]?\d{1,3})\}?)?", re.IGNORECASE)
-
-ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen").split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-WORDS = {word: value for value, word in enumerate(ONES)} | {word: 10 * i for i, word in enumerate(TENS, 2)}
-WORDS |= {f"{ten}-{one}": WORDS[ten] + WORDS[one] for ten in TENS for one in ONES[1:10]}
-
-# Dimension, factor to its base unit, names. Any other word after a number is no unit: 7 million, 7x, 7 or 8.
-UNIT_TABLE = [
-    ("length", "1/1000", "mm millimeter millimetre"),
-    ("length", "1/100", "cm centimeter centimetre"),
-    ("length", "1", "m meter metre"),
-    ("length", "1000", "km kilometer kilometre"),
-    ("length", "127/5000", "in inch inches"),
-    ("length", "381/1250", "ft foot feet"),
-    ("mass", "1/1000", "g gram"),
-    ("mass", "1", "kg kilogram"),
-    ("time", "1", "s sec second"),
-    ("time", "60", "min minute"),
-    ("time", "3600", "h hr hour"),
-    ("time", "86400", "day"),
-    ("years", "1", "yr year"),
-    ("angle", "1", "° deg degree"),
-    ("heat", "1", "°C"),
-    ("money", "1/100", "¢ cent"),
-    ("money", "1", "dollar"),
-    ("share", "1/100", "% percent"),
-    ("count", "1", "object item unit people"),
-]
-UNITS = {name: (dimension, Fraction(factor)) for dimension, factor, names in UNIT_TABLE for name in names.split()}
-
-
-def unit_of(text: str) -> tuple[str, Fraction] | None:
-    """(dimension, factor) of `cm`, `meters`, `cm^2` or `square cm`; None when it is no known unit."""
-    match = re.fullmatch(r"(square |cubic )?(\D+?)(?:\^\{?([23])\}?)?", text)
-    if match is None:
-        return None
-    name = match[2] if match[2] in UNITS else match[2].casefold()
-    if name not in UNITS and len(name) > 3:                              # "ms" is not "m"
-        name = name.removesuffix("s")
-    if name not in UNITS:
-        return None
-    power = {"square ": 2, "cubic ": 3}.get(match[1]) or int(match[3] or 1)
-    dimension, factor = UNITS[name]
-    return f"{dimension}^{power}", factor**power
-
-
-def quantity(text: str) -> tuple[Fraction, tuple[str, Fraction] | None] | None:
-    """(number, unit) of `1,000`, `-3/4`, `1 1/2`, `1.2e3`, `3*10^{-4}`, `seven` or `25 cm`; None when it is neither."""
-    if text.casefold() in WORDS:
-        return Fraction(WORDS[text.casefold()]), None
-    match = NUMBER.match(text)
-    if match is None or len(text) > MAX_CHARACTERS:
-        return None
-    sign, whole, top, bottom, exponent, power_of_ten = match.groups()
-    exponent = int(exponent or power_of_ten or 0)
-    top, bottom_value = Fraction(top.replace(",", "")), Fraction((bottom or "1").replace(",", ""))
-    if abs(exponent) > MAX_EXPONENT or bottom_value == 0 or whole and not bottom:
-        return None
-    number = (int(whole or 0) + top / bottom_value) * Fraction(10)**exponent
-    number = -number if sign == "-" else number
-    rest = text[match.end():].strip()
-    if not rest or WORDS.get(rest.strip("()").casefold()) == number:     # 25 (twenty-five)
-        return number, None
-    unit = unit_of(rest)
-    return (number, unit) if unit else None
+PERCENT = unit_of("%")
 
 
 def close(a: Fraction, b: Fraction) -> bool:
@@ -136,15 +321,18 @@ def close(a: Fraction, b: Fraction) -> bool:
 
 
 def same_quantity(given: str, wanted: str) -> bool:
-    """Equal numbers. Two units must agree, 25 cm is 0.25 m; one may be left out; 50% is 50 and 0.5."""
+    """Equal numbers. Two units must agree, 25 cm is 0.25 m; one may be left out; 50% is 50 and 0.5. Of what is no known
+    unit, as in 7 apples, both must say the same."""
     a, b = quantity(given), quantity(wanted)
     if a is None or b is None:
-        return False
+        a, b = number_and_rest(given), number_and_rest(wanted)
+        words = a and b and a[1].casefold() == b[1].casefold() and re.fullmatch("[A-Za-z]{2}[A-Za-z ]*", a[1])
+        return bool(words) and close(a[0], b[0])
     (number, unit), (wanted_number, wanted_unit) = a, b
     in_base_units = close(number * (unit[1] if unit else 1), wanted_number * (wanted_unit[1] if wanted_unit else 1))
     if unit and wanted_unit:
         return unit[0] == wanted_unit[0] and in_base_units
-    return close(number, wanted_number) or in_base_units and unit_of("%") in (unit, wanted_unit)
+    return close(number, wanted_number) or in_base_units and PERCENT in (unit, wanted_unit)
 
 
 # ---------------------------------------------------------------- texts and lists
@@ -155,9 +343,12 @@ def either_case(text: str) -> bool:
     return len(set(text.casefold())) < len(set(text)) and not re.search("[A-Za-z]{3}", text)
 
 
+LETTER_SET = re.compile("[A-H](?:(?:, ?| and | ?& ?)?[A-H])+")
+
+
 def same_text(given: str, wanted: str) -> bool:
-    if re.fullmatch("[A-H]{2,}", wanted):                                # several options: "A, C" is "AC"
-        given = re.sub("[, ]", "", given)
+    if LETTER_SET.fullmatch(wanted) and LETTER_SET.fullmatch(given):     # several options: "A, C" is "AC"
+        given, wanted = (re.sub("[^A-H]", "", text) for text in (given, wanted))
     if re.fullmatch(r"\d?\d:\d\d", wanted):                              # a time whose gold asks for no am or pm
         given = re.sub(r" ?[ap]\.?m$", "", given, flags=re.IGNORECASE)
     if "\\" in wanted or either_case(given) or either_case(wanted):      # \Delta is not \delta, R-r not r-R
@@ -165,24 +356,33 @@ def same_text(given: str, wanted: str) -> bool:
     return given.casefold() == wanted.casefold()
 
 
+SEPARATOR = re.compile(r", ?(?:and|or) |[,;]| ?\band | ?\bor (?=[A-Za-z]=)")
+
+
 def split_list(text: str) -> tuple[str, list[str]]:
-    """Brackets and items of `(1, 2]`; square brackets for `1, 2`, and none for a text that is no list."""
+    """Brackets and items of `(1, 2]`; square brackets for `1, 2` and `1 and 2`, none for a text that is no list."""
     text = text.replace(r"\{", "{").replace(r"\}", "}")
     match = re.fullmatch(r"([{\[(])(.*)([}\])])", text)
-    brackets, inside = (match[1] + match[3], match[2]) if match else ("[]" if "," in text else "", text)
-    return brackets, [item.strip() for item in inside.split(",")]
+    brackets, inside = (match[1] + match[3], match[2]) if match else ("[]" if SEPARATOR.search(text) else "", text)
+    return brackets, [item.strip() for item in SEPARATOR.split(inside)]
+
+
+def paired_items(given: str, wanted: str) -> list[tuple[str, str]]:
+    """The items of two lists with the same brackets and length, in order; in {} the order is free. [] for anything
+    else: [1, 3] is not (1, 3), and 1,000 is a number."""
+    if quantity(given) or quantity(wanted):
+        return []
+    (brackets, items), (wanted_brackets, wanted_items) = split_list(given), split_list(wanted)
+    if not brackets or brackets != wanted_brackets or len(items) != len(wanted_items):
+        return []
+    if brackets == "{}":
+        items, wanted_items = sorted(items), sorted(wanted_items)
+    return [(without_left_side(a, b), without_left_side(b, a)) for a, b in zip(items, wanted_items)]
 
 
 def same_list(given: str, wanted: str) -> bool:
-    """Item by item, in order, in the same brackets: [1, 3] is not (1, 3). In {} the order is free."""
-    if quantity(given) or quantity(wanted):                              # 1,000 is a number
-        return False
-    (brackets, items), (wanted_brackets, wanted_items) = split_list(given), split_list(wanted)
-    if not brackets or brackets != wanted_brackets or len(items) != len(wanted_items):
-        return False
-    if brackets == "{}":
-        items, wanted_items = sorted(items), sorted(wanted_items)
-    return all(same_text(a, b) or same_quantity(a, b) for a, b in zip(items, wanted_items))
+    pairs = paired_items(given, wanted)
+    return bool(pairs) and all(same_text(a, b) or same_quantity(a, b) for a, b in pairs)
 
 
 def same(given: str, wanted: str) -> bool:
@@ -193,7 +393,9 @@ def same(given: str, wanted: str) -> bool:
 # ---------------------------------------------------------------- letters, yes and no, and the check itself
 
 LETTER = re.compile(r"[(\[]?([A-Za-z])[)\]]?")
-OPTION = re.compile(r"(?:option|choice)? ?[(\[]?([A-Za-z])(?:[)\].:]+ ?(.*))?", re.IGNORECASE)     # letter, text
+# The letter of an option, the text after it, and that text where only a space parts them.
+LETTERED = re.compile(r"(?:(?:option|choice|answer|letter)(?: |(?=[(\[{]))|选项 ?)?[(\[{]?([A-Za-z])"
+                      r"(?:[)\]}.:]+ ?(.*)| (\S.*))?", re.IGNORECASE)
 
 
 def same_letter(given: str, letter: str, choices: tuple[str, ...]) -> bool:
@@ -201,8 +403,8 @@ def same_letter(given: str, letter: str, choices: tuple[str, ...]) -> bool:
     options = [clean(choice) for choice in choices]
     index = ord(letter) - ord("A")
     right = options[index] if index < len(options) else None
-    match = OPTION.fullmatch(given)
-    if match is None:
+    match = LETTERED.fullmatch(given)
+    if match is None or match[3]:
         return right is not None and same(given, right)
     text = match[2]
     if match[1].upper() != letter:
@@ -213,17 +415,29 @@ def same_letter(given: str, letter: str, choices: tuple[str, ...]) -> bool:
     return all(name[0].upper() == letter for name in named) and not any(same(text, option) for option in options)
 
 
+def lettered(text: str) -> tuple[str, str]:
+    """("B", "30°") of `B. 30°`, ("B", "") of `B`, and ("", the text) where no letter stands apart."""
+    match = LETTERED.fullmatch(text)
+    return (match[1], match[2] or "") if match and match[1].isupper() and not match[3] else ("", text)
+
+
+def same_lettered(given: str, wanted: str) -> bool:
+    """Without options: gold "B. 30°" or 30°, answered by B, B. 30° or 30°, but not by a letter with another text."""
+    (letter, text), (wanted_letter, wanted_text) = lettered(given), lettered(wanted)
+    if letter and wanted_letter and letter != wanted_letter:
+        return False
+    return same(text, wanted_text) if text else bool(letter and wanted_letter)
+
+
 def same_yes_no(given: str, wanted: str) -> bool:
-    """The first word decides, unless the other word follows."""
-    words = re.findall("[a-z]+", given.casefold())
+    """The first word decides, unless the other word follows; that there is no cube is not the other word."""
+    words = re.findall("[a-z]+", re.sub(r"\b(is|are|was|were|has|have) no\b", r"\1", given.casefold()))
     return words[:1] == [wanted.casefold()] and not {"yes", "no"} <= set(words)
 
 
 def correct(candidate: str | None, gold: str, choices: tuple[str, ...] = ()) -> bool:
     """True when candidate and gold say the same. choices: the options' texts; gold is a letter or one of them."""
-    if not candidate or len(candidate) > MAX_CHARACTERS:
-        return False
-    given, wanted = clean(candidate), clean(gold)
+    given, wanted = clean(answer_line(candidate or "")), clean(gold)
     if not given or not wanted:
         return False
     letter = LETTER.fullmatch(wanted)
@@ -234,7 +448,7 @@ def correct(candidate: str | None, gold: str, choices: tuple[str, ...] = ()) -> 
         return True
     if wanted.casefold() in ("yes", "no"):
         return same_yes_no(given, wanted)
-    return same(given, wanted)
+    return same(given, wanted) or not choices and same_lettered(given, wanted)
 
 
 # ---------------------------------------------------------------- with algebra
@@ -242,7 +456,7 @@ def correct(candidate: str | None, gold: str, choices: tuple[str, ...] = ()) -> 
 
 def bare(text: str) -> str:
     r"""The spelling of `clean`, but with \frac{1}{2} left as it is: written as 1/2, 1/2x would have two readings."""
-    return clean(text.replace("frac{", "frac {"))
+    return clean(text, fractions=False)
 
 
 def symbolic(gold: str) -> bool:

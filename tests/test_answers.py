@@ -178,9 +178,59 @@ def test_correct_judges_88_of_91_pairs_right_without_a_false_positive():
     (r"\[ 7 \]", "7"), ("**The answer is: 25.**", "25"), ("(1/2, 3)", "(0.5, 3)"), ("5 square meters", "5 m^2"),
     (r"$-\frac{3}{4}$", "-0.75"), ("1{,}000", "1,000"), ("1.5 hours", "90 minutes"), ("no, there is no cube", "No"),
     ("x=5", "x = 5"), ("100 cm^2", "0.01 m^2"), ("{2, 1}", r"\{1,2\}"), ("0", "0.0"), ("-1 1/2", "-1.5"),
+    ("1024", "2^{10}"), ("-1.5", r"\frac{3}{-2}"),
 ])
 def test_correct_accepts_the_same_value_in_another_form(candidate, gold):
     assert correct(candidate, gold)
+
+
+# candidate, gold, right: other keyboards, LaTeX, units, symbols, lists, and what only looks like one of them.
+SPELLED = [
+    ("：7", "7", 1), ("7。", "7", 1), ("（B）", "B", 1), ("Ｂ", "B", 1), ("（1，2）", "(1,2)", 1), ("ｘ＝5", "5", 1),
+    ("－5", "-5", 1), ("50％", "50%", 1), ("5：30", "5:30", 1), ("\u200b7\u200b", "7", 1), ("\ufeff7", "7", 1),
+    ("“7”", "7", 1), ("‘B’", "B", 1), ('"red cube"', "red cube", 1), ("Tom’s", "Tom's", 1), ("7", "７", 1),
+    ("B", "（Ｂ）", 1), ("cafe\u0301", "café", 1), ("1\u00a0000", "1000", 1), ("re\u00add", "red", 1),
+    ("7~cm", "7 cm", 1), (r"7\ cm", "7 cm", 1), (r"7\;cm", "7 cm", 1), (r"7\:cm", "7 cm", 1), (r"7\!", "7", 1),
+    (r"7\quad", "7", 1), ("7{}", "7", 1), ("7 cm", r"7\,\text{cm}", 1), ("7 cm", r"7~\mathrm{cm}", 1),
+    (r"\frac12", "1/2", 1), (r"\dfrac12", "1/2", 1), (r"\frac {1}{2}", "1/2", 1), (r"\frac{3}4", "3/4", 1),
+    (r"\frac 3 4", "3/4", 1), (r"\frac{1}{-2}", "-1/2", 1), (r"-\frac{-3}{4}", "3/4", 1),
+    (r"2 \sqrt 2", r"2\sqrt{2}", 1),
+    ("½", "0.5", 1), ("1½", "1.5", 1), ("1½", "5.5", 0), (r"\tfrac{1}{2}", r"\cfrac{1}{2}", 1),
+    (r"\boxed 7", "7", 1), (r"\fbox{7}", "7", 1), (r"\underline{7}", "7", 1), (r"{\bf 7}", "7", 1),
+    (r"\mbox{7}", "7", 1), (r"\textrm{7}", "7", 1), (r"\mathit{7}", "7", 1), (r"\operatorname{red}", "red", 1),
+    ("5 miles", "5", 1), ("5 yards", "5", 1), ("2 weeks", "14 days", 1), ("5 months", "5", 1), ("5 L", "5", 1),
+    ("5 N", "5 newtons", 1), ("60 km/h", "60", 1), ("36 km/h", "10 m/s", 1), ("98 °F", "98", 1), ("5 €", "5", 1),
+    ("€5", "5 euros", 1), ("£5", "5 pounds", 1), ("5 pounds", "5", 1), ("7.0 apples", "7 apples", 1),
+    ("5 square yards", "5 yd^2", 1), ("5 cm per second", "5 cm/s", 1), ("98 °F", "98 °C", 0),
+    ("7 apples", "8 apples", 0),
+    ("5 miles", "5 km", 0), ("60 km/h", "60 m/s", 0), ("5 €", "5 £", 0), ("7 apples", "7 pears", 0),
+    ("7 apples", "7", 0),
+    ("θ", r"\theta", 1), (r"\theta", "θ", 1), ("x≤5", r"x \leq 5", 1), (r"x \le 5", "x≤5", 1), ("x≠1", r"x\neq 1", 1),
+    ("±3", r"\pm 3", 1), ("∠ABC", r"\angle ABC", 1), ("Δ", r"\Delta", 1), ("∞", r"\infty", 1), ("≥", "≤", 0),
+    ("(1,2)∪(3,4)", r"(1,2) \cup (3,4)", 1), ("x⁴", "x^4", 1), ("10⁻³", "0.001", 1), ("10⁻³", "1000", 0),
+    ("30º", "30°", 1), (r"30\degree", "30°", 1), (r"30^{\circ}", "30", 1), ("α", "β", 0), ("x⁴", "x^3", 0),
+    ("19, 46 and 82", "19, 46, 82", 1), ("19, 46, and 82", "[19, 46, 82]", 1), ("19 and 46", "46, 19", 0),
+    ("A, C", "AC", 1), ("A and C", "AC", 1), ("AC", "A, C", 1), ("A and B", "AC", 0),
+    ("A or C", "A, C", 0), ("A and C", "A", 0),
+    ("x=1, x=2", "1, 2", 1), ("x = 1 or x = 2", "x=1, x=2", 1), ("x=1 or x=2", "1", 0), ("1/2, 0.5", "0.5, 1/2", 1),
+    ("Yes, there is no cube", "Yes", 1), ("Yes, it has no cube", "No", 0), ("Yes, no", "Yes", 0),
+    ("B. 30°", "30°", 1), ("B", "B. 30°", 1), ("30", "(B) 30°", 1), ("B. 40", "30°", 0), ("C", "B. 30°", 0),
+    ("C. 30", "B. 30°", 0),
+    ("7\nThere are seven red cubes left.", "7", 1), ("The angle is:\n60°", "60", 1), ("7\nor 8", "7", 0),
+    ("8\nNo wait, it is 7 cubes", "7", 0), ("[1,\n2]", "[1, 2]", 1),
+    ("(1,000)", "(1,0)", 0), ("[1,000]", "[1, 0]", 0), ("1 000 000", "1000000", 1), ("1,000", "1", 0),
+    ("5×10²", "500", 1), ("10^3", "1000", 1), ("2^5", "32", 1), ("2^-1", "0.5", 1), (r"\sqrt{16}", "4", 1),
+    ("one hundred", "100", 1), ("twenty five", "25", 1), ("two thousand five hundred and six", "2506", 1),
+    ("five meters", "5 m", 1), ("one two", "3", 0), ("twenty five", "20", 0), ("2 1/2", "2.5", 1), ("3 / 4", "0.75", 1),
+    ("- 5", "-5", 1), ("−5", "-5", 1), ("—5", "-5", 1), ("minus 5", "-5", 1), ("negative 5", "-5", 1), ("-5", "5", 0),
+    ("minus 5", "5", 0), (r"-\frac34", "3/4", 0), (r"\frac{3}{-4}", "-0.75", 1), ("x minus 5", "-5", 0),
+    ("7\x00", "7", 0), ("7\ud800", "7", 0), ("\ud800", "\ud800x", 0),
+]
+
+
+@pytest.mark.parametrize("candidate, gold, right", SPELLED)
+def test_correct_reads_every_spelling(candidate, gold, right):
+    assert correct(candidate, gold) == bool(right)
 
 
 @pytest.mark.parametrize("candidate, gold", [

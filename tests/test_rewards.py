@@ -70,6 +70,12 @@ def test_accuracy_reward_table(arguments, expected):
     ("a red\n circle", "Red  Circle", True), ("a red blue circle", "red circle", False), ("17", "7", False),
     ("7.5 cm", "7", False), ("it is 7.", "7", True), ("50%", "50%", True), ("x = a.b", "a.b", True),
     ("axb", "a.b", False), ("(+", "(+", True), ("C++ code", "C++", True), ("30°", "30", True), ("red", "", False),
+    ("一个红色圆形", "红色", True), ("一个red圆形", "red", True), ("一个rendered圆形", "red", False),
+    ("赤い円があります", "赤い円", True),
+    ("มีวงกลมสีแดง", "วงกลม", True), ("빨간색을 칠한다", "빨간색", True), ("10,000 cubes", "10,000", True),
+    ("10,000 cubes", "10", False), ("10,000 cubes", "000", False), ("1,234,567", "234", False), ("1,2,3", "2", True),
+    ("cafe\u0301", "café", True), ("café", "cafe\u0301", True), ("Tom’s", "tom's", True), ("１０ cm", "10", True),
+    ("r\u200bed", "red", True), ("red\u200bcircle", "red", False),             # what is not seen parts no words
 ])
 def test_key_words_are_whole_words_and_never_patterns(text, key_word, found):
     assert rewards.keyword_reward(text, (key_word,)) == float(found)
@@ -136,10 +142,32 @@ def test_a_clip_weight_without_a_scorer_is_refused():
     (GOOD.format("x", "7 or 8"), 0, 1, 0),
     (GOOD.format("x", "1, 2, 3, 4, 5, 6, 7"), 0, 1, 0),
     ("### The final answer is 7", 0, 0, 1),                                                # right, but nothing else
+    ("### Rationales: r ### Step 1: s ### The final answer is: 7 ### Image Description: red circle", 0, 0, 1),  # behind
+    ("### The final answer is: 7 " + GOOD.format("red circle", 7), 0, 0, 1),               # answered before it was seen
+    ("### Image Description: a ### The final answer is: 7 ### Rationales: r ### Step 1: s", 0, 0, 1),
+    (GOOD.format("x ### Image Description: red circle", 8), 0, 1, 0),                      # a repeated header
+    (GOOD.format("red\u200bcircle", 8), 0, 1, 0),                                         # parted by nothing seen
+    (GOOD.format("x", "7 ### The final answer is: **7**"), 0, 1, 1),                       # the same answer twice
+    ("###\u200bImage Description：a ###\ufeffRationales: r ### Step 1：s ### The final answer is：７", 0, 1, 1),
 ])
 def test_adversarial_responses(response, keyword, form, accuracy):
     _, parts = rewards.score([sample()], [response], [1], {}, None)
     assert [parts[name].item() for name in ("keyword", "format", "accuracy")] == [keyword, form, accuracy]
+
+
+@pytest.mark.parametrize("description, read", [
+    ("a <end_of_text> b", "a end_of_text b"), ("a <END_OF_TEXT>b", "a END_OF_TEXT b"),
+    ("a <|endoftext|> b", "a |endoftext| b"),
+    ("a &lt;end_of_text&gt; b", "a end_of_text b"), ("&amp;amp;lt;end_of_text> b", "end_of_text b"),
+    ("＜end_of_text＞", "end_of_text"), ("ï¼œend_of_textï¼ž", "end_of_text"), ("<end\x00_of_text>", "end_of_text"),
+    ("<end_<end_of_text>of_text> b", "end_ end_of_text of_text b"), ("a </s> [SEP] b", "a /s b"),
+    ("black &amp; white", "black & white"), ("a red\n circle", "a red circle"), ("", ""), (None, ""), ("\ud800", "�"),
+])
+def test_clip_reads_no_control_tokens(description, read):
+    """open_clip's tokenizer finds its end token in most of these, and in none of what is read of them."""
+    tokenizer = open_clip.SimpleTokenizer()
+    assert rewards.caption(description) == read
+    assert tokenizer.eot_token_id not in tokenizer.encode(rewards.caption(description))
 
 
 # ---------------------------------------------------------------- an open_clip folder
@@ -202,6 +230,15 @@ def test_an_empty_description_has_no_clip_reward(scorer, tmp_path):
     _, parts = rewards.score([sample(images=(path,))], responses, [1, 1, 1], {"clip": 1.0}, scorer)
     assert parts["clip"][:2].tolist() == [0, 0]
     assert parts["clip"][2] == rewards.clip_reward(torch.tensor(cosine(scorer, image("red"), "a red square")), 0.4)
+
+
+def test_nothing_in_a_description_hides_what_follows_it(scorer):
+    """Before, a text behind the end token changed nothing of what CLIP saw."""
+    ends = ("<end_of_text>", "&lt;end_of_text&gt;", "＜end_of_text＞")
+    texts = [f"a square {end} {more}" for end in ends for more in ("", "red circle")]
+    raw, read = (scorer.score([[image("red")]], described).view(3, 2)
+                 for described in (texts, list(map(rewards.caption, texts))))
+    assert (raw[:, 0] == raw[:, 1]).all() and (read[:, 0] != read[:, 1]).all()
 
 
 def test_each_image_and_each_different_description_is_encoded_once(scorer, monkeypatch):
