@@ -46,6 +46,9 @@ FOREIGN = (OSError, ValueError, TypeError, AttributeError, LookupError, Arithmet
            dcp.api.CheckpointException)
 
 
+TEMPLATE_SECONDS = 30.0  # a chat template is a program, and may never end
+
+
 class foreign:
     """Around a loader that is not ours: whatever bad files make it raise becomes one line, `what`: why; `advice`."""
 
@@ -64,7 +67,7 @@ class foreign:
 
 @contextlib.contextmanager
 def time_limit(seconds: float):
-    """Raise a TimeoutError in the block when it takes longer: a chat template is a program, and may never end."""
+    """Raise a TimeoutError in the block when it takes longer; works in a process's main thread."""
     def stop(*_):
         raise TimeoutError(f"not done after {seconds:g} s")
 
@@ -111,7 +114,7 @@ def generation_config(folder: str, config):
     ends = found.eos_token_id if isinstance(found.eos_token_id, list) else [found.eos_token_id]
     if not ends or not all(type(end) is int and 0 <= end < config.text_config.vocab_size for end in ends):
         raise InputError(f"model {folder}: eos_token_id in generation_config.json or config.json is "
-                         f"{found.eos_token_id!r:.100}: give one token id, or a list of them")
+                         f"{found.eos_token_id!r:.99}: give one or a list of its {config.text_config.vocab_size} tokens")
     return found
 
 
@@ -195,23 +198,23 @@ def try_model(processor, config, path: str):
     advice, grey = "take the base model's files", Image.new("RGB", (61, 45), (128, 128, 128))
     sample = Sample("", "How many?", (grey,), where=f"model {path}: a test prompt")
     with foreign(f"model {path}: tokenizer, image processor or chat template fails on a test prompt", advice), \
-            time_limit(30):
+            time_limit(TEMPLATE_SECONDS):
         prompt = encode_prompt(sample, processor)
         text, known = processor.tokenizer.decode(prompt.input_ids), len(processor.tokenizer)
         found = prompt.pixel_values.view(len(prompt.pixel_values), 3, -1).mean((0, 2))  # (3,) red, green, blue
     tokens, vocab = prompt.input_ids.count(config.image_token_id), config.text_config.vocab_size
     needed = (128 / 255 - torch.tensor(OPENAI_CLIP_MEAN)) / torch.tensor(OPENAI_CLIP_STD)
-    with foreign(f"model {path}: config.json describes no model that takes the processor's test image", advice):
-        hidden = one_layer(copy.deepcopy(config), prompt)
     refuse([(holds, f"model {path}: {message}; {advice}") for holds, message in [
         (sample.question in text and "<|im_end|>" in text, f"its tokenizer of {known} tokens does not keep a prompt"),
         (known <= vocab, f"its tokenizer has {known} tokens, and config.json has {vocab}"),
         (tokens > 0, "config.json and tokenizer have different image tokens"),
-        (tokens == len(hidden), f"the processor's {tokens} image tokens are {len(hidden)} by config.json"),
         (torch.allclose(found, needed, atol=0.01),
          f"image_mean or image_std is wrong: grey becomes {found.tolist()}, Qwen2.5-VL takes {needed.tolist()}"),
-        (hidden.isfinite().all(), "rms_norm_eps or rope_theta in config.json makes numbers that are not finite"),
     ]])
+    with foreign(f"model {path}: config.json describes no model that takes the processor's test image", advice):
+        hidden = one_layer(copy.deepcopy(config), prompt)
+        if len(hidden) != tokens or not hidden.isfinite().all():
+            raise ValueError(f"{tokens} image tokens become {len(hidden)}, or numbers that are not finite")
 
 
 def compute_rope(model):

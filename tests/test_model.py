@@ -17,7 +17,6 @@ from transformers import (
 
 import data
 from data import InputError
-from engine import weights
 from engine.policy import Policy, dummy_group, micro_batches, pack, varlen
 from engine.sampler import generate, sync
 from engine.weights import export, hub_name, load_processor
@@ -318,7 +317,7 @@ def test_a_failed_export_leaves_the_old_one(policy, processor, tmp_path, monkeyp
     folder = str(tmp_path / "model")
     export(folder, policy, processor, torch.float32)
     before = sorted(os.listdir(folder))
-    monkeypatch.setattr(weights, "changed_files", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("engine.weights.changed_files", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         export(folder, policy, processor, torch.float32)
     assert sorted(os.listdir(folder)) == before
