@@ -200,9 +200,10 @@ def load_clip(name: str, device: str) -> ClipScorer:
         with foreign(f"CLIP model {name}: no such folder, and the hub says",
                      "give a folder, a hub name (org/model), or an open_clip pair such as ViT-B-32:openai"):
             folder = snapshot_download(name, allow_patterns=["*.safetensors", "*.json"])         # no code, no pickle
-    shapes = stored_shapes(folder)
     if not os.path.isfile(os.path.join(folder, "open_clip_config.json")):
+        stored_shapes(folder)
         return try_clip(load_fg_clip(folder, device), name, {})
     if not os.path.isfile(os.path.join(folder, "open_clip_model.safetensors")):
         raise InputError(f"CLIP model {name}: open_clip_model.safetensors is missing beside open_clip_config.json")
+    shapes = stored_shapes(folder, "open_clip_model.safetensors")
     return try_clip(load_open_clip(f"local-dir:{folder}", None, device), name, shapes)

@@ -16,7 +16,7 @@ import os
 import shutil
 import signal
 import warnings
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -111,10 +111,11 @@ def generation_config(folder: str, config):
     if os.path.exists(os.path.join(folder, "generation_config.json")):
         with foreign(f"model {folder}: generation_config.json cannot be read", "take the file of the base model"):
             found = GenerationConfig.from_pretrained(folder)
-    ends = found.eos_token_id if isinstance(found.eos_token_id, list) else [found.eos_token_id]
-    if not ends or not all(type(end) is int and 0 <= end < config.text_config.vocab_size for end in ends):
+    vocab, ends = config.text_config.vocab_size, found.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    if not ends or not all(type(end) is int and 0 <= end < vocab for end in ends):
         raise InputError(f"model {folder}: eos_token_id in generation_config.json or config.json is "
-                         f"{found.eos_token_id!r:.99}: give one or a list of its {config.text_config.vocab_size} tokens")
+                         f"{found.eos_token_id!r:.100}: give one or a list of its {vocab} tokens")
     return found
 
 
@@ -249,10 +250,10 @@ def check_weights(named, where: str, advice: str):
             raise InputError(f"{where}: {hub_name(name)} holds {found}; {advice}")
 
 
-def stored_shapes(folder: str) -> dict[str, list[int]]:
+def stored_shapes(folder: str, files: str = "*.safetensors") -> dict[str, list[int]]:
     """The shapes of the weights in a folder's safetensors files. InputError: a torn file, numbers of another kind."""
     shapes = {}
-    for path in sorted(glob(os.path.join(folder, "*.safetensors"))):
+    for path in sorted(glob(os.path.join(escape(folder), files))):
         with foreign(f"{path} is torn or no safetensors file", "download it again"), safe_open(path, "pt") as file:
             for name in file.keys():
                 part = file.get_slice(name)
@@ -387,6 +388,8 @@ def load_checkpoint(folder: str, policy, optimizer):
     weights, state = get_state_dict(policy, optimizer)  # also makes the optimiser's empty state, sharded as this run is
     saved = {"weights": weights, "optimizer": state}
     path = os.path.join(folder, names[-1])
-    with foreign(f"checkpoint {path} cannot be read", "delete it to resume from the one before"):
+    try:
         dcp.load(saved, checkpoint_id=path)
+    except dcp.api.CheckpointException as error:
+        raise InputError(f"checkpoint {path} cannot be read: delete it to resume from the one before") from error
     set_state_dict(policy, optimizer, model_state_dict=saved["weights"], optim_state_dict=saved["optimizer"])

@@ -348,7 +348,7 @@ def bad_tensors(name):
             (put(name, lambda tensor: tensor.bool()), f"{name} is stored as BOOL"),
             (lambda tensors: tensors.pop(name), name), (put(name, lambda tensor: tensor[:-1]), name),
             (lambda tensors: tensors.update(other=tensors[name].clone()), "other"),
-            (b"\xff" * 100, "is torn"), (FOLDER, "is torn")]
+            (b"\xff" * 100, "is torn"), (FOLDER, "is torn|is missing")]
 
 
 POSITIONS = [f"text_model.embeddings.position_embedding_{name}.weight" for name in ("ori", "res")]
