@@ -9,16 +9,16 @@ CLIPModel, so none of its authors' code has to run.
 import json
 import os
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from PIL import Image
 from safetensors.torch import load_file
 
 from data import InputError, load_image
+from engine.weights import check_weights, foreign, stored_shapes
+from plumbing.flags import refuse
 from plumbing.processes import ahead
 
 
@@ -41,7 +41,11 @@ class ClipScorer:
     def encode(self, items: list, prepare, encoder) -> torch.Tensor:
         chunks = [items[i:i + CHUNK] for i in range(0, len(items), CHUNK)]
         features = [encoder(prepare(chunk).to(self.device)).cpu() for chunk in chunks]
-        return F.normalize(torch.cat(features), dim=-1)                  # (items, D) unit vectors
+        vectors = F.normalize(torch.cat(features), dim=-1)               # (items, D) unit vectors
+        for item, finite in zip(items, vectors.isfinite().all(-1).tolist()):
+            if not finite:
+                raise InputError(f"CLIP makes no finite numbers of {item!r:.80}: check it and the CLIP model's files")
+        return vectors
 
     def score(self, images: list, descriptions: list[str | None]) -> torch.Tensor:
         """Cosine of each description with the images of its question; 0 without a description or without an image.
@@ -126,27 +130,21 @@ def load_fg_clip(folder: str, device: str) -> ClipScorer:
     from transformers import CLIPConfig
 
     weights, images = {}, Path(folder, "preprocessor_config.json")
-    try:
+    with foreign(f"CLIP model {folder}", "download it again"):
         config = CLIPConfig.from_pretrained(folder)
         statistics = json.loads(images.read_text("utf-8")) if images.is_file() else {}
         for path in sorted(Path(folder).glob("*.safetensors")):
             weights |= load_file(path)
-    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
-        raise InputError(f"CLIP model {folder}: {one_line(error)}; download it again") from error
-    if STRETCHED_POSITIONS not in weights:
-        raise InputError(f"CLIP model {folder}: neither an open_clip model (no open_clip_config.json) nor FG-CLIP v1 "
-                         f"({STRETCHED_POSITIONS} is missing from its safetensors)")
-    context_length = len(weights[STRETCHED_POSITIONS])
-    model = fg_clip_model(config, context_length)
-    model.load_state_dict(fg_clip_state(weights, model, folder))
-    # Squashed as in the release, not cut to the middle. Without mean and std open_clip takes CLIP's own.
-    preprocess = open_clip.image_transform(config.vision_config.image_size, False, statistics.get("image_mean"),
-                                           statistics.get("image_std"), resize_mode="squash")
-    return ClipScorer(model, preprocess, open_clip.SimpleTokenizer(context_length=context_length), device)
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+        if STRETCHED_POSITIONS not in weights:
+            raise InputError(f"CLIP model {folder}: neither an open_clip model (no open_clip_config.json) nor FG-CLIP "
+                             f"v1 ({STRETCHED_POSITIONS} is missing from its safetensors)")
+        context_length = len(weights[STRETCHED_POSITIONS])
+        model = fg_clip_model(config, context_length)
+        model.load_state_dict(fg_clip_state(weights, model, folder))
+        # Squashed as in the release, not cut to the middle. Without mean and std open_clip takes CLIP's own.
+        preprocess = open_clip.image_transform(config.vision_config.image_size, False, statistics.get("image_mean"),
+                                               statistics.get("image_std"), resize_mode="squash")
+        return ClipScorer(model, preprocess, open_clip.SimpleTokenizer(context_length=context_length), device)
 
 
 def load_open_clip(name: str, pretrained: str | None, device: str) -> ClipScorer:
@@ -163,13 +161,30 @@ def load_open_clip(name: str, pretrained: str | None, device: str) -> ClipScorer
             raise InputError(f"CLIP model {name}:{pretrained}: {pretrained} is no file and none of {tags}")
         # open_clip only warns when the weights were trained with another activation than the architecture's.
         quick_gelu = open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu", False)
-    try:
+    with foreign(f"CLIP model {name} {pretrained or ''}: open_clip cannot load it", "check the files or the network"):
         model, preprocess = open_clip.create_model_from_pretrained(name, pretrained, force_quick_gelu=quick_gelu)
-        tokenize = open_clip.get_tokenizer(name)
-    except (OSError, RuntimeError, TypeError, ValueError, SafetensorError, UnpicklingError) as error:
-        raise InputError(f"CLIP model {name} {pretrained or ''}: open_clip cannot load it, check the files or the "
-                         f"network: {one_line(error)}") from error
-    return ClipScorer(model, preprocess, tokenize, device)
+        return ClipScorer(model, preprocess, open_clip.get_tokenizer(name), device)
+
+
+def try_clip(scorer: ClipScorer, name: str, shapes: dict[str, list]) -> ClipScorer:
+    """The scorer, if it can score and tell two images and two descriptions apart; else InputError.
+
+    The descriptions differ in their last word: a context that is too short for them would see no difference.
+    shapes: of the weights in the files, where the model must have them; open_clip stretches positions that do not fit.
+    """
+    changed = [key for key, tensor in scorer.model.state_dict().items()
+               if shapes.get(key, [*tensor.shape]) != [*tensor.shape]]
+    check_weights(scorer.model.named_parameters(), f"CLIP model {name}", "download it again")
+    images = [[Image.new("RGB", (40, 30), colour)] for colour in ("black", "white")]
+    with foreign(f"CLIP model {name} fails on a test image", "take its files from one model"):
+        scores = scorer.score(images, ["one red circle, one blue square", "one red circle, one blue triangle"] * 2)
+    black, white = scores.view(2, 2)                                     # each with both descriptions
+    refuse([
+        (not changed, f"CLIP model {name}: its config wants another shape of {changed[:1]}; take both of one model"),
+        (not torch.equal(black, white) and not torch.equal(scores[::2], scores[1::2]),
+         f"CLIP model {name}: cosines {scores.tolist()} do not tell two images and two descriptions apart; is its "
+         "context too short, or is it of another model?")])
+    return scorer
 
 
 def load_clip(name: str, device: str) -> ClipScorer:
@@ -181,14 +196,14 @@ def load_clip(name: str, device: str) -> ClipScorer:
     folder = name
     if not os.path.isdir(name):
         if ":" in name:
-            return load_open_clip(*name.split(":", 1), device)
-        try:
+            return try_clip(load_open_clip(*name.split(":", 1), device), name, {})
+        with foreign(f"CLIP model {name}: no such folder, and the hub says",
+                     "give a folder, a hub name (org/model), or an open_clip pair such as ViT-B-32:openai"):
             folder = snapshot_download(name, allow_patterns=["*.safetensors", "*.json"])         # no code, no pickle
-        except (OSError, ValueError) as error:     # not a name, no such model, or no network
-            raise InputError(f"CLIP model {name}: no such folder, and the hub says: {one_line(error)}; give a folder, "
-                             "a hub name (org/model), or an open_clip pair such as ViT-B-32:openai") from error
     if not os.path.isfile(os.path.join(folder, "open_clip_config.json")):
-        return load_fg_clip(folder, device)
+        stored_shapes(folder)
+        return try_clip(load_fg_clip(folder, device), name, {})
     if not os.path.isfile(os.path.join(folder, "open_clip_model.safetensors")):
         raise InputError(f"CLIP model {name}: open_clip_model.safetensors is missing beside open_clip_config.json")
-    return load_open_clip(f"local-dir:{folder}", None, device)
+    shapes = stored_shapes(folder, "open_clip_model.safetensors")
+    return try_clip(load_open_clip(f"local-dir:{folder}", None, device), name, shapes)

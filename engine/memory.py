@@ -6,6 +6,7 @@
 """
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 
 import torch
@@ -13,7 +14,8 @@ import torch.distributed as dist
 
 from data import InputError, Prompt, mrope_positions
 from engine.adamw import AdamW
-from engine.plan import GB, USABLE, Shape, always_bytes, largest_image, most_slots, shape_of, table, worst_row
+from engine.plan import (GB, USABLE, Shape, always_bytes, largest_image, most_slots, rollout_bytes, shape_of, table,
+                         worst_row)
 from engine.policy import Group, pack
 from engine.sampler import BURST, PREFILL, Decoder, Slots, capture, uniform_numbers
 from plumbing.log import peak_memory
@@ -24,16 +26,21 @@ CPU_SLOTS = 128  # where no plan is needed
 
 
 def choose_slots(config, shape: Shape, device: torch.device, planned: float) -> int:
-    """The slots of this run: as asked for, or as many as fit beside `planned` bytes. InputError: not one group does."""
-    if config.slots:
-        return config.slots
-    if device.type != "cuda":
-        return max(CPU_SLOTS, config.group_size)
-    room = torch.cuda.get_device_properties(device).total_memory
-    slots = most_slots(config, shape, USABLE * room - planned)
-    if slots == 0:
-        raise InputError(f"this GPU's {room / GB:.0f} GB have no room for the cache of one group beside "
-                         f"{planned / GB:.1f} GB: see --plan, or lower --max_response")
+    """The slots of this run: as asked for, or as many as fit beside `planned` bytes. InputError: too many, or no group.
+
+    On a CPU the cache alone is held against the whole machine's memory, since what else runs there is not ours to plan.
+    """
+    gpu = device.type == "cuda"
+    room = (torch.cuda.get_device_properties(device).total_memory if gpu
+            else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    planned = planned if gpu else 0.0
+    slots = config.slots or most_slots(config, shape, USABLE * room - planned) or config.group_size
+    if not gpu and not config.slots:
+        slots = min(slots, max(CPU_SLOTS, config.group_size))
+    needed = sum(rollout_bytes(config, shape, slots).values())
+    if needed > room - planned:
+        raise InputError(f"{slots} responses at a time need {needed / GB:.3g} GB beside {planned / GB:.3g} GB, of "
+                         f"{room / GB:.3g} GB: lower --slots, --group_size or --max_response, see --plan")
     return slots
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 
 from engine.policy import policy_class
-from engine.weights import model_config
+from engine.weights import foreign, model_config
 from engine.sampler import BURST, PREFILL
 from kernels.ops import CHUNK
 
@@ -55,7 +55,8 @@ class Shape:
 
 def shape_of(path: str) -> Shape:
     """The shape of a Hugging Face folder, a hub name or a bare config.json; no weight is read. InputError: no model."""
-    return Shape(model_config(path))
+    with foreign(f"model {path}: config.json describes no model", "take the file of the base model"):
+        return Shape(model_config(path))
 
 
 # ------------------------------------------------------------------------------------ the worst row

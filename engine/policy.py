@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from data import InputError, Prompt
-from engine.weights import find_model, generation_config, model_config, read_weights
+from engine.weights import find_model, generation_config, model_config, other_files, read_weights
 from kernels.ops import (backend, check_linear_logprob, choose_grpo_loss, decode_attention, linear_logprob,
                          linear_logprob_loss)
 
@@ -234,7 +234,8 @@ class Policy:
         from transformers import AttentionInterface  # its model code takes a second to import: not for --help
 
         folder = find_model(path)
-        config, generation = model_config(folder), generation_config(folder)
+        config = model_config(folder)
+        generation = generation_config(folder, config)
         AttentionInterface.register(ATTENTION, attention)
         with torch.device("meta"):
             policy = policy_class()._from_config(config, dtype=dtype)
@@ -248,10 +249,8 @@ class Policy:
         read_weights(policy, folder)
         for buffer in policy.buffers():  # rope tables, which are no part of the shards
             buffer.data = buffer.data.to(device)
-        policy.folder = folder
-        policy.generation_config = generation or policy.generation_config
-        if policy.generation_config.eos_token_id is None:
-            raise InputError(f"{folder}: no eos_token_id in config.json or generation_config.json: add it")
+        policy.files = other_files(folder)  # for the export, when the folder may be gone
+        policy.generation_config = generation
         return policy
 
 

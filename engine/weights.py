@@ -1,36 +1,82 @@
 """Files of models, in and out: Hugging Face folders into shards, exports, and checkpoints to resume from.
 
     folder = find_model(name)           a folder as it is, or the hub's copy of a name
-    load_processor(folder, ..)          its tokenizer, image processor and chat template
+    load_processor(folder, ..)          its tokenizer, image processor and chat template, tried on a prompt of our own
     read_weights(policy, folder)        each rank reads its own rows of the safetensors files
-    export(folder, policy, processor)   a Hugging Face folder that from_pretrained, vLLM and eval.py load as it is
+    export(folder, policy, processor)   the folder that training began with, with other weights
     save_checkpoint, load_checkpoint    all that resuming needs; random numbers are functions of the step
 
 `export`, `save_checkpoint` and `load_checkpoint` are collectives: every rank calls them.
 Transformers is imported inside the functions: its model code takes a second, which --help need not wait for.
 """
 import contextlib
+import copy
 import json
 import os
 import shutil
+import signal
 import warnings
-from glob import glob
+from glob import escape, glob
+from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torch.distributed.checkpoint as dcp
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import StrictDataclassError
+from jinja2 import TemplateError
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor
 
-from data import InputError
-from plumbing.processes import barrier, broadcast, here, is_main
+from data import InputError, Sample, encode_prompt
+from plumbing.flags import refuse
+from plumbing.processes import barrier, broadcast, here, is_main, on_every_rank
 from plumbing.run_folder import checkpoints, replaced_folder
 
 # ------------------------------------------------------------------- what a model folder says of itself
+
+# What the loaders of transformers, huggingface_hub, safetensors, torch, jinja and open_clip raise on bad files.
+# RuntimeError includes endless recursion, LookupError an unknown activation, ArithmeticError a division by no heads.
+FOREIGN = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError,
+           ImportError, AssertionError, SafetensorError, StrictDataclassError, TemplateError, UnpicklingError,
+           dcp.api.CheckpointException)
+
+
+TEMPLATE_SECONDS = 30.0  # a chat template is a program, and may never end
+
+
+class foreign:
+    """Around a loader that is not ours: whatever bad files make it raise becomes one line, `what`: why; `advice`."""
+
+    def __init__(self, what: str, advice: str):
+        self.what, self.advice = what, advice
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, kind, error, _):
+        # tokenizers raises Exception itself, of which everything is a kind; only the class as such is meant.
+        if kind is Exception or isinstance(error, FOREIGN) and not isinstance(error, InputError):
+            why = " ".join(f"{kind.__name__}: {error}".split())
+            raise InputError(f"{self.what}: {why[:200]}; {self.advice}") from error
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float):
+    """Raise a TimeoutError in the block when it takes longer; works in a process's main thread."""
+    def stop(*_):
+        raise TimeoutError(f"not done after {seconds:g} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def find_model(path: str, patterns=("*.json", "*.safetensors", "*.txt", "*.jinja")) -> str:
@@ -39,21 +85,9 @@ def find_model(path: str, patterns=("*.json", "*.safetensors", "*.txt", "*.jinja
         if not os.path.exists(os.path.join(path, "config.json")):
             raise InputError(f"{path} has no config.json: give a Hugging Face model folder or a hub name")
         return path
-    try:
+    with foreign(f"model {path} is neither a folder nor to be had from the hub",
+                 "give a folder, or download it first with `hf download`"):
         return snapshot_download(path, allow_patterns=list(patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(f"model {path} is neither a folder nor to be had from the hub ({type(error).__name__}): "
-                         "give a folder, or download it first with `hf download`") from error
-
-
-@contextlib.contextmanager
-def readable_json(folder: str):
-    """Turn whatever transformers raises on a torn config file into one line that names it."""
-    try:
-        yield
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder}: config.json or generation_config.json cannot be read "
-                         f"({' '.join(str(error).split())[:100]}): download it again") from error
 
 
 def model_config(path: str):
@@ -62,66 +96,135 @@ def model_config(path: str):
 
     if not os.path.isfile(path):
         path = find_model(path, patterns=["config.json"])
-    with readable_json(path):
+    with foreign(f"model {path}: config.json cannot be read", "take the file of the base model"):
         config = Qwen2_5_VLConfig.from_pretrained(path)
     if config.model_type != "qwen2_5_vl":
         raise InputError(f"{path} holds a {config.model_type} model; a Qwen2.5-VL (qwen2_5_vl) is needed")
     return config
 
 
-def generation_config(folder: str):
-    """The folder's GenerationConfig, which names the end tokens; None where config.json has to do."""
+def generation_config(folder: str, config):
+    """The folder's GenerationConfig, or what config.json says of generation. InputError: no usable end tokens."""
     from transformers import GenerationConfig
 
-    if not os.path.exists(os.path.join(folder, "generation_config.json")):
-        return None
-    with readable_json(folder):
-        return GenerationConfig.from_pretrained(folder)
+    found = GenerationConfig.from_model_config(config)
+    if os.path.exists(os.path.join(folder, "generation_config.json")):
+        with foreign(f"model {folder}: generation_config.json cannot be read", "take the file of the base model"):
+            found = GenerationConfig.from_pretrained(folder)
+    vocab, ends = config.text_config.vocab_size, found.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    if not ends or not all(type(end) is int and 0 <= end < vocab for end in ends):
+        raise InputError(f"model {folder}: eos_token_id in generation_config.json or config.json is "
+                         f"{found.eos_token_id!r:.100}: give one or a list of its {vocab} tokens")
+    return found
 
 
-def check_vocabulary(processor, path: str) -> None:
-    """A tokenizer without its files loads all the same, and then knows next to nothing."""
-    known = processor.tokenizer.get_vocab()
-    if len(known) < 256 or not {"<|im_end|>", "<|image_pad|>"} <= set(known):
-        raise InputError(f"model {path}: its tokenizer has {len(known)} tokens and lacks text, <|im_end|> or "
-                         "<|image_pad|>; copy the base model's tokenizer files there")
-    if os.path.exists(os.path.join(path, "config.json")) and \
-            model_config(path).image_token_id != processor.image_token_id:
-        raise InputError(f"model {path}: config.json and tokenizer have different image tokens; take both of one")
+def other_files(folder: str) -> dict[str, bytes]:
+    """A model folder's files besides its weights, links followed; none that are hidden, code or over 64 MB."""
+    left_out = tuple(".safetensors .bin .pt .pth .ckpt .gguf .h5 .onnx .msgpack .pkl .index.json .py".split())
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()
+            if path.is_file() and path.stat().st_size < 64e6  # a tokenizer.json has a dozen million bytes
+            and not path.name.startswith(".") and not path.name.endswith(left_out)}
 
 
-def note_pixels(path: str, min_pixels: int, max_pixels: int, log=print) -> None:
-    """Say so when images will not have the size that this model was trained with: scores would suffer in silence."""
-    file = os.path.join(path, "processor_config.json")     # what every model folder written here has
-    if os.path.exists(file):
-        with open(file) as opened:
-            size = json.load(opened).get("image_processor", {}).get("size", {})
-        own = size.get("shortest_edge", min_pixels), size.get("longest_edge", max_pixels)
-        if own != (min_pixels, max_pixels):
-            log(f"note: {path} was made with images of {own[0]} to {own[1]} pixels, here they have {min_pixels} to "
-                f"{max_pixels} (--min_pixels, --max_pixels)")
+def image_settings(files: dict[str, bytes]):
+    """(name, content, the part about images) of each of a model folder's files that say how images are prepared."""
+    for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        content = json.loads(files.get(name, "{}"))
+        if images := content.get(part) if part else content:
+            yield name, content, images
 
 
 def load_processor(path: str, min_pixels: int, max_pixels: int, log=print):
-    """Tokenizer, image processor and chat template of a model folder; images get an area of min_pixels..max_pixels."""
+    """Tokenizer, image processor and chat template of a model folder; images get an area of min_pixels..max_pixels.
+
+    Says so when images will not have the size that this model was trained with: scores would suffer in silence.
+    """
     from transformers import AutoProcessor
 
+    config = model_config(path) if os.path.exists(os.path.join(path, "config.json")) else None
     # size alone would lose to the min_pixels in a hub folder's own config; without size, transformers would write the
     # limits into the dict that all its image processors share.
     size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
-    try:
+    with foreign(f"model {path}: no processor found that works", "take the base model's files, or a hub name"):
         processor = AutoProcessor.from_pretrained(path, size=size, min_pixels=min_pixels, max_pixels=max_pixels)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(f"model {path}: no processor found ({reason}); give a Qwen2.5-VL folder, or a hub name that "
-                         "can be reached") from error
+        for _, _, images in image_settings(other_files(path)):
+            edges = size | (images.get("size") or {})
+            low = images.get("min_pixels") or edges["shortest_edge"]
+            high = images.get("max_pixels") or edges["longest_edge"]
+            if (low, high) != (min_pixels, max_pixels):
+                log(f"note: {path} was made with images of {low} to {high} pixels, here they have {min_pixels} to "
+                    f"{max_pixels} (--min_pixels, --max_pixels)")
     if not hasattr(processor, "image_processor") or not processor.chat_template:
         raise InputError(f"model {path}: no image processor or no chat template; copy the base model's files there")
-    check_vocabulary(processor, path)
-    for name in ("size", "min_pixels", "max_pixels"):      # the tokenizer was handed them too, and would save them
-        processor.tokenizer.init_kwargs.pop(name, None)
-    note_pixels(path, min_pixels, max_pixels, log)
+    if config:
+        generation_config(path, config)
+        try_model(processor, config, path)
     return processor
+
+
+@torch.no_grad()
+def one_layer(config, prompt):
+    """Send a prompt's image through one layer of each tower of a model -> (image tokens, H), of no meaning.
+
+    Layers are alike, so one shows whether heads, rope, windows and merger fit together; of the MLP's width eight do.
+    """
+    from transformers import Qwen2_5_VLModel
+
+    text, vision = config.text_config, config.vision_config
+    if min(text.num_hidden_layers, text.intermediate_size, vision.depth, vision.intermediate_size) < 1:
+        raise ValueError("there are no layers, or layers of no width")
+    # Packing knows full attention only, and max() finds any "sliding_attention" there is.
+    text.num_hidden_layers, text.layer_types, text.intermediate_size = 1, [max(text.layer_types)], 8
+    text.vocab_size, text.pad_token_id, vision.depth, vision.intermediate_size = 1, None, 1, 8
+    with torch.device("meta"):
+        model = Qwen2_5_VLModel._from_config(config, attn_implementation="eager")  # others hide what is not a number
+    model.float().to_empty(device="cpu")
+    for parameter in model.parameters():
+        parameter.fill_(0.01)
+    compute_rope(model)
+    features = torch.cat(model.get_image_features(prompt.pixel_values, prompt.grid_thw).pooler_output)
+    positions = torch.arange(len(features)).expand(3, 1, -1)
+    return model.language_model(inputs_embeds=features[None], position_ids=positions, use_cache=False,
+                                attention_mask={"full_attention": None}).last_hidden_state[0]
+
+
+def try_model(processor, config, path: str):
+    """Send a grey image and a question through processor and model; InputError where the two do not fit.
+
+    A folder may lack some of its files, or have them of another model, and load all the same.
+    """
+    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+    advice, grey = "take the base model's files", Image.new("RGB", (61, 45), (128, 128, 128))
+    sample = Sample("", "How many?", (grey,), where=f"model {path}: a test prompt")
+    with foreign(f"model {path}: tokenizer, image processor or chat template fails on a test prompt", advice), \
+            time_limit(TEMPLATE_SECONDS):
+        prompt = encode_prompt(sample, processor)
+        text, known = processor.tokenizer.decode(prompt.input_ids), len(processor.tokenizer)
+        found = prompt.pixel_values.view(len(prompt.pixel_values), 3, -1).mean((0, 2))  # (3,) red, green, blue
+    tokens, vocab = prompt.input_ids.count(config.image_token_id), config.text_config.vocab_size
+    needed = (128 / 255 - torch.tensor(OPENAI_CLIP_MEAN)) / torch.tensor(OPENAI_CLIP_STD)
+    refuse([(holds, f"model {path}: {message}; {advice}") for holds, message in [
+        (sample.question in text and "<|im_end|>" in text, f"its tokenizer of {known} tokens does not keep a prompt"),
+        (known <= vocab, f"its tokenizer has {known} tokens, and config.json has {vocab}"),
+        (tokens > 0, "config.json and tokenizer have different image tokens"),
+        (torch.allclose(found, needed, atol=0.01),
+         f"image_mean or image_std is wrong: grey becomes {found.tolist()}, Qwen2.5-VL takes {needed.tolist()}"),
+    ]])
+    with foreign(f"model {path}: config.json describes no model that takes the processor's test image", advice):
+        hidden = one_layer(copy.deepcopy(config), prompt)
+        if len(hidden) != tokens or not hidden.isfinite().all():
+            raise ValueError(f"{tokens} image tokens become {len(hidden)}, or numbers that are not finite")
+
+
+def compute_rope(model):
+    """Rope tables are computed, not stored, so a model that was made on the meta device has lost them."""
+    for module in model.modules():
+        if hasattr(module, "original_inv_freq"):
+            fresh = type(module)(module.config)
+            module.inv_freq.copy_(fresh.inv_freq)
+            module.original_inv_freq.copy_(fresh.inv_freq)
 
 
 # --------------------------------------------------------------------------- weights in and out
@@ -133,43 +236,70 @@ def hub_name(name: str) -> str:
 
 
 @torch.no_grad()
+def check_weights(named, where: str, advice: str):
+    """InputError: a weight of this rank holds a number that is not finite, or a matrix of it holds zeros only.
+
+    A bias may be zero. The largest number of each weight is fetched from the device once, for all weights together.
+    """
+    local = {name: weight.to_local() if isinstance(weight, DTensor) else weight for name, weight in named}
+    local = {name: weight for name, weight in local.items() if weight.numel()}  # a rank may have no row
+    largest = torch.stack([norm.float() for norm in torch._foreach_norm(list(local.values()), float("inf"))]).tolist()
+    for (name, weight), most in zip(local.items(), largest):
+        if not most < float("inf") or most == 0 and weight.dim() > 1:
+            found = "nothing but zeros" if most == 0 else "numbers that are not finite"
+            raise InputError(f"{where}: {hub_name(name)} holds {found}; {advice}")
+
+
+def stored_shapes(folder: str, files: str = "*.safetensors") -> dict[str, list[int]]:
+    """The shapes of the weights in a folder's safetensors files. InputError: a torn file, numbers of another kind."""
+    shapes = {}
+    for path in sorted(glob(os.path.join(escape(folder), files))):
+        with foreign(f"{path} is torn or no safetensors file", "download it again"), safe_open(path, "pt") as file:
+            for name in file.keys():
+                part = file.get_slice(name)
+                shapes[name] = part.get_shape()
+                if part.get_dtype() not in ("F64", "F32", "F16", "BF16") and not name.endswith("position_ids"):
+                    raise InputError(f"{path}: {name} is stored as {part.get_dtype()}, not as floating-point numbers "
+                                     "of 16 bits or more: give the model before it was quantised")
+    return shapes
+
+
+@torch.no_grad()
 def read_weights(policy, folder: str):
     """Fill an empty policy from safetensors files; of a sharded weight a rank reads its own rows and no more."""
-    paths = sorted(glob(os.path.join(folder, "*.safetensors")))
-    if not paths:
-        raise InputError(f"{folder} has no *.safetensors: convert the weights to safetensors")
-    for path in paths:
-        try:
-            safe_open(path, "pt")
-        except SafetensorError as error:
-            raise InputError(f"{folder}: {os.path.basename(path)} is torn or no safetensors file: "
-                             "download it again") from error
-    reader = HuggingFaceStorageReader(folder)
-    stored, wanted = reader.read_metadata().state_dict_metadata, {}
+    stored, wanted = stored_shapes(folder), {}
+    if not stored:
+        raise InputError(f"{folder} has no weights in *.safetensors: convert them to safetensors")
     for name, parameter in policy.named_parameters():  # a tied head appears once, as the embeddings
         key = hub_name(name) if hub_name(name) in stored else name
         if key not in stored:
             raise InputError(f"{folder} has no weight {hub_name(name)}: is it a complete Qwen2.5-VL?")
-        if stored[key].size != parameter.shape:
-            raise InputError(f"{folder}: {key} is {tuple(stored[key].size)}, config.json says {tuple(parameter.shape)}")
+        if stored[key] != [*parameter.shape]:
+            raise InputError(f"{folder}: {key} is {stored[key]}, config.json says {[*parameter.shape]}")
         wanted[key] = parameter.detach()
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # that each rank reads for itself is meant
-        dcp.load(wanted, storage_reader=reader, no_dist=True)
-    for module in policy.modules():  # rope tables are computed, not stored, so the meta device has lost them
-        if hasattr(module, "original_inv_freq"):
-            fresh = type(module)(module.config)
-            module.inv_freq.copy_(fresh.inv_freq)
-            module.original_inv_freq.copy_(fresh.inv_freq)
+    unknown = sorted(key for key in stored if key not in wanted and not key.endswith(("lm_head.weight", "inv_freq")))
+    if unknown:  # a tied head may be stored, and so may rope tables
+        raise InputError(f"{folder}: config.json has no place for {unknown[0]} ({len(unknown)} such weights): take "
+                         "both of one model")
+    reader = HuggingFaceStorageReader(folder)
+    with warnings.catch_warnings(action="ignore", category=UserWarning), \
+            foreign(f"{folder}: its weights cannot be read", "download them again"):
+        dcp.load(wanted, storage_reader=reader, no_dist=True)  # that each rank reads for itself is meant
+    check_weights(wanted.items(), folder, "download it again, or take an earlier model")
+    compute_rope(policy)
 
 
 @torch.no_grad()
 def export(path: str, policy, processor, dtype=torch.bfloat16, file_bytes=4 << 30):
-    """Write a Hugging Face folder in the hub's naming: weights, config, processor with pixel limits, generation config.
+    """Write a Hugging Face folder: weights in the hub's naming, and beside them what the folder of the start had.
 
-    Rank 0 holds one file's worth in host memory at a time; what is being gathered lies on the device.
+    Rank 0 holds one file's worth in host memory at a time; what is being gathered lies on the device. InputError,
+    before anything is written: a weight is not finite, which training's skipped steps should have prevented.
     """
     here(f"export to {path}")
     policy.reshard()
+    on_every_rank(lambda: check_weights(policy.named_parameters(), f"nothing is exported to {path}",
+                                        "start again with a lower --lr"))
     writer = is_main()
     with replaced_folder(path) if writer else contextlib.nullcontext() as folder:
         parts, part, size, total = [], {}, 0, 0  # parts: names in each file; part: the file being filled
@@ -206,13 +336,28 @@ def finish_export(folder, policy, processor, dtype, parts, total):
         weight_map = {name: file_name for names, file_name in zip(parts, file_names) for name in names}
         with open(os.path.join(folder, "model.safetensors.index.json"), "w") as f:
             json.dump({"metadata": {"total_size": total}, "weight_map": weight_map}, f, indent=1)
-    config = model_config(policy.folder)
-    config.architectures, config.dtype = ["Qwen2_5_VLForConditionalGeneration"], dtype
-    config.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    generation = os.path.join(policy.folder, "generation_config.json")
-    if os.path.exists(generation):
-        shutil.copy(generation, folder)  # as it is: transformers refuses to save some files that it loads
+    size, number = processor.image_processor.size, str(dtype).removeprefix("torch.")
+    for name, content in changed_files(policy.files, number, size.shortest_edge, size.longest_edge).items():
+        with open(os.path.join(folder, name), "wb") as f:
+            f.write(content)
+
+
+def changed_files(files: dict[str, bytes], dtype: str, min_pixels: int, max_pixels: int) -> dict[str, bytes]:
+    """A model's other files with its new number type and pixel limits, written where they have stood; all else stays.
+
+    Versions of transformers differ in where they look, so what one has written is not rewritten by another.
+    """
+    contents = {"config.json": json.loads(files["config.json"])}
+    for part in (contents["config.json"], *contents["config.json"].values()):
+        if isinstance(part, dict):
+            part.update({key: dtype for key in ("dtype", "torch_dtype") if key in part})
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    places = limits | {"size": {"shortest_edge": min_pixels, "longest_edge": max_pixels}}
+    for name, content, images in image_settings(files):
+        images.update({key: value for key, value in places.items() if key in images} or limits)
+        contents[name] = content
+    return files | {name: json.dumps(content, indent=2, ensure_ascii=False).encode()
+                    for name, content in contents.items()}
 
 
 # ------------------------------------------------------------------------------------------- resume

@@ -78,8 +78,9 @@ class Flags(HfArgumentParser):
 
 
 RANGES = [  # (low, high, the settings that have to lie there); nan lies nowhere
-    (1, 1e9, "group_size max_prompt max_response min_pixels max_pixels length_limit questions_per_rollout "
-             "questions_per_update epochs token_budget eval_questions clip_ratio_c gpus gpu_gb"),
+    (1, 1e9, "group_size max_prompt max_response length_limit questions_per_rollout questions_per_update epochs "
+             "token_budget eval_questions clip_ratio_c gpus gpu_gb"),
+    (1, 178956970, "min_pixels max_pixels"),  # Pillow opens no larger image
     (0, 1e9, "slots max_steps save_every eval_every lr weight_decay kl_coef audit"),
     (1e-9, 1e9, "max_grad_norm"),
     (0, 2**31, "seed"),
@@ -108,6 +109,9 @@ def check_sampling(config):
          f"--slots {config.slots} cannot hold a group of --group_size {config.group_size}"),
         (config.min_pixels <= config.max_pixels,
          f"--min_pixels {config.min_pixels} is more than --max_pixels {config.max_pixels}"),
+        (config.min_pixels // 28**2 < config.max_prompt,
+         f"--min_pixels {config.min_pixels} makes every image {config.min_pixels // 28**2} tokens or more, "
+         f"and --max_prompt is {config.max_prompt}: nothing would be left"),
         (config.group_size == 1 or config.temperature > 0,
          f"--group_size {config.group_size} with --temperature 0 is as many times the same response"),
     ])

@@ -607,13 +607,6 @@ def test_load_processor_overrides_min_pixels_of_hub_configs(model_folder, tmp_pa
     assert (dict(Qwen2VLImageProcessor.size), dict(Qwen2VLVideoProcessor.size)) == before
 
 
-def test_saved_processor_keeps_its_limits(model_folder, tmp_path):
-    load_processor(model_folder, 576, 100_000).save_pretrained(tmp_path)
-    saved = json.loads((tmp_path / "processor_config.json").read_text())
-    assert saved["image_processor"]["size"] == {"shortest_edge": 576, "longest_edge": 100_000}
-    assert "size" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
-
-
 def test_bad_model_folders(tmp_path):
     with pytest.raises(InputError, match="model .*/none: no processor found"):
         load_processor(str(tmp_path / "none"), 576, 802816)

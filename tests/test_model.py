@@ -317,7 +317,7 @@ def test_a_failed_export_leaves_the_old_one(policy, processor, tmp_path, monkeyp
     folder = str(tmp_path / "model")
     export(folder, policy, processor, torch.float32)
     before = sorted(os.listdir(folder))
-    monkeypatch.setattr(type(processor), "save_pretrained", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("engine.weights.changed_files", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         export(folder, policy, processor, torch.float32)
     assert sorted(os.listdir(folder)) == before

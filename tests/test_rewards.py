@@ -416,7 +416,7 @@ def test_a_model_that_is_not_there_is_one_line(monkeypatch):
     def snapshot_download(name, allow_patterns):
         raise OSError("no\nnetwork")
     monkeypatch.setattr(clip, "snapshot_download", snapshot_download)
-    refused("qihoo360/fg-clip-large", "no such folder, and the hub says: no network; give a folder")
+    refused("qihoo360/fg-clip-large", "no such folder, and the hub says: OSError: no network; give a folder")
     refused("ViT-B-99:openai", "open_clip has no ViT-B-99")
     refused("ViT-B-32:nobody", "nobody is no file and none of .*openai")
 
