@@ -412,9 +412,9 @@ def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int]) -> di
 
 def print_table(rows: dict[str, dict[str, tuple[float, float]]]):
     """Mean and half width of the 95 % interval of each figure."""
-    print(f"\n{'':<22}" + "".join(f"{figure:>16}" for figure in FIGURES))
+    print0(f"\n{'':<22}" + "".join(f"{figure:>16}" for figure in FIGURES))
     for name, figures in rows.items():
-        print(f"{name:<22}" + "".join(f"{mean:>9.3f} ±{half:.3f}" for mean, half in figures.values()))
+        print0(f"{name:<22}" + "".join(f"{mean:>9.3f} ±{half:.3f}" for mean, half in figures.values()))
 
 
 def ablate(out: str, seed: int, steps: dict[str, int]):
@@ -434,12 +434,11 @@ def ablate(out: str, seed: int, steps: dict[str, int]):
         stage("2", f"{folder}/only2", s, total, *warm, *medium)
         for name, last in ways.items():
             rows[f"{name}, seed {s}"] = evaluate(world, clip, f"{folder}/{last}/model", f"{folder}/eval/{last}")
-    if is_main():
-        print_table(dict(sorted(rows.items())))
+    print_table(dict(sorted(rows.items())))
 
 
 def launch(processes: int, argv: list[str]) -> int:
-    """`torchrun --nproc_per_node PROCESSES demo.py ..`; the exit code of the process that failed first, or 0."""
+    """`torchrun --nproc_per_node PROCESSES demo.py ..`; returns 0, or the exit code of what failed first."""
     try:
         torchrun.main(["--standalone", "--nproc_per_node", str(processes), __file__, *argv])
     except ChildFailedError as error:

@@ -174,17 +174,22 @@ def linear_logits(hidden, weight):
     return multiply(hidden, weight.T, hidden.new_empty(len(hidden), len(weight), dtype=dtype))
 
 
+@torch.library.custom_op("pebr::sort_integers", mutates_args=())  # an operation of torch's, so a burst can be recorded
+def sort_integers(keys: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(numpy.sort(keys.numpy()))
+
+
 def likeliest_first(probs):
     """probs (B, V) in falling order, equal ones by index, and the tokens that have them: two (B, V).
 
     torch sorts numbers and their indices together, which is slow on a CPU. There one integer is sorted instead, by
     NumPy: the bits of a float that is not negative, which are in the order of the floats, and after them the index.
     """
-    if probs.is_cuda or probs.dtype != torch.float32:
+    if probs.device.type != "cpu" or probs.dtype != torch.float32:
         return probs.sort(stable=True, dim=-1, descending=True)
     last = probs.shape[1] - 1
     keys = (probs.view(torch.int32).long() << 32) + torch.arange(last, -1, -1)  # (B, V)
-    keys = torch.from_numpy(numpy.sort(keys.numpy())).flip(-1)
+    keys = sort_integers(keys).flip(-1)
     return (keys >> 32).int().view(torch.float32), last - (keys & 0xFFFFFFFF)
 
 
