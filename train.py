@@ -150,10 +150,10 @@ STAGES = {
         questions_per_update=128, lr=1e-5, lr_decay="cosine", warmup_ratio=0.1, freeze_vision=True, save_every=500),
     "sample": dict(model="{out}/sft/model", data="cythu/PeBR_R1_dataset"),  # pebr_sample.yaml
     "1": dict(  # pebr_stage1.yaml, pebr_1.py
-        model="{out}/sft/model", data="{out}/sample/easy.jsonl", save_every=5,
+        model="{out}/sft/model", data="{out}/sample/easy.jsonl", save_every=10,
         clip_weight=0.4, keyword_weight=0.4, format_weight=0.1, length_weight=0.1),
     "2": dict(  # pebr_stage2.yaml, pebr_2.py
-        model="{out}/stage1/model", data="{out}/sample/medium.jsonl", save_every=5, epochs=2,
+        model="{out}/stage1/model", data="{out}/sample/medium.jsonl", save_every=10, epochs=2,
         questions_per_rollout=512, questions_per_update=128, accuracy_weight=0.9, format_weight=0.1),
 }
 FOLDERS = {"sft": "sft", "sample": "sample", "1": "stage1", "2": "stage2"}  # below config.out
