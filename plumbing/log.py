@@ -7,11 +7,12 @@ import math
 import os
 import statistics
 import sys
+from dataclasses import asdict
 
 import torch
 
-from data import parse
-from plumbing.processes import shared_error
+from data import InputError, parse
+from plumbing.processes import gather, is_main, shared_error
 from plumbing.run_folder import write_text
 
 LARGEST_GAP = 0.02  # between two log-probs of a token; bfloat16 makes less than .01, and the clip begins at .22
@@ -92,6 +93,32 @@ def check_gap(old_logprobs: str, metrics: dict[str, float]):
         raise shared_error(f"the log-probs of sampler and policy differ by {metrics['policy/sampler_gap']:.3g} in the "
                            f"mean, more than {LARGEST_GAP}: --old_logprobs policy computes them, in a run of its own "
                            "(another --out, or --restart)")
+
+
+def check_finite(phase: str, qids: list[str], *numbers: list[float]):
+    """InputError that names the questions whose rewards, advantages or log-probs are not all finite."""
+    if not all(math.isfinite(number) for some in numbers for number in some):
+        raise InputError(f"{phase} of qid {', '.join(qids)}: a number is not finite; look for inf and nan in "
+                         "the model, the CLIP and the images")
+
+
+def check_skipped(folder: str, step: int, skipped: int, most: int, samples: list):
+    """InputError after `most` steps in a row without a finite gradient; the rows of the last are kept in a file."""
+    if skipped >= most:
+        path = os.path.join(folder, f"skipped_{step:06d}.jsonl")
+        if is_main():
+            write_text(path, "".join(json.dumps(asdict(sample), default=repr) + "\n" for sample in samples))
+        raise shared_error(f"the gradient of {skipped} steps in a row, up to step {step}, was not finite: no model is "
+                           f"exported; lower --lr, in a run of its own; the rows of the last one are in {path}")
+
+
+def check_weights(policy):
+    """InputError that names a weight with a number that is not finite: such a model is not exported."""
+    shards = ((name, getattr(weight, "_local_tensor", weight)) for name, weight in policy.named_parameters())
+    broken = gather([name for name, shard in shards if not shard.isfinite().all()], everywhere=True)
+    if broken:
+        raise shared_error(f"{broken[0]} has numbers that are not finite: no model is exported; lower --lr, in a run "
+                           "of its own")
 
 
 def write_step(folder: str, step: int, metrics: dict[str, float], rows: list[dict]):
