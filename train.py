@@ -54,8 +54,8 @@ from grading.algebra import check_rule, grader_counts
 from grading.equal import correct
 from plumbing import filters
 from plumbing.flags import complain, read_stage
-from plumbing.log import (check_finite, check_gap, check_skipped, check_weights, console_line, mean, records,
-                          step_metrics, write_step)
+from plumbing.log import (check_answers, check_gap, check_logprobs, check_skipped, check_weights, console_line, mean,
+                          records, step_metrics, write_step)
 from plumbing.processes import (TOLD, Stopped, Timer, ahead, barrier, broadcast, ending_together, fair_shares, gather,
                                 is_main, no_bar, on_every_rank, print0, shard_of_rank, start_processes, stop_processes,
                                 stop_together, sum_over_ranks, told_to_stop)
@@ -228,7 +228,7 @@ def learning_rate(config: Config, index: int, updates: int) -> float:
 
 
 def collect(replica, processor, clip, samples: list[Sample], prompts: Iterable[Prompt], seeds: list[int], config,
-            timer: Timer, stoppable: bool = True) -> Iterator[list[rewards.Answered]]:
+            timer: Timer) -> Iterator[list[rewards.Answered]]:
     """Sample G responses to each question and score them. The same code trains, sorts questions and evaluates.
 
     Questions come as they are finished, CHUNK at a time; then sampling goes on where it was. `sorted` orders them.
@@ -237,7 +237,7 @@ def collect(replica, processor, clip, samples: list[Sample], prompts: Iterable[P
     groups = stream(replica, prompts, longest, seeds, config.group_size, config.max_response, config.temperature,
                     config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
     for _ in range(0, len(samples), CHUNK):
-        if stoppable and told_to_stop():
+        if timer.stoppable and told_to_stop():
             break
         with timer("rollout"):
             finished = list(islice(groups, CHUNK))
@@ -246,12 +246,12 @@ def collect(replica, processor, clip, samples: list[Sample], prompts: Iterable[P
         yield answered
     with timer("wait"):  # for the ranks with longer responses
         barrier(config.patience)
-    if stoppable:
+    if timer.stoppable:
         stop_together()
 
 
-def ask(replica, processor, clip, samples: list[Sample], config, purpose: str, skip_bad: bool = False,
-        stoppable: bool = True) -> Iterator[list[rewards.Answered]]:
+def ask(replica, processor, clip, samples: list[Sample], config, purpose: str,
+        skip_bad: bool = False) -> Iterator[list[rewards.Answered]]:
     """Graded responses to this rank's share of the questions, as `collect` yields them.
 
     A seed depends on the purpose and the question alone: an interrupted run asks the rest as if nothing had happened.
@@ -259,7 +259,8 @@ def ask(replica, processor, clip, samples: list[Sample], config, purpose: str, s
     share = shard_of_rank(samples)
     seeds = [seed_of(config.seed, purpose, sample.qid) for sample in share]
     prompts = tqdm(ahead(data.encode_prompt, share, CHUNK, processor, skip_bad), purpose, len(share), disable=no_bar())
-    return collect(replica, processor, clip, share, prompts, seeds, config, Timer(f"{len(share)} questions"), stoppable)
+    timer = Timer(f"{len(share)} questions", stoppable=purpose != "evaluate")  # that is a part of a step
+    return collect(replica, processor, clip, share, prompts, seeds, config, timer)
 
 
 # ---------------------------------------------- micro-batches, and one optimiser step on some of them
@@ -454,8 +455,7 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: in
     advantages = group_advantages(torch.tensor([one.earned["reward"] for one in answered]))  # (Q, G)
     for one, values in zip(answered, advantages.tolist()):
         one.earned["advantage"] = values
-        check_finite("reward", [one.sample.qid], one.earned["reward"], values)
-        check_finite("rollout", [one.sample.qid], *(response.logprobs for response in one.responses))
+    check_answers(answered)
     with timer("deal"):
         minibatches = deal_out(run, step, prompts, answered, advantages)
     with timer("logprobs"), torch.no_grad():  # before any update; the sampler's own log-probs round differently
@@ -467,9 +467,7 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: in
             for batch in chain(*minibatches):
                 batch.ref_logprobs, _ = run.ref_policy(pack(batch.groups, device), config.temperature)
             run.ref_policy.reshard()  # a forward without a backward would leave its embeddings and head gathered
-    on_every_rank(lambda: [check_finite("logprobs", [prompt.sample.qid for prompt, _ in batch.groups], tokens.tolist())
-                           for batch in chain(*minibatches) for tokens in (batch.old_logprobs, batch.ref_logprobs)
-                           if tokens is not None])
+    on_every_rank(lambda: check_logprobs(chain(*minibatches)))
 
     def loss_fn(logprobs, batch, rows):
         now, weights = logprobs.detach(), batch.weights[rows]
@@ -491,16 +489,13 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: in
 def sample_questions(run: Run):
     """Stage sample: G graded responses to every question, then the three buckets. A second run replaces the first."""
     config, folder = run.config, f"{run.folder}.asked-{run_id(run.config, run.prints)}"
-
-    def asked(samples):
-        for part in ask(run.replica, run.processor, None, samples, config, "sample", config.skip_bad_images):
-            yield records(part) + [dict(qid=one.sample.qid, responses=[]) for one in part if one.sample.broken]
-
-    rows = [row for row in kept(folder, "responses", run.samples, asked).values() if row["responses"]]
+    asked = kept(folder, "responses", run.samples, lambda todo: (records(part, broken=True) for part in ask(
+        run.replica, run.processor, None, todo, config, "sample", config.skip_bad_images)))
+    rows = [row for row in asked.values() if row["responses"]]  # the images of the others cannot be read
     timeouts = sum_over_ranks(grader_counts(config.grader))["grader/timeouts"]
     if is_main():
         correct = {row["qid"]: sum(response["accuracy"] == 1 for response in row["responses"]) for row in rows}
-        samples = [sample for sample in run.samples if sample.qid in correct]  # the others' images cannot be read
+        samples = [sample for sample in run.samples if sample.qid in correct]
         with replaced_folder(run.folder) as writing:
             sizes = data.write_buckets(writing, samples, correct, config.group_size)
             write_text(os.path.join(writing, "rollouts.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
@@ -519,7 +514,7 @@ def evaluate(run: Run) -> dict[str, float]:
     """Greedy answers to the held-out questions: the mean of accuracy, format and the stage's other reward parts."""
     config = dataclasses.replace(run.config, group_size=1, temperature=0.0)
     sync(run.policy, run.replica)
-    parts = ask(run.replica, run.processor, run.clip, run.held_out, config, "evaluate", stoppable=False)
+    parts = ask(run.replica, run.processor, run.clip, run.held_out, config, "evaluate")
     rows = gather(records(sorted(chain(*parts))))
     shown = [part for part in PARTS if part in ("accuracy", "format") or getattr(config, f"{part}_weight") > 0]
     return {f"eval/{part}": mean(row["responses"][0][part] for row in rows) for part in shown}
@@ -534,7 +529,7 @@ def train(run: Run, step_function):
         return
     first, skipped = prepare_folder(run.folder, config, run.prints)
     folder, done = os.path.join(run.folder, "checkpoints"), first
-    check_space(run.folder, run.policy, config)
+    check_space(run.policy, config)
     if run.device.type in REHEARSED:
         def idle_step(groups):
             batches = make_micro_batches(groups, config.token_budget, run.device)

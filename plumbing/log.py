@@ -23,13 +23,14 @@ def mean(values) -> float:
     return sum(values) / max(1, len(values))
 
 
-def records(answered) -> list[dict]:
-    """rewards.Answered as json rows, one per question: rollout files, metrics and evaluation are made of these."""
+def records(answered, broken: bool = False) -> list[dict]:
+    """rewards.Answered as json rows, one per question: rollout files, metrics and evaluation are made of these.
+    broken: a question whose images cannot be read has a row as well, without responses."""
     return [dict(qid=one.sample.qid, question=one.sample.question, answer=one.sample.answer, responses=[
         dict(text=text, extracted=parse(text).answer, tokens=len(response.ids), finished=response.finished,
              **{name: values[g] for name, values in one.earned.items()})
-        for g, (text, response) in enumerate(zip(one.texts, one.responses))])
-            for one in answered if not one.sample.broken]
+        for g, (text, response) in enumerate(zip(one.texts, one.responses)) if not one.sample.broken])
+            for one in answered if broken or not one.sample.broken]
 
 
 def rollout_metrics(rows: list[dict], parts: tuple[str, ...]) -> dict[str, float]:
@@ -95,11 +96,25 @@ def check_gap(old_logprobs: str, metrics: dict[str, float]):
                            "(another --out, or --restart)")
 
 
-def check_finite(phase: str, qids: list[str], *numbers: list[float]):
-    """InputError that names the questions whose rewards, advantages or log-probs are not all finite."""
-    if not all(math.isfinite(number) for some in numbers for number in some):
+def check_finite(phase: str, qids: list[str], numbers):
+    if not all(map(math.isfinite, numbers)):
         raise InputError(f"{phase} of qid {', '.join(qids)}: a number is not finite; look for inf and nan in "
                          "the model, the CLIP and the images")
+
+
+def check_answers(answered):
+    """InputError that names a question whose rewards, advantages or log-probs of the sampler are not all finite."""
+    for one in answered:
+        check_finite("reward", [one.sample.qid], one.earned["reward"] + one.earned["advantage"])
+        check_finite("rollout", [one.sample.qid], (x for response in one.responses for x in response.logprobs))
+
+
+def check_logprobs(batches):
+    """InputError that names the questions of a train.MicroBatch with old or reference log-probs that are not finite."""
+    for batch in batches:
+        for tokens in (batch.old_logprobs, batch.ref_logprobs):
+            if tokens is not None and not tokens.isfinite().all():
+                check_finite("logprobs", [prompt.sample.qid for prompt, _ in batch.groups], [math.nan])
 
 
 def check_skipped(folder: str, step: int, skipped: int, most: int, samples: list):

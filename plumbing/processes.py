@@ -361,8 +361,9 @@ MEMORY_ADVICE = {"rollout": "lower --slots", "logprobs": "lower --token_budget",
 class Timer:
     """Seconds per phase: `with timer("rollout"): ..` adds to timer.seconds["rollout"]; other ranks see where we are."""
 
-    def __init__(self, where: str):
+    def __init__(self, where: str, stoppable: bool = True):
         self.where, self.seconds = where, {}  # where: "step 12"
+        self.stoppable = stoppable  # its rollout can be left off when a signal comes
 
     @contextlib.contextmanager
     def __call__(self, phase: str):

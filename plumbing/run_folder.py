@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from glob import escape, glob
 from itertools import takewhile
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -32,7 +33,7 @@ SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "fused_loss", 
                "eval_questions", "gradient_checkpointing", "ref_offload", "patience", "plan", "gpus", "gpu_gb",
                "skip_bad_images", "grace"}
 HELD = contextlib.ExitStack()  # the locks of this program
-NEEDED: dict[str, float] = {}  # GB of what this program writes, by name
+DISK = SimpleNamespace(folder=".", needs={})  # that this program writes to; GB of what it writes, by name
 NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
                errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG}
 
@@ -41,6 +42,7 @@ NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 def complete_files():
     """Around a program, within `ending_together`: a file that cannot be written ends it with one line. Afterwards its
     folders are free for others."""
+    DISK.folder, DISK.needs = ".", {}
     with HELD:
         try:
             yield
@@ -50,25 +52,27 @@ def complete_files():
             reason = error
             if everywhere := isinstance(error, CheckpointException):
                 reason = next(iter(error.failures.values()))[0]
-            line = InputError(f"cannot write ({reason}), {whereabouts([dist.get_rank()])}{sizes()}; what was complete "
+            line = InputError(f"cannot write ({reason}); {free()}; {whereabouts([dist.get_rank()])}; what was complete "
                               "is safe: the same command goes on from there")
             line.on_every_rank = everywhere
             raise line from error
 
 
-def check_space(folder: str, policy, config):
-    """Say so if the disk of a folder has less room than a checkpoint and the model take."""
+def check_space(policy, config):
+    """Say so if the disk of --out has less room than a checkpoint and the model take."""
     numbers = {True: 0, False: 0}  # of what is trained, and of what is not
     for parameter in policy.parameters():
         numbers[parameter.requires_grad] += parameter.numel()
     total, moments = sum(numbers.values()), 2 * getattr(torch, config.adam_dtype).itemsize * numbers[True]
-    NEEDED.update(checkpoint=(4 * total + moments) / 1e9, model=getattr(torch, config.dtype).itemsize * total / 1e9)
-    if is_main() and (free := shutil.disk_usage(folder).free / 1e9) < sum(NEEDED.values()):
-        print(f"warning: {folder} has {free:.3g} GB free, and needs more{sizes()}", flush=True)
+    DISK.needs = {"a checkpoint": (4 * total + moments) / 1e9,
+                  "the model": getattr(torch, config.dtype).itemsize * total / 1e9}
+    if is_main() and shutil.disk_usage(DISK.folder).free / 1e9 < sum(DISK.needs.values()):
+        print(f"warning: {DISK.folder} is short of room: {free()}", flush=True)
 
 
-def sizes() -> str:
-    return "".join(f"; a {name} takes {size:.3g} GB" for name, size in NEEDED.items())
+def free() -> str:
+    room = shutil.disk_usage(DISK.folder).free / 1e9
+    return ", ".join([f"{room:.3g} GB are free", *(f"{name} takes {size:.3g}" for name, size in DISK.needs.items())])
 
 
 def lock(path: str):
@@ -76,17 +80,17 @@ def lock(path: str):
     its process dies, also on a shared disk, so none is ever stale. A disk without locks is used without."""
     import fcntl  # not on Windows
 
-    file = HELD.enter_context(open(path, "a+"))
+    file = HELD.enter_context(open(path, "a+b", buffering=0))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
-        raise InputError(f"--out is in use ({path}: {file.read()}): wait for it, end it, or give another") from error
+        raise InputError(f"--out is in use ({path}: {file.read().decode()}): wait for it, end it, or give "
+                         "another") from error
     except OSError as error:
         print0(f"note: {path}: no locks on this disk ({error.strerror}); do not start the same command twice")
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}")
-    file.flush()
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}".encode())
 
 
 def open_folder(path: str, stage: str = ""):
@@ -98,6 +102,7 @@ def open_folder(path: str, stage: str = ""):
         writable = False
     if not writable:
         raise InputError(f"--out {path}: no folder can be made or written there")
+    DISK.folder = path or "."
     if is_main():
         lock(os.path.join(path, f"{stage}.lock"))
 
@@ -172,12 +177,12 @@ def inside(path: str, folder: str) -> bool:
 
 def check_folder(config, folder: str, prints: dict[str, str]):
     """Refuse to mix this run with what lies in its folder, and to write over its own input. prints: `fingerprints`."""
+    open_folder(config.out, os.path.basename(folder))
     for name in ("model", "data"):
         if any(inside(path, folder) for path in several(getattr(config, name))) and (
                 config.restart or config.stage == "sample"):
             raise InputError(f"--{name} {getattr(config, name)} lies in {folder}, which this run replaces: "
                              "give another --out")
-    open_folder(config.out, os.path.basename(folder))
     for path in several(config.data) if config.stage in ("1", "2") else []:
         check_buckets(path)
     names = {name for _, _, names in os.walk(folder) for name in names if not name.endswith(".writing")}
