@@ -454,10 +454,10 @@ def seed_of(*parts) -> int:
 
 def write_buckets(folder: str, samples: list[Sample], correct: dict[str, int], group_size: int) -> dict[str, int]:
     """easy.jsonl (all group_size answers right), medium.jsonl (some), hard.jsonl (none): each question in exactly one.
-    correct: right answers by qid. Returns the sizes. No old file is replaced before all three new ones are complete."""
+    correct: right answers by qid. Returns the sizes. Each row has the `run` that sorted it, a digest of all counts."""
     assert sorted(correct) == sorted(sample.qid for sample in samples), "each sample needs a count, each count a sample"
     assert all(0 <= count <= group_size for count in correct.values()), f"a count is not in 0..{group_size}"
-    lines = {"easy": [], "medium": [], "hard": []}
+    lines, run = {"easy": [], "medium": [], "hard": []}, f"{seed_of(correct, group_size):016x}"
     for sample in samples:
         count = correct[sample.qid]
         bucket = "easy" if count == group_size else "medium" if count > 0 else "hard"
@@ -465,16 +465,14 @@ def write_buckets(folder: str, samples: list[Sample], correct: dict[str, int], g
                  for image in sample.images]
         row = {"qid": sample.qid, "problem": sample.question, "answer": sample.answer,
                "images": [os.path.relpath(path, folder) for path in paths], "key_words": sample.key_words,
-               "choices": sample.choices, "solution": sample.solution, "correct": count}
+               "choices": sample.choices, "solution": sample.solution, "correct": count, "run": run}
         lines[bucket].append(json.dumps(row) + "\n")
     os.makedirs(folder, exist_ok=True)
     for bucket in lines:
-        with open(os.path.join(folder, f"{bucket}.jsonl.tmp"), "w") as file:
+        with open(os.path.join(folder, f"{bucket}.jsonl"), "w") as file:
             file.writelines(lines[bucket])
             file.flush()
             os.fsync(file.fileno())
-    for bucket in lines:
-        os.replace(os.path.join(folder, f"{bucket}.jsonl.tmp"), os.path.join(folder, f"{bucket}.jsonl"))
     return {bucket: len(lines[bucket]) for bucket in lines}
 
 

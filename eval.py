@@ -19,11 +19,9 @@ import json
 import os
 import sys
 from dataclasses import asdict, dataclass, field, replace
-from glob import glob
-from itertools import chain
+from glob import escape, glob
 
 import torch
-import torch.distributed as dist
 
 import data
 from benchmarks import registry, report
@@ -38,9 +36,10 @@ from grading.algebra import check_rule
 from plumbing import filters
 from plumbing.flags import Flags, check_sampling, complain, refuse
 from plumbing.log import records
-from plumbing.processes import (barrier, ending_together, gather, is_main, on_every_rank, print0, start_processes,
+from plumbing.processes import (TOLD, barrier, ending_together, is_main, on_every_rank, print0, start_processes,
                                 stop_processes)
-from plumbing.run_folder import weights_id, write_text
+from plumbing.run_folder import (complete_files, drop_kept, fingerprints, kept, open_folder, run_id, weights_id,
+                                 write_text)
 from train import PARTS, Sampling, ask
 
 
@@ -90,13 +89,6 @@ def read_flags(argv: list[str]) -> EvalConfig:
     return config
 
 
-def make_folder(path: str):
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {path}: no folder can be made there ({error.strerror})") from error
-
-
 def load(config: EvalConfig, device) -> tuple:
     """(config with as many slots as there is room for, model, processor, clip, questions as their `prepare_..` returns
     them). All questions are checked first, because loading a model takes minutes."""
@@ -105,7 +97,7 @@ def load(config: EvalConfig, device) -> tuple:
     if config.benchmark:
         questions = [prepare_benchmark(config, name, folder, processor) for name in registry.chosen(config.benchmark)]
     else:
-        questions = prepare_file(config, processor)
+        questions = prepare_file(config, folder, processor)
     clip = load_clip(config.clip, device) if config.clip else None
     shape = shape_of(folder)
     config = replace(config, slots=choose_slots(config, shape, device, planned=bytes_of(config) * shape.total))
@@ -115,21 +107,24 @@ def load(config: EvalConfig, device) -> tuple:
 # ---------------------------------------------------------------- a file of questions: asked in one go
 
 
-def prepare_file(config: EvalConfig, processor) -> tuple[list[Sample], int]:
-    """The samples within --max_prompt, and how many are over it."""
+def prepare_file(config: EvalConfig, model_folder: str, processor) -> tuple[list[Sample], int, str]:
+    """The samples within --max_prompt, how many are over it, and the folder of responses that have come so far."""
     samples = data.load_samples(config.data, config.image_root, config.split or "train", log=print0)
     filters.require(samples, "answer", config.data)
     filters.check_images(samples)
-    kept = filters.drop_long(samples, processor, config.max_prompt, log=print0)
-    make_folder(config.out)
-    return kept, len(samples) - len(kept)
+    near = filters.drop_long(samples, processor, config.max_prompt, log=print0)
+    prints = fingerprints(config, model_folder, samples, data.INSTRUCTION, processor.chat_template)
+    open_folder(config.out)
+    return near, len(samples) - len(near), os.path.join(config.out, f"asked-{run_id(config, prints)}")
 
 
-def run_file(config: EvalConfig, model, processor, clip, samples: list[Sample], dropped: int):
+def run_file(config: EvalConfig, model, processor, clip, samples: list[Sample], dropped: int, folder: str):
     """Ask every question: report.json and responses.jsonl, in the order of the file, and a table on the screen."""
-    rows = gather(records(sorted(chain(*ask(model, processor, clip, samples, config, "eval")))))
+    asked = kept(folder, "responses", samples, lambda todo: map(records, ask(model, processor, clip, todo, config,
+                                                                             "eval")))
     if not is_main():
         return
+    rows = list(asked.values())
     for row in rows:
         for response in row["responses"]:
             del response["reward"]  # a weighted sum, and evaluation has no weights
@@ -137,6 +132,7 @@ def run_file(config: EvalConfig, model, processor, clip, samples: list[Sample], 
     result = dict(questions=len(rows), dropped_prompts=dropped, config=asdict(config), figures=figures)
     write_text(os.path.join(config.out, "responses.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
     write_text(os.path.join(config.out, "report.json"), json.dumps(result, indent=1))
+    drop_kept(folder)
     print(f"{config.model} on {config.data}: {len(rows)} questions x {config.group_size}, "
           f"temperature {config.temperature}; mean and 95 % interval")
     for name, values in figures.items():
@@ -155,8 +151,8 @@ def settings_of(config: EvalConfig, model_folder: str, samples: list[Sample], ou
         weights=weights_id(model_folder), prompt_id=hashlib.sha256(data.INSTRUCTION.encode()).hexdigest()[:8],
         questions_id=hashlib.sha256(questions.encode()).hexdigest()[:12])
     path = os.path.join(out, "settings.json")
-    kept = not config.restart and (os.path.exists(path) or glob(os.path.join(out, "*-*.jsonl")))
-    found = data.checked(data.read_json(path) if kept else settings, (dict,), f"{path}: has",
+    old = not config.restart and (os.path.exists(path) or glob(os.path.join(escape(out), "*-*.jsonl")))
+    found = data.checked(data.read_json(path) if old else settings, (dict,), f"{path}: has",
                          "the settings of the responses beside it; give another --out, or --restart to replace them")
     changed = [f"{name} was {found.get(name)} and is {value}" for name, value in settings.items()
                if found.get(name) != value]
@@ -166,53 +162,20 @@ def settings_of(config: EvalConfig, model_folder: str, samples: list[Sample], ou
     return settings
 
 
-def whole_lines(path: str) -> bytes:
-    """A file without its last line where that has no end, because a run was cut off while it wrote it."""
-    with open(path, "rb") as file:
-        content = file.read()
-    return content[: content.rfind(b"\n") + 1]
-
-
-def read_shards(folder: str, way: str) -> dict[str, dict]:
-    """pid -> row, of all processes of all runs so far."""
-    rows = {}
-    for path in sorted(glob(os.path.join(folder, f"{way}-*.jsonl"))):
-        for number, line in enumerate(whole_lines(path).splitlines(), 1):
-            try:
-                found = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path} row {number}: not valid JSON ({error}); remove it, or --restart") from error
-            row = report.response_row(f"{path} row {number}", number, found)
-            if row.get("response") is not None:
-                rows.setdefault(row["pid"], row)
-    return rows
+def stored(where: str, number: int, found) -> dict | None:
+    """A row of a benchmark's responses; None where it has none, as after a failed request."""
+    row = report.response_row(where, number, found)
+    return row if row.get("response") is not None else None
 
 
 def respond(config: EvalConfig, model, processor, samples: list[Sample], folder: str, way: str) -> dict[str, dict]:
-    """Ask what has no response yet, each process its share, and return all rows by pid once every process is done.
-
-    way: responses, caption_only or blind; the files have its name.
-    """
-    done = read_shards(folder, way)
-    todo = [sample for sample in samples if sample.qid not in done]
-    barrier()  # all have read before anyone writes: the shares are dealt from the same list
-    path = os.path.join(folder, f"{way}-{dist.get_rank()}.jsonl")
-    if os.path.exists(path):
-        os.truncate(path, len(whole_lines(path)))
-    with open(path, "a") as file:
+    """All rows by pid, of which those without a response are asked. way: responses, caption_only or blind."""
+    def asked(todo):
         for part in ask(model, processor, None, todo, config, "eval"):
-            for one in part:
-                [response], [text] = one.responses, one.texts
-                file.write(json.dumps(dict(pid=one.sample.qid, response=text, tokens=len(response.ids),
-                                           finished=response.finished)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    rows = read_shards(folder, way)
-    lost = [sample.qid for sample in samples if sample.qid not in rows]
-    if lost:
-        raise InputError(f"{folder}: {len(lost)} responses of other processes are not to be seen, the first has pid "
-                         f"{lost[0]}; --out must be a folder that all machines share")
-    return {sample.qid: rows[sample.qid] for sample in samples}  # exactly those asked, in the order of the data set
+            yield [dict(pid=one.sample.qid, response=one.texts[0], tokens=len(one.responses[0].ids),
+                        finished=one.responses[0].finished) for one in part]
+
+    return kept(folder, way, samples, asked, stored, "pid")
 
 
 def prepare_benchmark(config: EvalConfig, name: str, model_folder: str, processor) -> tuple:
@@ -227,9 +190,9 @@ def prepare_benchmark(config: EvalConfig, name: str, model_folder: str, processo
         print0(f"note: {bare} of the {len(samples)} questions of {name} have no picture and are asked without")
     settings = settings_of(config, model_folder, samples, out)
     filters.check_images(samples)
-    kept = filters.drop_long(samples, processor, config.max_prompt, log=print0)
-    make_folder(out)
-    return name, items, kept, settings
+    near = filters.drop_long(samples, processor, config.max_prompt, log=print0)
+    open_folder(out)
+    return name, items, near, settings
 
 
 def described(samples: list[Sample], responses: dict[str, dict]) -> list[Sample]:
@@ -244,7 +207,7 @@ def run_benchmark(config: EvalConfig, model, processor, name: str, items: dict, 
     """All passes over one benchmark, and its report."""
     folder = os.path.join(config.out, name)
     if is_main():
-        for path in glob(os.path.join(folder, "*.jsonl")) if config.restart else []:
+        for path in glob(os.path.join(escape(folder), "*.jsonl")) if config.restart else []:
             os.remove(path)
         write_text(os.path.join(folder, "settings.json"), json.dumps(settings, indent=1))
     barrier()  # no rank asks before the folder is ready
@@ -306,21 +269,22 @@ def score(config: EvalConfig):
     settings = plain(data.read_json(beside)) if os.path.exists(beside) else {}
     data.checked(settings, (dict,), f"{beside}: has", "the settings of the responses beside it; move it away")
     folder = os.path.join(config.out, f"{name}-scored")
-    make_folder(folder)
+    open_folder(folder)
     about = dict(source=config.score, settings=settings, prompt_id=settings.get("prompt_id"))
     write_report(config, folder, name, items, {"responses": responses}, about)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Evaluate; returns the exit code: 0, or 2 after one line about bad input."""
+    """Evaluate; returns the exit code: 0, or after one line 2 for bad input, 143 for SIGTERM, 130 for Ctrl-C."""
     try:
-        with ending_together():
+        with ending_together(), complete_files():
             device, _ = start_processes()  # join first, so that a bad flag ends all ranks with one message
             config = on_every_rank(lambda: read_flags(sys.argv[1:] if argv is None else argv))
             if config.score:
                 on_every_rank(lambda: score(config) if is_main() else None)
                 return 0
             config, model, processor, clip, questions = on_every_rank(lambda: load(config, device))
+            TOLD.grace = config.grace
             if config.benchmark:
                 for benchmark in questions:
                     run_benchmark(config, model, processor, *benchmark)

@@ -54,10 +54,13 @@ from grading.algebra import check_rule, grader_counts
 from grading.equal import correct
 from plumbing import filters
 from plumbing.flags import complain, read_stage
-from plumbing.log import check_gap, console_line, mean, records, step_metrics, write_step
-from plumbing.processes import (Timer, ahead, barrier, broadcast, ending_together, fair_shares, gather, is_main, no_bar,
-                                on_every_rank, print0, shard_of_rank, start_processes, stop_processes, sum_over_ranks)
-from plumbing.run_folder import check_folder, drop_old_run, fingerprints, prepare_folder, write_text
+from plumbing.log import (check_answers, check_gap, check_logprobs, check_skipped, check_weights, console_line, mean,
+                          records, step_metrics, write_step)
+from plumbing.processes import (TOLD, Stopped, Timer, ahead, barrier, broadcast, ending_together, fair_shares, gather,
+                                is_main, no_bar, on_every_rank, print0, shard_of_rank, start_processes, stop_processes,
+                                stop_together, sum_over_ranks, told_to_stop)
+from plumbing.run_folder import (check_folder, check_space, checkpoints, complete_files, drop_kept, drop_old_run,
+                                 fingerprints, kept, prepare_folder, replaced_folder, run_id, write_text)
 
 # ------------------------------------------------------------------------------- settings and stages
 
@@ -93,6 +96,7 @@ class Sampling:
     cuda_graphs: bool = True  # on a GPU, replay captured decoding; the same tokens up to rounding, only faster
     # run
     patience: float = 60.0  # minutes that a rank which is done waits for the others, before the run ends
+    grace: float = 120.0  # seconds that SIGTERM or Ctrl-C leave to end the step and save it; a second ends at once
 
 
 @dataclass(frozen=True)
@@ -233,6 +237,8 @@ def collect(replica, processor, clip, samples: list[Sample], prompts: Iterable[P
     groups = stream(replica, prompts, longest, seeds, config.group_size, config.max_response, config.temperature,
                     config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
     for _ in range(0, len(samples), CHUNK):
+        if timer.stoppable and told_to_stop():
+            break
         with timer("rollout"):
             finished = list(islice(groups, CHUNK))
         with timer("reward"):
@@ -240,6 +246,8 @@ def collect(replica, processor, clip, samples: list[Sample], prompts: Iterable[P
         yield answered
     with timer("wait"):  # for the ranks with longer responses
         barrier(config.patience)
+    if timer.stoppable:
+        stop_together()
 
 
 def ask(replica, processor, clip, samples: list[Sample], config, purpose: str,
@@ -251,7 +259,8 @@ def ask(replica, processor, clip, samples: list[Sample], config, purpose: str,
     share = shard_of_rank(samples)
     seeds = [seed_of(config.seed, purpose, sample.qid) for sample in share]
     prompts = tqdm(ahead(data.encode_prompt, share, CHUNK, processor, skip_bad), purpose, len(share), disable=no_bar())
-    return collect(replica, processor, clip, share, prompts, seeds, config, Timer(f"{len(share)} questions"))
+    timer = Timer(f"{len(share)} questions", stoppable=purpose != "evaluate")  # that is a part of a step
+    return collect(replica, processor, clip, share, prompts, seeds, config, timer)
 
 
 # ---------------------------------------------- micro-batches, and one optimiser step on some of them
@@ -446,6 +455,7 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: in
     advantages = group_advantages(torch.tensor([one.earned["reward"] for one in answered]))  # (Q, G)
     for one, values in zip(answered, advantages.tolist()):
         one.earned["advantage"] = values
+    check_answers(answered)
     with timer("deal"):
         minibatches = deal_out(run, step, prompts, answered, advantages)
     with timer("logprobs"), torch.no_grad():  # before any update; the sampler's own log-probs round differently
@@ -457,6 +467,7 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: in
             for batch in chain(*minibatches):
                 batch.ref_logprobs, _ = run.ref_policy(pack(batch.groups, device), config.temperature)
             run.ref_policy.reshard()  # a forward without a backward would leave its embeddings and head gathered
+    on_every_rank(lambda: check_logprobs(chain(*minibatches)))
 
     def loss_fn(logprobs, batch, rows):
         now, weights = logprobs.detach(), batch.weights[rows]
@@ -477,15 +488,18 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: in
 
 def sample_questions(run: Run):
     """Stage sample: G graded responses to every question, then the three buckets. A second run replaces the first."""
-    config = run.config
-    asked = ask(run.replica, run.processor, None, run.samples, config, "sample", config.skip_bad_images)
-    rows = gather(records(one for one in sorted(chain(*asked)) if one.sample.qid not in data.SKIPPED))
+    config, folder = run.config, f"{run.folder}.asked-{run_id(run.config, run.prints)}"
+    asked = kept(folder, "responses", run.samples, lambda todo: (records(part, broken=True) for part in ask(
+        run.replica, run.processor, None, todo, config, "sample", config.skip_bad_images)))
+    rows = [row for row in asked.values() if row["responses"]]  # the images of the others cannot be read
     timeouts = sum_over_ranks(grader_counts(config.grader))["grader/timeouts"]
     if is_main():
         correct = {row["qid"]: sum(response["accuracy"] == 1 for response in row["responses"]) for row in rows}
-        samples = [sample for sample in run.samples if sample.qid in correct]  # the others' images cannot be read
-        sizes = data.write_buckets(run.folder, samples, correct, config.group_size)
-        write_text(os.path.join(run.folder, "rollouts.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
+        samples = [sample for sample in run.samples if sample.qid in correct]
+        with replaced_folder(run.folder) as writing:
+            sizes = data.write_buckets(writing, samples, correct, config.group_size)
+            write_text(os.path.join(writing, "rollouts.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
+        drop_kept(folder)
         print(f"{len(rows)} questions -> {run.folder}: " + ", ".join(f"{size} {name}" for name, size in sizes.items())
               + f"; {timeouts:g} answers took too long to compare")
         if not (sizes["easy"] and sizes["medium"]):
@@ -513,37 +527,46 @@ def train(run: Run, step_function):
     if broadcast(os.path.exists(os.path.join(run.folder, "model"))) and not config.restart:
         print0(f"{run.folder} is complete; --restart runs it again")
         return
-    first, skipped = prepare_folder(run.folder, config, run.prints), 0
+    first, skipped = prepare_folder(run.folder, config, run.prints)
+    folder, done = os.path.join(run.folder, "checkpoints"), first
+    check_space(run.policy, config)
     if run.device.type in REHEARSED:
         def idle_step(groups):
             batches = make_micro_batches(groups, config.token_budget, run.device)
             update(run.policy, optimizer, batches, solution_loss, 0.0, 1.0, 1.0, run.device)
 
         rehearse(config, run.policy, run.ref_policy, run.replica, optimizer, len(run.processor.tokenizer), idle_step)
-    on_every_rank(lambda: load_checkpoint(os.path.join(run.folder, "checkpoints"), run.policy, optimizer))
+    on_every_rank(lambda: load_checkpoint(folder, run.policy, optimizer))
     mine = [run.samples[i] for batch in run.batches[first:steps] for i in shard_of_rank(batch)]
     share = len(shard_of_rank(run.batches[0]))  # of one step
     # The prompts of the next step are encoded while this one trains.
     prompts = ahead(data.encode_prompt, mine, share, run.processor, config.skip_bad_images)
-    for step in tqdm(range(first, steps), f"stage {config.stage}", initial=first, total=steps, disable=no_bar()):
-        began = time.perf_counter()
-        answered, stats, timer = step_function(run, optimizer, islice(prompts, share), step, steps)
-        rows = records(answered)
-        counts = grader_counts(config.grader) | {"data/skipped": len(data.SKIPPED)}
-        metrics = step_metrics(rows, PARTS, stats, timer.seconds) | sum_over_ranks(counts)
-        if config.eval_every and ((step + 1) % config.eval_every == 0 or step + 1 == steps):
-            metrics |= evaluate(run)
-        metrics["time/step"] = time.perf_counter() - began
-        if is_main():
-            write_step(run.folder, step, metrics, rows)
-            tqdm.write(console_line(step, steps, metrics))
-        barrier()  # if rank 0 could not write, nobody goes on
-        check_gap(config.old_logprobs, metrics)
-        skipped = skipped + 1 if metrics["opt/skipped"] else 0
-        if skipped == 5:
-            raise FloatingPointError("5 steps in a row had a non-finite gradient: see the last rollouts, lower --lr")
-        if config.save_every and (step + 1) % config.save_every == 0:
-            save_checkpoint(os.path.join(run.folder, "checkpoints"), step + 1, run.policy, optimizer)
+    try:
+        for step in tqdm(range(first, steps), f"stage {config.stage}", initial=first, total=steps, disable=no_bar()):
+            began = time.perf_counter()
+            answered, stats, timer = step_function(run, optimizer, islice(prompts, share), step, steps)
+            rows = records(answered)
+            counts = grader_counts(config.grader) | {"data/skipped": len(data.SKIPPED)}
+            metrics = step_metrics(rows, PARTS, stats, timer.seconds) | sum_over_ranks(counts)
+            if config.eval_every and ((step + 1) % config.eval_every == 0 or step + 1 == steps):
+                metrics |= evaluate(run)
+            metrics["time/step"] = time.perf_counter() - began
+            if is_main():
+                write_step(run.folder, step, metrics, rows)
+                tqdm.write(console_line(step, steps, metrics))
+            barrier()  # if rank 0 could not write, nobody goes on
+            check_gap(config.old_logprobs, metrics)
+            skipped, done = skipped + 1 if metrics["opt/skipped"] else 0, step + 1
+            check_skipped(run.folder, step, skipped, 5, [run.samples[i] for i in run.batches[step]])
+            if config.save_every and done % config.save_every == 0:
+                save_checkpoint(folder, done, run.policy, optimizer)
+            stop_together()
+    except Stopped as stop:  # between two steps, or in a rollout, which has changed no weight
+        if done and f"step-{done:06d}" not in broadcast(checkpoints(folder)):
+            save_checkpoint(folder, done, run.policy, optimizer)
+        raise Stopped(stop.number, f" after step {done} of {steps}") from stop
+    check_skipped(run.folder, steps - 1, skipped, 1, [run.samples[i] for i in run.batches[steps - 1]])
+    check_weights(run.policy)
     export(os.path.join(run.folder, "model"), run.policy, run.processor, getattr(torch, config.dtype))
     drop_old_run(run.folder)
     print0(f"model -> {run.folder}/model")
@@ -555,15 +578,16 @@ def read_config(argv: list[str]) -> Config:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one stage; returns the exit code: 0, or 2 after one line about bad input."""
+    """Run one stage; returns the exit code: 0, or after one line 2 for bad input, 143 for SIGTERM, 130 for Ctrl-C."""
     try:
-        with ending_together():
+        with ending_together(), complete_files():
             start_processes()  # join first, so that a bad flag ends all ranks with one message
             config = on_every_rank(lambda: read_config(sys.argv[1:] if argv is None else argv))
             if config.plan:
                 on_every_rank(lambda: print0(table(config, shape_of(config.model), config.gpus, config.gpu_gb * GB)))
                 return 0
             run = on_every_rank(lambda: start(config))
+            TOLD.grace = config.grace
             if run.config.stage == "sample":
                 sample_questions(run)
             else:

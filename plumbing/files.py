@@ -24,6 +24,7 @@ class InputError(ValueError):
     it quotes, it has at most 300 characters, beginning and end, and cannot pass for a second line."""
 
     on_every_rank = False  # True where all ranks raise it, so that rank 0 speaks for all
+    code = 2  # of the program's exit
 
     def __init__(self, message: str):
         line = printable(message)

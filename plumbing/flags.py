@@ -85,7 +85,7 @@ RANGES = [  # (low, high, the settings that have to lie there); nan lies nowhere
     (1e-9, 1e9, "max_grad_norm"),
     (0, 2**31, "seed"),
     (0, 100, "temperature clip_ratio_high"),
-    (0.01, 1e6, "patience"),
+    (0.01, 1e6, "patience grace"),
     (1e-6, 1, "top_p clip_target"),
     (0, 1, "clip_ratio_low warmup_ratio"),
 ]
@@ -174,5 +174,5 @@ def planned_model(config, stages: dict[str, dict]) -> str:
 def complain(error: InputError) -> int:
     """Say in one line what is wrong with the input; returns the exit code for that."""
     if is_main() or not error.on_every_rank:  # what all ranks know, rank 0 says for all
-        print(f"error: {error}", file=sys.stderr, flush=True)
-    return 2
+        print(f"error: {error}" if error.code == 2 else error, file=sys.stderr, flush=True)
+    return error.code

@@ -7,11 +7,12 @@ import math
 import os
 import statistics
 import sys
+from dataclasses import asdict
 
 import torch
 
-from data import parse
-from plumbing.processes import shared_error
+from data import InputError, parse
+from plumbing.processes import gather, is_main, shared_error
 from plumbing.run_folder import write_text
 
 LARGEST_GAP = 0.02  # between two log-probs of a token; bfloat16 makes less than .01, and the clip begins at .22
@@ -22,13 +23,14 @@ def mean(values) -> float:
     return sum(values) / max(1, len(values))
 
 
-def records(answered) -> list[dict]:
-    """rewards.Answered as json rows, one per question: rollout files, metrics and evaluation are made of these."""
+def records(answered, broken: bool = False) -> list[dict]:
+    """rewards.Answered as json rows, one per question: rollout files, metrics and evaluation are made of these.
+    broken: a question whose images cannot be read has a row as well, without responses."""
     return [dict(qid=one.sample.qid, question=one.sample.question, answer=one.sample.answer, responses=[
         dict(text=text, extracted=parse(text).answer, tokens=len(response.ids), finished=response.finished,
              **{name: values[g] for name, values in one.earned.items()})
-        for g, (text, response) in enumerate(zip(one.texts, one.responses))])
-            for one in answered if not one.sample.broken]
+        for g, (text, response) in enumerate(zip(one.texts, one.responses)) if not one.sample.broken])
+            for one in answered if broken or not one.sample.broken]
 
 
 def rollout_metrics(rows: list[dict], parts: tuple[str, ...]) -> dict[str, float]:
@@ -92,6 +94,46 @@ def check_gap(old_logprobs: str, metrics: dict[str, float]):
         raise shared_error(f"the log-probs of sampler and policy differ by {metrics['policy/sampler_gap']:.3g} in the "
                            f"mean, more than {LARGEST_GAP}: --old_logprobs policy computes them, in a run of its own "
                            "(another --out, or --restart)")
+
+
+def check_finite(phase: str, qids: list[str], numbers):
+    if not all(map(math.isfinite, numbers)):
+        raise InputError(f"{phase} of qid {', '.join(qids)}: a number is not finite; look for inf and nan in "
+                         "the model, the CLIP and the images")
+
+
+def check_answers(answered):
+    """InputError that names a question whose rewards, advantages or log-probs of the sampler are not all finite."""
+    for one in answered:
+        check_finite("reward", [one.sample.qid], one.earned["reward"] + one.earned["advantage"])
+        check_finite("rollout", [one.sample.qid], (x for response in one.responses for x in response.logprobs))
+
+
+def check_logprobs(batches):
+    """InputError that names the questions of a train.MicroBatch with old or reference log-probs that are not finite."""
+    for batch in batches:
+        for tokens in (batch.old_logprobs, batch.ref_logprobs):
+            if tokens is not None and not tokens.isfinite().all():
+                check_finite("logprobs", [prompt.sample.qid for prompt, _ in batch.groups], [math.nan])
+
+
+def check_skipped(folder: str, step: int, skipped: int, most: int, samples: list):
+    """InputError after `most` steps in a row without a finite gradient; the rows of the last are kept in a file."""
+    if skipped >= most:
+        path = os.path.join(folder, f"skipped_{step:06d}.jsonl")
+        if is_main():
+            write_text(path, "".join(json.dumps(asdict(sample), default=repr) + "\n" for sample in samples))
+        raise shared_error(f"the gradient of {skipped} steps in a row, up to step {step}, was not finite: no model is "
+                           f"exported; lower --lr, in a run of its own; the rows of the last one are in {path}")
+
+
+def check_weights(policy):
+    """InputError that names a weight with a number that is not finite: such a model is not exported."""
+    shards = ((name, getattr(weight, "_local_tensor", weight)) for name, weight in policy.named_parameters())
+    broken = gather([name for name, shard in shards if not shard.isfinite().all()], everywhere=True)
+    if broken:
+        raise shared_error(f"{broken[0]} has numbers that are not finite: no model is exported; lower --lr, in a run "
+                           "of its own")
 
 
 def write_step(folder: str, step: int, metrics: dict[str, float], rows: list[dict]):

@@ -13,12 +13,16 @@ import contextlib
 import gc
 import json
 import os
+import signal
+import socket
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -31,6 +35,8 @@ COLLECTIVE = timedelta(minutes=10)  # all ranks are there when a collective begi
 PATIENCE = 60.0  # minutes until a barrier is given up, where no flag says otherwise
 SIGN_OF_LIFE = 60.0  # seconds between two lines about who is missing
 THREADS = 4  # that work ahead of a rank
+# The signal that has told this rank to end, or 0, and the seconds that it then has; 0 while there is nothing to save.
+TOLD = SimpleNamespace(signal=0, grace=0.0)
 
 
 def restarts() -> int:
@@ -61,6 +67,8 @@ def start_processes() -> tuple[torch.device, DeviceMesh]:
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         if "RANK" in os.environ:
             store, rank, world_size = next(dist.rendezvous("env://"))
+            if restarts() and below_prefixes(store).check(["refused"]):
+                sys.exit(2)  # torchrun starts everything again, but the input is as bad as it was, and that was said
             # torchrun's store outlives a restart, and without a prefix so would the addresses of dead processes in it
             store = dist.PrefixStore(f"restart {restarts()}", store)
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE)
@@ -95,12 +103,15 @@ def group_store() -> dist.Store:
     return dist.distributed_c10d._get_default_store()
 
 
-def launch_store() -> dist.Store:
-    """The store below all prefixes. torchrun keeps it over its restarts: an attempt reads what the last one wrote."""
-    store = group_store()
+def below_prefixes(store: dist.Store) -> dist.Store:
     while isinstance(store, dist.PrefixStore):
         store = store.underlying_store
     return store
+
+
+def launch_store() -> dist.Store:
+    """The store below all prefixes. torchrun keeps it over its restarts: an attempt reads what the last one wrote."""
+    return below_prefixes(group_store())
 
 
 def here(doing: str):
@@ -156,7 +167,8 @@ def ending_together():
     An error that is no bad input, such as a failed collective, also says what every rank was doing.
     """
     try:
-        yield
+        with hearing_signals():
+            yield
     finally:
         error = sys.exception()
         known = isinstance(error, InputError) and error.on_every_rank
@@ -167,6 +179,72 @@ def ending_together():
                 store.set(f"go/{store.add(f'met/{rank}', 0) + 1}", f"rank {rank} has ended: {kind}{error}")
                 if kind:
                     print(f"last seen {whereabouts(range(dist.get_world_size()))}", file=sys.stderr, flush=True)
+
+
+class Stopped(InputError):
+    """SIGTERM or SIGINT has ended the run, on every rank, and what was done is on disk."""
+
+    on_every_rank = True
+
+    def __init__(self, number: int, where: str = ""):
+        super().__init__(f"{signal.Signals(number).name}: ended{where}; the same command goes on from there")
+        self.number, self.code = number, 128 + number
+
+
+def wait_for_signals(ears: socket.socket):
+    """Of a thread: a signal gets here even while the main thread waits for a collective. The first one asks the run to
+    end well; the second ends it at once, as does the first after TOLD.grace seconds."""
+    if not (heard := ears.recv(1)):
+        return  # the run is over
+    TOLD.signal, first = heard[0], time.monotonic()
+    while (left := first + TOLD.grace - time.monotonic()) > 0:
+        ears.settimeout(left)
+        with contextlib.suppress(TimeoutError):
+            if not ears.recv(1):
+                return
+            if time.monotonic() > first + 1:  # one that comes sooner is the same, handed on by torchrun
+                break
+    if is_main():
+        print(f"{signal.Signals(TOLD.signal).name}: ended at once; the same command goes on from what is saved",
+              file=sys.stderr, flush=True)
+    os._exit(128 + TOLD.signal)
+
+
+@contextlib.contextmanager
+def hearing_signals():
+    """Around a rank's work: SIGTERM and SIGINT raise nothing, they set TOLD.signal, which is looked at now and then."""
+    if threading.current_thread() is not threading.main_thread():  # Python tells the main thread only
+        yield
+        return
+    ears, mouth = socket.socketpair()
+    mouth.setblocking(False)
+    TOLD.signal, TOLD.grace = 0, 0.0
+    wakeup = signal.set_wakeup_fd(mouth.fileno())
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    threading.Thread(target=wait_for_signals, args=(ears,), daemon=True).start()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        mouth.close()
+
+
+def told_to_stop() -> bool:
+    """Whether a signal has come to this rank, or to another that has looked; to be asked where work can be left off."""
+    store = group_store()
+    if TOLD.signal:
+        store.set("stop", "")
+    return bool(TOLD.signal) or store.check(["stop"])
+
+
+def stop_together():
+    """Raise Stopped on all ranks if a signal has come to one of them. A collective."""
+    number = torch.tensor(TOLD.signal)
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    if number:
+        raise Stopped(int(number))
 
 
 def on_every_rank(function: Callable):
@@ -181,6 +259,7 @@ def on_every_rank(function: Callable):
     dist.all_gather_object(errors, error)
     for error in errors:
         if error is not None:
+            launch_store().set("refused", "")
             raise shared_error(str(error)) from error
     return result
 
@@ -282,8 +361,9 @@ MEMORY_ADVICE = {"rollout": "lower --slots", "logprobs": "lower --token_budget",
 class Timer:
     """Seconds per phase: `with timer("rollout"): ..` adds to timer.seconds["rollout"]; other ranks see where we are."""
 
-    def __init__(self, where: str):
+    def __init__(self, where: str, stoppable: bool = True):
         self.where, self.seconds = where, {}  # where: "step 12"
+        self.stoppable = stoppable  # its rollout can be left off when a signal comes
 
     @contextlib.contextmanager
     def __call__(self, phase: str):

@@ -1,19 +1,110 @@
-"""The folder of a run: written whole or not at all, refused where it is something else's, resumed or set aside."""
+"""The folder of a run: written whole or not at all, refused where it is something else's, resumed or set aside.
+
+One program at a time works in a folder. Responses go to disk as they come, each rank's to a file of its own, and are
+not asked for again.
+"""
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-from glob import glob
+import socket
+import time
+from collections.abc import Callable, Iterable
+from glob import escape, glob
+from itertools import takewhile
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
 
 from data import InputError, Sample, several
-from plumbing.processes import barrier, broadcast, is_main, launch_store, restarts
+from plumbing.processes import barrier, broadcast, is_main, launch_store, print0, restarts, whereabouts
 
+BUCKETS = {"easy.jsonl", "medium.jsonl", "hard.jsonl"}
+DROPPED = ".dropped"  # of a folder on its way out
 ASIDE = ".before-restart"  # of a stage's folder: the run that --restart replaces, until the new one is complete
 SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "fused_loss", "save_every", "eval_data", "eval_every",
                "eval_questions", "gradient_checkpointing", "ref_offload", "patience", "plan", "gpus", "gpu_gb",
-               "skip_bad_images"}
+               "skip_bad_images", "grace"}
+HELD = contextlib.ExitStack()  # the locks of this program
+DISK = SimpleNamespace(folder=".", needs={})  # that this program writes to; GB of what it writes, by name
+NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
+               errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG}
+
+
+@contextlib.contextmanager
+def complete_files():
+    """Around a program, within `ending_together`: a file that cannot be written ends it with one line. Afterwards its
+    folders are free for others."""
+    DISK.folder, DISK.needs = ".", {}
+    with HELD:
+        try:
+            yield
+        except (OSError, SafetensorError, CheckpointException) as error:
+            if isinstance(error, OSError) and error.errno not in NOT_WRITTEN:
+                raise
+            reason = error
+            if everywhere := isinstance(error, CheckpointException):
+                reason = next(iter(error.failures.values()))[0]
+            line = InputError(f"cannot write ({reason}); {free()}; {whereabouts([dist.get_rank()])}; what was complete "
+                              "is safe: the same command goes on from there")
+            line.on_every_rank = everywhere
+            raise line from error
+
+
+def check_space(policy, config):
+    """Say so if the disk of --out has less room than a checkpoint and the model take."""
+    numbers = {True: 0, False: 0}  # of what is trained, and of what is not
+    for parameter in policy.parameters():
+        numbers[parameter.requires_grad] += parameter.numel()
+    total, moments = sum(numbers.values()), 2 * getattr(torch, config.adam_dtype).itemsize * numbers[True]
+    DISK.needs = {"a checkpoint": (4 * total + moments) / 1e9,
+                  "the model": getattr(torch, config.dtype).itemsize * total / 1e9}
+    if is_main() and shutil.disk_usage(DISK.folder).free / 1e9 < sum(DISK.needs.values()):
+        print(f"warning: {DISK.folder} is short of room: {free()}", flush=True)
+
+
+def free() -> str:
+    room = shutil.disk_usage(DISK.folder).free / 1e9
+    return ", ".join([f"{room:.3g} GB are free", *(f"{name} takes {size:.3g}" for name, size in DISK.needs.items())])
+
+
+def lock(path: str):
+    """Take a folder, by a file in it, for this program; InputError if another works in it. The system drops a lock when
+    its process dies, also on a shared disk, so none is ever stale. A disk without locks is used without."""
+    import fcntl  # not on Windows
+
+    file = HELD.enter_context(open(path, "a+b", buffering=0))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise InputError(f"--out is in use ({path}: {file.read().decode()}): wait for it, end it, or give "
+                         "another") from error
+    except OSError as error:
+        print0(f"note: {path}: no locks on this disk ({error.strerror}); do not start the same command twice")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}".encode())
+
+
+def open_folder(path: str, stage: str = ""):
+    """Make a folder of --out, or find that it can be written to, and lock it, or the folder of a stage below it."""
+    try:
+        os.makedirs(path or ".", exist_ok=True)
+        writable = os.access(path or ".", os.W_OK)
+    except (OSError, ValueError):  # a NUL byte is a ValueError
+        writable = False
+    if not writable:
+        raise InputError(f"--out {path}: no folder can be made or written there")
+    DISK.folder = path or "."
+    if is_main():
+        lock(os.path.join(path, f"{stage}.lock"))
 
 
 def write_text(path: str, text: str):
@@ -57,7 +148,8 @@ def weights_id(folder: str) -> str:
     """A digest of a model's files, of each the size and up to three megabytes: its beginning, middle and end. Another
     model in the same folder has another, for training moves every weight."""
     parts = []
-    for path in sorted(glob(os.path.join(folder, "*.json")) + glob(os.path.join(folder, "*.safetensors"))):
+    for path in sorted(glob(os.path.join(escape(folder), "*.json")) +
+                       glob(os.path.join(escape(folder), "*.safetensors"))):
         size = os.path.getsize(path)
         parts += [os.path.basename(path), size]
         with open(path, "rb") as file:
@@ -70,7 +162,8 @@ def weights_id(folder: str) -> str:
 def fingerprints(config, model_folder: str, samples: list[Sample], *prompt: str) -> dict[str, str]:
     """What a run depends on and its flags do not say. Of an image file only the name counts, since the folder may be
     mounted elsewhere, and a file that has gone bad is what --skip_bad_images is for."""
-    clip = [weights_id(config.clip)] if config.clip_weight > 0 and os.path.isdir(config.clip) else []
+    used = getattr(config, "clip_weight", 1) > 0 and os.path.isdir(config.clip)
+    clip = [weights_id(config.clip)] if used else []
     rows = ((sample.qid, sample.question, sample.answer, sample.key_words, sample.choices, sample.solution,
              [digest(image) if isinstance(image, bytes) else os.path.basename(str(image)) for image in sample.images])
             for sample in samples)
@@ -84,21 +177,18 @@ def inside(path: str, folder: str) -> bool:
 
 def check_folder(config, folder: str, prints: dict[str, str]):
     """Refuse to mix this run with what lies in its folder, and to write over its own input. prints: `fingerprints`."""
+    open_folder(config.out, os.path.basename(folder))
     for name in ("model", "data"):
         if any(inside(path, folder) for path in several(getattr(config, name))) and (
                 config.restart or config.stage == "sample"):
             raise InputError(f"--{name} {getattr(config, name)} lies in {folder}, which this run replaces: "
                              "give another --out")
-    try:
-        os.makedirs(config.out or ".", exist_ok=True)
-        writable = os.access(config.out or ".", os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise InputError(f"--out {config.out}: no folder can be made or written there")
+    for path in several(config.data) if config.stage in ("1", "2") else []:
+        check_buckets(path)
+    names = {name for _, _, names in os.walk(folder) for name in names if not name.endswith(".writing")}
+    if not names or config.stage == "sample" and "easy.jsonl" in names:
+        return  # there is nothing of value, or the buckets that this run replaces
     path = os.path.join(folder, "config.json")
-    if config.stage == "sample" or not os.path.isdir(folder) or not os.listdir(folder):
-        return
     try:
         with open(path) as f:
             found = dict(json.load(f))
@@ -114,17 +204,32 @@ def check_folder(config, folder: str, prints: dict[str, str]):
                          "give another --out, or --restart to replace it")
 
 
+def check_buckets(path: str):
+    """InputError if a bucket's file and the two beside it, where they are there, were not written by one run."""
+    runs, folder = {}, os.path.dirname(path)
+    for name in BUCKETS if os.path.basename(path) in BUCKETS else ():
+        if os.path.exists(beside := os.path.join(folder, name)):
+            with open(beside, errors="replace") as file:
+                runs |= dict.fromkeys(re.findall(r'"run": "(\w+)"', file.readline()), name)
+    if len(runs) > 1:
+        raise InputError(f"{folder}: {' and '.join(sorted(runs.values()))} are of different runs of --stage sample: "
+                         "run it again")
+
+
 def set_aside(folder: str):
     """Move a run out of the way of the one that replaces it; a restart that never got to its end is just deleted."""
+    shutil.rmtree(folder + DROPPED, ignore_errors=True)
     if os.path.exists(folder + ASIDE) and not os.path.exists(os.path.join(folder, "model")):
-        shutil.rmtree(folder)
+        os.rename(folder, folder + DROPPED)  # first, for half a folder would be nobody's
+        shutil.rmtree(folder + DROPPED, ignore_errors=True)
     else:
         shutil.rmtree(folder + ASIDE, ignore_errors=True)
         os.rename(folder, folder + ASIDE)
 
 
-def prepare_folder(folder: str, config, prints: dict[str, str]) -> int:
-    """Make a stage's folder ready, resuming what the same command left there; returns the step to start at.
+def prepare_folder(folder: str, config, prints: dict[str, str]) -> tuple[int, int]:
+    """Make a stage's folder ready, resuming what the same command left there. Returns the step to start at, and how
+    many steps before it were skipped in a row.
 
     With --restart the old run is set aside, and dropped only when the new one is complete (`drop_old_run`). When
     torchrun restarts us, the folder already holds our own checkpoints: these are resumed, not set aside.
@@ -141,15 +246,79 @@ def prepare_folder(folder: str, config, prints: dict[str, str]) -> int:
         write_text(os.path.join(folder, "config.json"), json.dumps(settings, indent=1))
     barrier()
     names = broadcast(checkpoints(os.path.join(folder, "checkpoints")))
-    step = int(names[-1].removeprefix("step-")) if names else 0
+    step, skipped = int(names[-1].removeprefix("step-")) if names else 0, 0
     if is_main():
         metrics = os.path.join(folder, "metrics.jsonl")
         lines = open(metrics).readlines() if os.path.exists(metrics) else []
         write_text(metrics, "".join(lines[:step]))  # what came after the checkpoint is done again
-    return step
+        skipped = len(list(takewhile(lambda line: json.loads(line)["opt/skipped"], reversed(lines[:step]))))
+    return step, broadcast(skipped)
 
 
 def drop_old_run(folder: str):
     """Delete what --restart had set aside: the run that takes its place is complete."""
     if is_main():
         shutil.rmtree(os.path.realpath(folder) + ASIDE, ignore_errors=True)
+
+
+# ----------------------------------------------------- responses that go to disk as they come, and are kept
+
+
+def run_id(config, prints: dict[str, str]) -> str:
+    """Of everything that responses depend on."""
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in SAME_RESULT | {"out"}}
+    return digest(*settings.items(), *prints.items())
+
+
+def whole_lines(path: str) -> bytes:
+    """A file without its last line where that has no end, because a run was cut off while it wrote it."""
+    with open(path, "rb") as file:
+        content = file.read()
+    return content[: content.rfind(b"\n") + 1]
+
+
+def read_shards(folder: str, way: str, checked: Callable, key: str = "qid") -> dict[str, dict]:
+    """row[key] -> row, of all processes of all runs so far. checked(where, number, row) -> the row, or None."""
+    rows = {}
+    for path in sorted(glob(os.path.join(escape(folder), f"{way}-*.jsonl"))):
+        for number, line in enumerate(whole_lines(path).splitlines(), 1):
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path} row {number}: not valid JSON ({error}); remove it, or --restart") from error
+            row = checked(f"{path} row {number}", number, found)
+            if row is not None:
+                rows.setdefault(row[key], row)
+    return rows
+
+
+def kept(folder: str, way: str, samples: list[Sample], ask: Callable[[list[Sample]], Iterable[list[dict]]],
+         checked: Callable = lambda where, number, row: row, key: str = "qid") -> dict[str, dict]:
+    """Ask what has no row yet, each process its share, and return all rows by qid once every process is done.
+
+    ask(samples) yields rows as they come; they are appended to folder/way-RANK.jsonl. checked, key: of `read_shards`.
+    """
+    os.makedirs(folder, exist_ok=True)
+    done = read_shards(folder, way, checked, key)
+    todo = [sample for sample in samples if sample.qid not in done]
+    barrier()  # all have read before anyone writes: the shares are dealt from the same list
+    path = os.path.join(folder, f"{way}-{dist.get_rank()}.jsonl")
+    if os.path.exists(path):
+        os.truncate(path, len(whole_lines(path)))
+    with open(path, "a") as file:
+        for rows in ask(todo):
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
+    rows = read_shards(folder, way, checked, key)
+    lost = [sample.qid for sample in samples if sample.qid not in rows]
+    if lost:
+        raise InputError(f"{folder}: {len(lost)} responses of other processes are not to be seen, the first has "
+                         f"{key} {lost[0]}; --out must be a folder that all machines share")
+    return {sample.qid: rows[sample.qid] for sample in samples}  # exactly those asked, in the order of the data set
+
+
+def drop_kept(folder: str):
+    """Delete the rows of finished questions, and those under other settings: what was made of them is complete."""
+    for path in glob(escape(folder.rpartition("-")[0]) + "-*"):
+        shutil.rmtree(path)

@@ -83,3 +83,7 @@ def policy(tiny_folder, processes):
 def replica(tiny_folder, processes):
     """The tiny policy, whole, as the sampler uses it."""
     return Policy.load(tiny_folder, processes[0], torch.float32).eval()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--faults", type=int, default=5, help="how many interruptions tests/test_faults.py makes")

@@ -26,6 +26,7 @@ import data
 from data import InputError, Sample
 from engine.weights import load_processor
 from plumbing import filters
+from plumbing.run_folder import replaced_folder
 
 pytestmark = pytest.mark.fast
 MIN_PIXELS, MAX_PIXELS = 576, 802816               # release: pebr_stage1.yaml
@@ -775,8 +776,13 @@ def test_second_run_replaces_the_first(tmp_path):
 
 
 def test_interrupted_run_leaves_the_old_buckets(tmp_path, monkeypatch):
-    data.write_buckets(str(tmp_path), numbered(2), {"q0": 4, "q1": 0}, 4)
-    calls = []
+    """One rename replaces all three."""
+    def write_buckets(counts):
+        with replaced_folder(str(folder)) as writing:
+            data.write_buckets(writing, numbered(2), counts, 4)
+
+    calls, folder = [], tmp_path / "sample"
+    write_buckets({"q0": 4, "q1": 0})
 
     def full_disk(descriptor):
         calls.append(descriptor)
@@ -784,11 +790,11 @@ def test_interrupted_run_leaves_the_old_buckets(tmp_path, monkeypatch):
             raise OSError("No space left on device")
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError):
-        data.write_buckets(str(tmp_path), numbered(2), {"q0": 0, "q1": 2}, 4)
-    assert bucket_qids(tmp_path) == {"easy": ["q0"], "medium": [], "hard": ["q1"]}
+        write_buckets({"q0": 0, "q1": 2})
+    assert bucket_qids(folder) == {"easy": ["q0"], "medium": [], "hard": ["q1"]}
     monkeypatch.undo()
-    data.write_buckets(str(tmp_path), numbered(2), {"q0": 4, "q1": 4}, 4)      # what the other run left does not get in
-    assert bucket_qids(tmp_path) == {"easy": ["q0", "q1"], "medium": [], "hard": []}
+    write_buckets({"q0": 4, "q1": 4})      # what the other run left does not get in
+    assert bucket_qids(folder) == {"easy": ["q0", "q1"], "medium": [], "hard": []}
 
 
 def test_buckets_round_trip_to_equal_samples(tmp_path):

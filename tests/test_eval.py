@@ -16,6 +16,7 @@ import train
 from benchmarks import report
 from benchmarks.registry import BENCHMARKS, load_items, load_rows
 from benchmarks.report import figure, figures, interval, judge_all, markdown, perception, summarize, wilson
+from plumbing.run_folder import read_shards
 from ranks import ranks
 
 
@@ -457,11 +458,11 @@ def test_settings_beside_responses_may_be_something_else(tmp_path, capsys, tiny_
 def test_a_row_of_an_earlier_run_is_one_line_or_is_asked_again(tmp_path, line, said, before):
     (tmp_path / "responses-0.jsonl").write_bytes(b'{"pid": "1", "response": "a", "tokens": null}\n' + line + b"\n")
     if not said:
-        assert {pid: row["response"] for pid, row in evaluation.read_shards(str(tmp_path), "responses").items()} == {
-            "1": "a"}
+        rows = read_shards(str(tmp_path), "responses", evaluation.stored, "pid")
+        assert {pid: row["response"] for pid, row in rows.items()} == {"1": "a"}
     else:
         with pytest.raises(evaluation.InputError, match=re.escape(f"responses-0.jsonl {said}")):
-            evaluation.read_shards(str(tmp_path), "responses")
+            read_shards(str(tmp_path), "responses", evaluation.stored, "pid")
 
 
 @pytest.mark.parametrize("content, said", [

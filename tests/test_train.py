@@ -448,7 +448,9 @@ def test_bad_input_is_one_line_exit_code_2_and_changes_nothing(one_process, tiny
          "stage1 has no readable config.json"),
         ([*good, "--restart", "--model", os.path.join(one_process, "model")], "which this run replaces"),
     ]
-    os.makedirs(os.path.join(os.path.dirname(questions), "stage1", "precious"), exist_ok=True)  # somebody's, not ours
+    precious = os.path.join(os.path.dirname(questions), "stage1", "precious")  # somebody's, not ours
+    os.makedirs(precious, exist_ok=True)
+    open(os.path.join(precious, "notes.txt"), "w").close()
     for name, (content, message) in bad_rows.items():
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in content))
         cases.append(([*good, "--data", str(tmp_path / name)], message))
