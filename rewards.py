@@ -18,13 +18,14 @@ Deviations from the release:
 4. A response without the answer section is wrong, instead of being graded whole; grader="release" grades it whole.
 5. What stands behind the final answer is no description, rationale or step. CLIP reads no control tokens.
 """
+import math
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 
-from data import Sample, Sections, parse
+from data import InputError, Sample, Sections, parse
 from engine.clip import ClipScorer
 from engine.sampler import Response
 from grading.equal import characters, cut, same_answer
@@ -203,6 +204,11 @@ def judge(samples: list[Sample], finished: list[tuple[int, list[Response]]], tok
     total, parts = score(asked, texts, [len(response.ids) for response in responses], weights, clip,
                          config.clip_target, config.length_limit, config.keyword_scope, config.grader)
     G = len(responses) // len(asked)
+    for k, response in enumerate(responses):
+        finite = {"reward": total[k].isfinite(), "rollout": all(map(math.isfinite, response.logprobs))}
+        if wrong := [phase for phase in finite if not finite[phase]]:
+            raise InputError(f"{wrong[0]} of qid {asked[k // G].qid}: a number is not finite; look for inf and nan in "
+                             "the model, the CLIP and the images")
     earned = {name: values.view(-1, G).tolist() for name, values in (parts | {"reward": total}).items()}
     paths = [tuple(image for image in sample.images if isinstance(image, str)) for sample in asked]
     return [Answered(q, replace(samples[q], images=paths[k]), group, texts[k * G : (k + 1) * G],

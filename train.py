@@ -24,7 +24,6 @@ tokens. Ranks, micro-batch sizes and resumes change the result by rounding only,
 (seed, step, index), the loss is divided by a count over all ranks, and gradients are summed.
 """
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -54,13 +53,12 @@ from grading.algebra import check_rule, grader_counts
 from grading.equal import correct
 from plumbing import filters
 from plumbing.flags import complain, read_stage
-from plumbing.log import (check_answers, check_gap, check_logprobs, check_skipped, check_weights, console_line, mean,
-                          records, step_metrics, write_step)
-from plumbing.processes import (TOLD, Stopped, Timer, ahead, barrier, broadcast, ending_together, fair_shares, gather,
-                                is_main, no_bar, on_every_rank, print0, shard_of_rank, start_processes, stop_processes,
-                                stop_together, sum_over_ranks, told_to_stop)
-from plumbing.run_folder import (check_folder, check_space, checkpoints, complete_files, drop_kept, drop_old_run,
-                                 fingerprints, kept, prepare_folder, replaced_folder, run_id, write_text)
+from plumbing.log import check_end, check_gap, check_skipped, console_line, mean, records, step_metrics, write_step
+from plumbing.processes import (TOLD, Stopped, Timer, ahead, barrier, broadcast, check_logprobs, ending_together,
+                                fair_shares, gather, is_main, no_bar, on_every_rank, print0, shard_of_rank,
+                                start_processes, stop_processes, stop_together, sum_over_ranks, told_to_stop)
+from plumbing.run_folder import (check_folder, check_space, checkpoints, complete_files, drop_old_run, fingerprints,
+                                 kept, prepare_folder, replace_buckets, run_id)
 
 # ------------------------------------------------------------------------------- settings and stages
 
@@ -455,7 +453,6 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: in
     advantages = group_advantages(torch.tensor([one.earned["reward"] for one in answered]))  # (Q, G)
     for one, values in zip(answered, advantages.tolist()):
         one.earned["advantage"] = values
-    check_answers(answered)
     with timer("deal"):
         minibatches = deal_out(run, step, prompts, answered, advantages)
     with timer("logprobs"), torch.no_grad():  # before any update; the sampler's own log-probs round differently
@@ -494,16 +491,8 @@ def sample_questions(run: Run):
     rows = [row for row in asked.values() if row["responses"]]  # the images of the others cannot be read
     timeouts = sum_over_ranks(grader_counts(config.grader))["grader/timeouts"]
     if is_main():
-        correct = {row["qid"]: sum(response["accuracy"] == 1 for response in row["responses"]) for row in rows}
-        samples = [sample for sample in run.samples if sample.qid in correct]
-        with replaced_folder(run.folder) as writing:
-            sizes = data.write_buckets(writing, samples, correct, config.group_size)
-            write_text(os.path.join(writing, "rollouts.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
-        drop_kept(folder)
-        print(f"{len(rows)} questions -> {run.folder}: " + ", ".join(f"{size} {name}" for name, size in sizes.items())
-              + f"; {timeouts:g} answers took too long to compare")
-        if not (sizes["easy"] and sizes["medium"]):
-            print("a stage is left without questions: a longer or shorter warm-up, or another --temperature, helps")
+        replace_buckets(run.folder, run.samples, rows, config.group_size, folder)
+        print(f"{timeouts:g} answers took too long to compare")
     barrier()
 
 
@@ -557,7 +546,7 @@ def train(run: Run, step_function):
             barrier()  # if rank 0 could not write, nobody goes on
             check_gap(config.old_logprobs, metrics)
             skipped, done = skipped + 1 if metrics["opt/skipped"] else 0, step + 1
-            check_skipped(run.folder, step, skipped, 5, [run.samples[i] for i in run.batches[step]])
+            check_skipped(run.folder, step, skipped, [run.samples[i] for i in run.batches[step]])
             if config.save_every and done % config.save_every == 0:
                 save_checkpoint(folder, done, run.policy, optimizer)
             stop_together()
@@ -565,8 +554,7 @@ def train(run: Run, step_function):
         if done and f"step-{done:06d}" not in broadcast(checkpoints(folder)):
             save_checkpoint(folder, done, run.policy, optimizer)
         raise Stopped(stop.number, f" after step {done} of {steps}") from stop
-    check_skipped(run.folder, steps - 1, skipped, 1, [run.samples[i] for i in run.batches[steps - 1]])
-    check_weights(run.policy)
+    check_end(skipped, run.policy)
     export(os.path.join(run.folder, "model"), run.policy, run.processor, getattr(torch, config.dtype))
     drop_old_run(run.folder)
     print0(f"model -> {run.folder}/model")

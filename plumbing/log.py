@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 import torch
 
-from data import InputError, parse
+from data import parse
 from plumbing.processes import gather, is_main, shared_error
 from plumbing.run_folder import write_text
 
@@ -96,44 +96,23 @@ def check_gap(old_logprobs: str, metrics: dict[str, float]):
                            "(another --out, or --restart)")
 
 
-def check_finite(phase: str, qids: list[str], numbers):
-    if not all(map(math.isfinite, numbers)):
-        raise InputError(f"{phase} of qid {', '.join(qids)}: a number is not finite; look for inf and nan in "
-                         "the model, the CLIP and the images")
-
-
-def check_answers(answered):
-    """InputError that names a question whose rewards, advantages or log-probs of the sampler are not all finite."""
-    for one in answered:
-        check_finite("reward", [one.sample.qid], one.earned["reward"] + one.earned["advantage"])
-        check_finite("rollout", [one.sample.qid], (x for response in one.responses for x in response.logprobs))
-
-
-def check_logprobs(batches):
-    """InputError that names the questions of a train.MicroBatch with old or reference log-probs that are not finite."""
-    for batch in batches:
-        for tokens in (batch.old_logprobs, batch.ref_logprobs):
-            if tokens is not None and not tokens.isfinite().all():
-                check_finite("logprobs", [prompt.sample.qid for prompt, _ in batch.groups], [math.nan])
-
-
-def check_skipped(folder: str, step: int, skipped: int, most: int, samples: list):
-    """InputError after `most` steps in a row without a finite gradient; the rows of the last are kept in a file."""
-    if skipped >= most:
+def check_skipped(folder: str, step: int, skipped: int, samples: list):
+    """InputError after 5 steps in a row without a finite gradient; the rows of the last are kept in a file."""
+    if skipped >= 5:
         path = os.path.join(folder, f"skipped_{step:06d}.jsonl")
         if is_main():
             write_text(path, "".join(json.dumps(asdict(sample), default=repr) + "\n" for sample in samples))
-        raise shared_error(f"the gradient of {skipped} steps in a row, up to step {step}, was not finite: no model is "
-                           f"exported; lower --lr, in a run of its own; the rows of the last one are in {path}")
+        raise shared_error(f"{skipped} steps in a row, the last is step {step}, had a gradient that is not finite: "
+                           f"lower --lr, in a run of its own; the rows of the last are in {path}")
 
 
-def check_weights(policy):
-    """InputError that names a weight with a number that is not finite: such a model is not exported."""
+def check_end(skipped: int, policy):
+    """InputError where a trained model is no good: the last step was skipped, or a weight is not finite."""
     shards = ((name, getattr(weight, "_local_tensor", weight)) for name, weight in policy.named_parameters())
     broken = gather([name for name, shard in shards if not shard.isfinite().all()], everywhere=True)
-    if broken:
-        raise shared_error(f"{broken[0]} has numbers that are not finite: no model is exported; lower --lr, in a run "
-                           "of its own")
+    if broken or skipped:
+        reason = f"{broken[0]} has numbers that are not" if broken else f"the gradient of the last {skipped} was not"
+        raise shared_error(f"{reason} finite: no model is exported; lower --lr, in a run of its own")
 
 
 def write_step(folder: str, step: int, metrics: dict[str, float], rows: list[dict]):

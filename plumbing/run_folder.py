@@ -23,6 +23,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
+import data
 from data import InputError, Sample, several
 from plumbing.processes import barrier, broadcast, is_main, launch_store, print0, restarts, whereabouts
 
@@ -214,6 +215,19 @@ def check_buckets(path: str):
     if len(runs) > 1:
         raise InputError(f"{folder}: {' and '.join(sorted(runs.values()))} are of different runs of --stage sample: "
                          "run it again")
+
+
+def replace_buckets(folder: str, samples: list[Sample], rows: list[dict], group_size: int, asked: str):
+    """Write the questions with responses, in three buckets, and all responses; asked: where they lay until then."""
+    correct = {row["qid"]: sum(response["accuracy"] == 1 for response in row["responses"]) for row in rows}
+    samples = [sample for sample in samples if sample.qid in correct]
+    with replaced_folder(folder) as writing:
+        sizes = data.write_buckets(writing, samples, correct, group_size)
+        write_text(os.path.join(writing, "rollouts.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
+    drop_kept(asked)
+    print(f"{len(rows)} questions -> {folder}: " + ", ".join(f"{size} {name}" for name, size in sizes.items()))
+    if not (sizes["easy"] and sizes["medium"]):
+        print("a stage is left without questions: a longer or shorter warm-up, or another --temperature, helps")
 
 
 def set_aside(folder: str):

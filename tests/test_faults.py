@@ -161,7 +161,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(commands, tmp_path_factory
         found = left(folder / "out")
         assert found.keys() == reference.keys(), (program, kind, place, found.keys() ^ reference.keys())
         assert not [name for name in found if found[name] != reference[name]], (program, kind, place)
-        table.append(f"{program:<10}{kind:<6}rank {rank}, place {place:<24}{codes!s:<12}{seconds:5.1f} s{lines:4} lines")
+        table.append(f"{program:<10}{kind:<5}rank {rank}, place {place:<24}{codes!s:<12}{seconds:4.1f} s{lines:4} lines")
         shutil.rmtree(folder)
     print("\n" + "\n".join(table))
 
@@ -304,7 +304,7 @@ def test_a_run_whose_last_step_was_skipped_exports_nothing(tiny_folder, warmup, 
         assert train.main(learn(tiny_folder, warmup, tmp_path)) == 2
     for _ in range(2):
         error = capsys.readouterr().err
-        assert "the gradient of 1 steps in a row, up to step 1, was not finite: no model" in error, error
+        assert "the gradient of the last 1 was not finite: no model" in error, error
         assert error.count("\n") == 1 and not os.path.exists(tmp_path / "sft" / "model")
         assert train.main(learn(tiny_folder, warmup, tmp_path)) == 2
 
@@ -313,22 +313,25 @@ def test_five_skipped_steps_are_one_line_and_a_file_of_rows(tiny_folder, warmup,
     with_bad_steps(monkeypatch, set(range(9)))
     assert train.main([*learn(tiny_folder, warmup, tmp_path), "--epochs", "5", "--save_every", "0"]) == 2
     error, path = capsys.readouterr().err, tmp_path / "sft" / "skipped_000004.jsonl"
-    assert error.count("\n") == 1 and "5 steps in a row, up to step 4" in error and str(path)[-20:] in error
+    assert error.count("\n") == 1 and "5 steps in a row, the last is step 4" in error and str(path)[-20:] in error
     assert len([json.loads(line)["qid"] for line in open(path)]) == 4
 
 
 @pytest.mark.parametrize("phase", ["reward", "rollout", "logprobs"])
 def test_what_is_not_finite_is_named_with_phase_and_qid(tiny_folder, questions, tmp_path, monkeypatch, capsys, phase):
-    judge, scored = train.rewards.judge, train.make_micro_batches
+    score, judge, scored = train.rewards.score, train.rewards.judge, train.make_micro_batches
 
-    def spoilt(*args):
-        answered = judge(*args)
-        for one in answered:
-            if one.sample.qid == "q3" and phase == "reward":
-                one.earned["reward"][1] = float("nan")
-            if one.sample.qid == "q3" and phase == "rollout":
-                one.responses[0].logprobs[0] = float("-inf")
-        return answered
+    def spoilt_score(samples, responses, *args):
+        total, parts = score(samples, responses, *args)
+        for k, sample in enumerate(samples):
+            total[4 * k + 1] *= float("nan") if sample.qid == "q3" and phase == "reward" else 1
+        return total, parts
+
+    def spoilt(samples, finished, *args):
+        for q, group in finished:
+            if samples[q].qid == "q3" and phase == "rollout":
+                group[0].logprobs[0] = float("-inf")
+        return judge(samples, finished, *args)
 
     def batches(*args):
         made = scored(*args)
@@ -337,6 +340,7 @@ def test_what_is_not_finite_is_named_with_phase_and_qid(tiny_folder, questions, 
         return made
 
     monkeypatch.setattr(train.rewards, "judge", spoilt)
+    monkeypatch.setattr(train.rewards, "score", spoilt_score)
     monkeypatch.setattr(train, "make_micro_batches", batches)
     argv = stage_1(tiny_folder, questions, tmp_path, *SHORT, "--questions_per_rollout", "12")
     assert train.main([*argv, "--old_logprobs", "sampler"]) == 2
@@ -346,16 +350,13 @@ def test_what_is_not_finite_is_named_with_phase_and_qid(tiny_folder, questions, 
 
 
 def test_a_model_that_is_not_finite_is_not_exported(tiny_folder, warmup, tmp_path, monkeypatch, capsys):
-    save = train.check_skipped
+    check = train.check_end
 
-    def spoil(*args):
-        save(*args)
-        if args[3] == 1:  # the last look, before the export
-            next(policies[0].parameters()).data.mul_(float("nan"))
+    def spoil(skipped, policy):
+        next(policy.parameters()).data.mul_(float("nan"))
+        check(skipped, policy)
 
-    policies, load = [], train.Policy.load
-    monkeypatch.setattr(train.Policy, "load", lambda *args: policies.append(load(*args)) or policies[-1])
-    monkeypatch.setattr(train, "check_skipped", spoil)
+    monkeypatch.setattr(train, "check_end", spoil)
     assert train.main(learn(tiny_folder, warmup, tmp_path)) == 2
     error = capsys.readouterr().err
     assert "not finite: no model is exported" in error and error.count("\n") == 1
