@@ -1,0 +1,68 @@
+"""What a person sees on the screen of a program that takes minutes: little, and the rest in a file.
+
+It reads what the stages have written (metrics.jsonl, responses.jsonl) and knows no model.
+"""
+import contextlib
+import io
+import os
+import sys
+import time
+from statistics import fmean
+
+import torch
+
+from data import read_json
+from plumbing.processes import is_main, sum_over_ranks
+
+
+class Tee(io.TextIOBase):
+    """Writes to several files what is written to it."""
+
+    def __init__(self, *files):
+        self.files = files
+
+    def write(self, text: str) -> int:
+        for file in self.files:
+            file.write(text)
+            file.flush()
+        return len(text)
+
+
+@contextlib.contextmanager
+def log_to(path: str, verbose: bool):
+    """Inside, what rank 0 prints goes to this file, and when verbose also to the screen. Yields a print for both."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(path if is_main() else os.devnull, "w") as file:
+        both = Tee(sys.stdout, file)
+        with contextlib.redirect_stdout(both if verbose else file):
+            yield lambda *words: print(*words, file=both if is_main() else file)
+
+
+def work_per_second() -> float:
+    """How many small matrix products all processes together do in the second that begins now."""
+    x, done, end = torch.ones(128, 64) / 64, 0, time.perf_counter() + 1
+    while time.perf_counter() < end:
+        x, done = torch.nn.functional.normalize(x @ x.T @ x), done + 1
+    return sum_over_ranks({"done": done})["done"]
+
+
+def learned(folder: str, metrics: tuple[str, ...]) -> str:
+    """What a stage has changed: of each metric the mean of the first and of the last three steps."""
+    rows = list(read_json(f"{folder}/metrics.jsonl").values())
+    return ", ".join(f"{metric.split('/')[1]} {fmean(row[metric] for row in rows[:3]):.2f} -> "
+                     f"{fmean(row[metric] for row in rows[-3:]):.2f}" for metric in metrics)
+
+
+def before_and_after(folders: dict[str, str]) -> str:
+    """The question whose first response got better most in key words and answer together, as each model answered it.
+
+    folders: of evaluations of the same questions, each with the title of its response."""
+    files = [read_json(f"{folder}/responses.jsonl").values() for folder in folders]
+    asked = [[row["responses"][0] | row for row in rows] for rows in zip(*files)]
+    best = max(asked, key=lambda rows: sum(row["keyword"] + row["accuracy"] for row in rows[1:])
+               - 2 * (rows[0]["keyword"] + rows[0]["accuracy"]))
+    lines = [f"{best[0]['question']} (gold answer {best[0]['answer']}, image {', '.join(best[0]['images'])})"]
+    for title, row in zip(folders.values(), best):
+        lines += [f"\n{title}: key words {row['keyword']:.2f}, answer {'right' if row['accuracy'] else 'wrong'}",
+                  *(f"    {line}" for line in row["text"].splitlines())]
+    return "\n".join(lines)
