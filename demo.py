@@ -23,6 +23,7 @@ import json
 import random
 import statistics
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ import eval as evaluation
 import train
 import view
 from benchmarks.report import interval
-from plumbing.console import before_and_after, learned, log_to, work_per_second
+from plumbing.console import before_and_after, learned, log_to, table, work_per_second
 from plumbing.log import peak_memory
 from plumbing.processes import barrier, is_main, print0, shard_of_rank, start_processes, stop_processes
 from plumbing.run_folder import write_text
@@ -376,14 +377,6 @@ def evaluate(world: str, clip: str, model: str, out: str) -> dict[str, tuple[flo
     return {name: results[name] for name in FIGURES}
 
 
-def told(name: str, out: str) -> str:
-    """The main figures of a phase in a few words."""
-    if name == "sample":
-        return ", ".join(f"{len(data.read_json(f'{out}/sample/{kind}.jsonl'))} {kind}"
-                         for kind in ("easy", "medium", "hard"))
-    return learned(f"{out}/{name}", WATCHED[name]) if name in WATCHED else ""
-
-
 def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int], say=print0) -> dict:
     """The world, its base models, the stages and their evaluation. Rank 0 returns and writes out/summary.json.
 
@@ -408,7 +401,7 @@ def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int], say=p
         phase()
         barrier()
         seconds[name] = time.perf_counter() - start
-        say(f"{name:<16}{seconds[name]:5.0f} s   {told(name, out) if is_main() else ''}")
+        say(f"{name:<16}{seconds[name]:5.0f} s   {learned(f'{out}/{name}', WATCHED.get(name, ()))}")
         if name in PHASES:
             results[name] = evaluate(world, clip, f"{out}/{name}/model", f"{out}/eval/{name}")
             seconds[f"evaluate {name}"] = time.perf_counter() - start - seconds[name]
@@ -421,19 +414,12 @@ def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int], say=p
     write_text(f"{out}/summary.json", json.dumps(summary, indent=1))
     view.main([out])
     say("\n" + before_and_after({f"{out}/eval/{name}": title for name, title in PHASES.items()}))
-    say(table({PHASES[name]: figures for name, figures in results.items()}))
+    say(table(FIGURES, {PHASES[name]: figures for name, figures in results.items()}))
     say(f"\n{sum(seconds.values()):.0f} seconds, peak memory {peak_memory():.1f} GB a process\n"
         f"open      {out}/view.html: curves, and what was written about which image\n"
         f"figures   {out}/summary.json\nresponses {out}/eval/*/responses.jsonl, {out}/stage*/rollouts/\n"
         f"models    {out}/sft/model, {out}/stage1/model, {out}/stage2/model")
     return summary
-
-
-def table(rows: dict[str, dict[str, tuple[float, float]]]) -> str:
-    """Mean and half width of the 95 % interval of each figure."""
-    lines = [f"\n{'':<22}" + "".join(f"{figure:>16}" for figure in FIGURES)]
-    return "\n".join(lines + [f"{name:<22}" + "".join(f"{mean:>9.3f} ±{half:.3f}" for mean, half in figures.values())
-                              for name, figures in rows.items()])
 
 
 def ablate(out: str, seed: int, steps: dict[str, int], say):
@@ -453,7 +439,23 @@ def ablate(out: str, seed: int, steps: dict[str, int], say):
         stage("2", f"{folder}/only2", s, total, *warm, *medium)
         for name, last in ways.items():
             rows[f"{name}, seed {s}"] = evaluate(world, clip, f"{folder}/{last}/model", f"{folder}/eval/{last}")
-    say(table(dict(sorted(rows.items()))))
+    say(table(FIGURES, dict(sorted(rows.items()))))
+
+
+def show_step(seed: int) -> int:
+    """One step of stage 1 with every tensor: two questions; the right response, the teacher's, one without sections."""
+    from plumbing.walk import walk  # only here
+
+    with tempfile.TemporaryDirectory() as out:
+        make_world(out, seed, captions=8, warmup=8, questions=2, evaluation=1)
+        items = make_items(2, seed, "questions")
+        save_clip(train_clip(items, seed, steps=1, batch=2), f"{out}/clip")
+        texts = [[teach(item.question, item.objects, 0, 0, random.Random(seed)), item.response, item.reasoning]
+                 for item in items]
+        walk(["--stage", "1", "--model", f"{out}/untrained", "--data", f"{out}/world/questions.jsonl", "--out", out,
+              "--clip", f"{out}/clip", "--group_size", "3", "--questions_per_rollout", "2", "--questions_per_update",
+              "1", *TRAINING], texts)
+    return stop_processes(0)
 
 
 def launch(processes: int, argv: list[str]) -> int:
@@ -477,14 +479,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error(f"--seed {args.seed} is negative")
-    processes = min(4, torch.cuda.device_count() or os.cpu_count())
-    if args.walk:
-        from plumbing.walk import walk
-        return walk(args.seed)
-    if processes > 1 and "RANK" not in os.environ:  # we have been started by hand, not by torchrun
-        return launch(processes, sys.argv[1:] if argv is None else argv)
     from transformers.utils.logging import disable_progress_bar
     disable_progress_bar()  # of transformers, when it saves the tiny model
+    if args.walk:
+        return show_step(args.seed)
+    processes = min(4, torch.cuda.device_count() or os.cpu_count())
+    if processes > 1 and "RANK" not in os.environ:  # we have been started by hand, not by torchrun
+        return launch(processes, sys.argv[1:] if argv is None else argv)
     with log_to(f"{args.out}/log.txt", args.verbose) as say:
         start_processes()
         say(f"about {WORK / work_per_second() / 60:.0f} minutes; the log is {args.out}/log.txt")

@@ -47,8 +47,12 @@ def work_per_second() -> float:
 
 
 def learned(folder: str, metrics: tuple[str, ...]) -> str:
-    """What a stage has changed: of each metric the mean of the first and of the last three steps."""
-    rows = list(read_json(f"{folder}/metrics.jsonl").values())
+    """What a stage has changed: of each metric the mean of the first and of the last three steps. Of stage sample, how
+    many questions it has found easy, medium and hard."""
+    sizes = {kind: f"{folder}/{kind}.jsonl" for kind in ("easy", "medium", "hard")}
+    if os.path.exists(sizes["easy"]):
+        return ", ".join(f"{len(read_json(path))} {kind}" for kind, path in sizes.items())
+    rows = list(read_json(f"{folder}/metrics.jsonl").values()) if metrics else []
     return ", ".join(f"{metric.split('/')[1]} {fmean(row[metric] for row in rows[:3]):.2f} -> "
                      f"{fmean(row[metric] for row in rows[-3:]):.2f}" for metric in metrics)
 
@@ -66,3 +70,10 @@ def before_and_after(folders: dict[str, str]) -> str:
         lines += [f"\n{title}: key words {row['keyword']:.2f}, answer {'right' if row['accuracy'] else 'wrong'}",
                   *(f"    {line}" for line in row["text"].splitlines())]
     return "\n".join(lines)
+
+
+def table(figures: tuple[str, ...], rows: dict[str, dict[str, tuple[float, float]]]) -> str:
+    """Mean and half width of the 95 % interval of each figure."""
+    lines = [f"\n{'':<22}" + "".join(f"{figure:>16}" for figure in figures)]
+    return "\n".join(lines + [f"{name:<22}" + "".join(f"{mean:>9.3f} ±{half:.3f}" for mean, half in row.values())
+                              for name, row in rows.items()])
