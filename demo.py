@@ -334,7 +334,7 @@ STEPS = dict(clip=300, base=320, sft=240, stage1=20, stage2=36)
 PHASES = {"sft": "warm-up", "stage1": "after stage 1", "stage2": "after stage 2"}
 WATCHED = {"base/sft": ("opt/loss",), "sft": ("opt/loss",), "stage1": ("reward/clip", "reward/keyword"),
            "stage2": ("reward/accuracy",)}
-WORK = 2 * 222 * 10_000  # what all processes do during the demo, in units of `work_per_second`
+WORK = 3_600_000  # what all processes do during the demo, in units of `work_per_second`
 FIGURES = ("accuracy", "caption_exact", "clip", "keyword", "format", "length")
 PIXELS = str(4 * CELL * CELL)  # no image is resized
 SHARED = ["--dtype", "float32", "--max_prompt", "64", "--max_response", "96", "--min_pixels", PIXELS,

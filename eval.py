@@ -204,7 +204,7 @@ def respond(config: EvalConfig, model, processor, samples: list[Sample], folder:
             for one in part:
                 [response], [text] = one.responses, one.texts
                 file.write(json.dumps(dict(pid=one.sample.qid, response=text, tokens=len(response.ids),
-                                           finished=response.finished)) + "\n")
+                                           finished=response.finished, images=one.sample.images)) + "\n")
             file.flush()
             os.fsync(file.fileno())
     rows = read_shards(folder, way)

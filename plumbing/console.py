@@ -58,14 +58,16 @@ def learned(folder: str, metrics: tuple[str, ...]) -> str:
 
 
 def before_and_after(folders: dict[str, str]) -> str:
-    """The question whose first response got better most in key words and answer together, as each model answered it.
+    """The first responses of three models to the question whose description got better with the second model, and
+    whose answer with the third.
 
     folders: of evaluations of the same questions, each with the title of its response."""
     files = [read_json(f"{folder}/responses.jsonl").values() for folder in folders]
     asked = [[row["responses"][0] | row for row in rows] for rows in zip(*files)]
-    best = max(asked, key=lambda rows: sum(row["keyword"] + row["accuracy"] for row in rows[1:])
-               - 2 * (rows[0]["keyword"] + rows[0]["accuracy"]))
-    lines = [f"{best[0]['question']} (gold answer {best[0]['answer']}, image {', '.join(best[0]['images'])})"]
+    best = max(asked, key=lambda rows: rows[1]["keyword"] - rows[0]["keyword"] + rows[2]["keyword"]
+               + rows[2]["accuracy"] - rows[1]["accuracy"])
+    images = ", ".join(map(os.path.relpath, best[0]["images"]))
+    lines = [f"{best[0]['question']} (gold answer {best[0]['answer']}, image {images})"]
     for title, row in zip(folders.values(), best):
         lines += [f"\n{title}: key words {row['keyword']:.2f}, answer {'right' if row['accuracy'] else 'wrong'}",
                   *(f"    {line}" for line in row["text"].splitlines())]

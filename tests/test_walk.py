@@ -1,4 +1,4 @@
-"""docs/walk.txt is what `python demo.py --walk` prints: every tensor of one RL step, in its order, asserted in shape."""
+"""docs/walk.txt is what `python demo.py --walk` prints: every tensor of one RL step, in its order."""
 import os
 import re
 import subprocess
