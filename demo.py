@@ -1,6 +1,7 @@
 """The whole method on a laptop: a drawn world, a tiny Qwen2.5-VL, and the five stages through train.py and eval.py.
 
     python demo.py                 warm-up, sampling, stage 1, stage 2, and evaluations: about 4 minutes on 2 cores
+    python demo.py --walk          every tensor of one RL step, in seconds (docs/walk.txt)
     python demo.py --ablate        afterwards either stage alone with as many RL steps, over three seeds
 
 The world is a 2x2 grid of coloured shapes with questions that are answered by seeing first and counting second. Its
@@ -22,6 +23,7 @@ import json
 import random
 import statistics
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 
@@ -37,7 +39,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 import data
 import eval as evaluation
 import train
+import view
 from benchmarks.report import interval
+from plumbing.console import before_and_after, learned, log_to, table, work_per_second
 from plumbing.log import peak_memory
 from plumbing.processes import barrier, is_main, print0, shard_of_rank, start_processes, stop_processes
 from plumbing.run_folder import write_text
@@ -328,6 +332,9 @@ def make_world(out: str, seed: int, captions: int, warmup: int, questions: int, 
 SIZES = dict(captions=3000, warmup=3000, questions=480, evaluation=500)
 STEPS = dict(clip=300, base=320, sft=240, stage1=20, stage2=36)
 PHASES = {"sft": "warm-up", "stage1": "after stage 1", "stage2": "after stage 2"}
+WATCHED = {"base/sft": ("opt/loss",), "sft": ("opt/loss",), "stage1": ("reward/clip", "reward/keyword"),
+           "stage2": ("reward/accuracy",)}
+WORK = 3_600_000  # what all processes do during the demo, in units of `work_per_second`
 FIGURES = ("accuracy", "caption_exact", "clip", "keyword", "format", "length")
 PIXELS = str(4 * CELL * CELL)  # no image is resized
 SHARED = ["--dtype", "float32", "--max_prompt", "64", "--max_response", "96", "--min_pixels", PIXELS,
@@ -370,15 +377,17 @@ def evaluate(world: str, clip: str, model: str, out: str) -> dict[str, tuple[flo
     return {name: results[name] for name in FIGURES}
 
 
-def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int]) -> dict:
-    """The world, its base models, the stages and their evaluation. Rank 0 returns and writes out/summary.json."""
+def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int], say=print0) -> dict:
+    """The world, its base models, the stages and their evaluation. Rank 0 returns and writes out/summary.json.
+
+    say: prints what is for the screen."""
     start_processes()
     world, clip, base = f"{out}/world", f"{out}/clip", f"{out}/base/sft/model"
     makers = [lambda: make_world(out, seed, **sizes),  # rank 0's: on others transformers saves no model
               lambda: save_clip(train_clip(make_items(sizes["captions"], seed, "captions"), seed, steps["clip"]), clip)]
     phases = {
         "world and clip": lambda: [make() for make in shard_of_rank(makers)],
-        "base": lambda: stage("sft", f"{out}/base", seed, steps["base"], "--model", f"{out}/untrained", "--data",
+        "base/sft": lambda: stage("sft", f"{out}/base", seed, steps["base"], "--model", f"{out}/untrained", "--data",
                               f"{world}/base.jsonl", "--freeze_vision", "False"),  # what a downloaded model knows
         "sft": lambda: stage("sft", out, seed, steps["sft"], "--model", base, "--data", f"{world}/warmup.jsonl"),
         "sample": lambda: call(train, "--stage", "sample", "--out", out, "--seed", seed, "--data",
@@ -392,6 +401,7 @@ def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int]) -> di
         phase()
         barrier()
         seconds[name] = time.perf_counter() - start
+        say(f"{name:<16}{seconds[name]:5.0f} s   {learned(f'{out}/{name}', WATCHED.get(name, ()))}")
         if name in PHASES:
             results[name] = evaluate(world, clip, f"{out}/{name}/model", f"{out}/eval/{name}")
             seconds[f"evaluate {name}"] = time.perf_counter() - start - seconds[name]
@@ -402,22 +412,17 @@ def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int]) -> di
         intervals = {figure: [mean - half, mean + half] for figure, (mean, half) in figures.items()}
         summary["phases"][name] = {figure: mean for figure, (mean, _) in figures.items()} | {"intervals": intervals}
     write_text(f"{out}/summary.json", json.dumps(summary, indent=1))
-    print_table({PHASES[name]: figures for name, figures in results.items()})
-    print("\nseconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
-          + f"; together {sum(seconds.values()):.0f}; peak memory {peak_memory():.1f} GB a process")
-    print(f"figures   {out}/summary.json\nresponses {out}/eval/*/responses.jsonl, {out}/stage*/rollouts/\n"
-          f"models    {out}/sft/model, {out}/stage1/model, {out}/stage2/model")
+    view.main([out])
+    say("\n" + before_and_after({f"{out}/eval/{name}": title for name, title in PHASES.items()}))
+    say(table(FIGURES, {PHASES[name]: figures for name, figures in results.items()}))
+    say(f"\n{sum(seconds.values()):.0f} seconds, peak memory {peak_memory():.1f} GB a process\n"
+        f"open      {out}/view.html: curves, and what was written about which image\n"
+        f"figures   {out}/summary.json\nresponses {out}/eval/*/responses.jsonl, {out}/stage*/rollouts/\n"
+        f"models    {out}/sft/model, {out}/stage1/model, {out}/stage2/model")
     return summary
 
 
-def print_table(rows: dict[str, dict[str, tuple[float, float]]]):
-    """Mean and half width of the 95 % interval of each figure."""
-    print0(f"\n{'':<22}" + "".join(f"{figure:>16}" for figure in FIGURES))
-    for name, figures in rows.items():
-        print0(f"{name:<22}" + "".join(f"{mean:>9.3f} ±{half:.3f}" for mean, half in figures.values()))
-
-
-def ablate(out: str, seed: int, steps: dict[str, int]):
+def ablate(out: str, seed: int, steps: dict[str, int], say):
     """Two stages against either stage alone with as many RL steps; printed whichever way it ends.
 
     The seeds are of RL: world, warm-up and buckets are those of `run`."""
@@ -434,7 +439,23 @@ def ablate(out: str, seed: int, steps: dict[str, int]):
         stage("2", f"{folder}/only2", s, total, *warm, *medium)
         for name, last in ways.items():
             rows[f"{name}, seed {s}"] = evaluate(world, clip, f"{folder}/{last}/model", f"{folder}/eval/{last}")
-    print_table(dict(sorted(rows.items())))
+    say(table(FIGURES, dict(sorted(rows.items()))))
+
+
+def show_step(seed: int) -> int:
+    """One step of stage 1 with every tensor: two questions; the right response, the teacher's, one without sections."""
+    from plumbing.walk import walk  # only here
+
+    with tempfile.TemporaryDirectory() as out:
+        make_world(out, seed, captions=8, warmup=8, questions=2, evaluation=1)
+        items = make_items(2, seed, "questions")
+        save_clip(train_clip(items, seed, steps=1, batch=2), f"{out}/clip")
+        texts = [[teach(item.question, item.objects, 0, 0, random.Random(seed)), item.response, item.reasoning]
+                 for item in items]
+        walk(["--stage", "1", "--model", f"{out}/untrained", "--data", f"{out}/world/questions.jsonl", "--out", out,
+              "--clip", f"{out}/clip", "--group_size", "3", "--questions_per_rollout", "2", "--questions_per_update",
+              "1", *TRAINING], texts)
+    return stop_processes(0)
 
 
 def launch(processes: int, argv: list[str]) -> int:
@@ -453,17 +474,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", default="runs/demo", help="everything is written here (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of world, models and sampling (default: %(default)s)")
     parser.add_argument("--ablate", action="store_true", help="afterwards compare with either stage alone")
+    parser.add_argument("--verbose", action="store_true", help="show the log of all stages, not only OUT/log.txt")
+    parser.add_argument("--walk", action="store_true", help="only print every tensor of one RL step")
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error(f"--seed {args.seed} is negative")
+    from transformers.utils.logging import disable_progress_bar
+    disable_progress_bar()  # of transformers, when it saves the tiny model
+    if args.walk:
+        return show_step(args.seed)
     processes = min(4, torch.cuda.device_count() or os.cpu_count())
     if processes > 1 and "RANK" not in os.environ:  # we have been started by hand, not by torchrun
         return launch(processes, sys.argv[1:] if argv is None else argv)
-    from transformers.utils.logging import disable_progress_bar
-    disable_progress_bar()  # of transformers, when it saves the tiny model
-    run(args.out, args.seed, SIZES, STEPS)
-    if args.ablate:
-        ablate(args.out, args.seed, STEPS)
+    with log_to(f"{args.out}/log.txt", args.verbose) as say:
+        start_processes()
+        say(f"about {WORK / work_per_second() / 60:.0f} minutes; the log is {args.out}/log.txt")
+        run(args.out, args.seed, SIZES, STEPS, say)
+        if args.ablate:
+            ablate(args.out, args.seed, STEPS, say)
     return 0
 
 

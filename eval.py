@@ -173,7 +173,7 @@ def respond(config: EvalConfig, model, processor, samples: list[Sample], folder:
     def asked(todo):
         for part in ask(model, processor, None, todo, config, "eval"):
             yield [dict(pid=one.sample.qid, response=one.texts[0], tokens=len(one.responses[0].ids),
-                        finished=one.responses[0].finished) for one in part]
+                        finished=one.responses[0].finished, images=one.sample.images) for one in part]
 
     return kept(folder, way, samples, asked, stored, "pid")
 

@@ -9,6 +9,7 @@ r"""The five rewards of a response, each in [0, 1], and their weighted sum.
     rewards = sum_k weight_k part_k                       stage 1: .4 clip + .4 keyword + .1 format + .1 length
                                                           stage 2: .9 accuracy + .1 format
 
+`python rewards.py --response FILE --answer 7 ..` says what one response earns, and why (plumbing/playground.py).
 The parts are pure. A missing section scores 0 and never raises; a missing CLIP model stops the run before it starts.
 CLIP is never trained and runs in fp32. Q questions with G responses each are N = Q G sequences, group-major.
 Deviations from the release:
@@ -20,6 +21,7 @@ Deviations from the release:
 """
 import math
 import re
+import sys
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -213,3 +215,9 @@ def judge(samples: list[Sample], finished: list[tuple[int, list[Response]]], tok
     paths = [tuple(image for image in sample.images if isinstance(image, str)) for sample in asked]
     return [Answered(q, replace(samples[q], images=paths[k]), group, texts[k * G : (k + 1) * G],
                      {name: values[k] for name, values in earned.items()}) for k, (q, group) in enumerate(finished)]
+
+
+if __name__ == "__main__":
+    from plumbing.playground import main
+
+    sys.exit(main())

@@ -38,7 +38,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from tqdm import tqdm
 
 import data
 import rewards
@@ -53,9 +52,9 @@ from grading.algebra import check_rule, grader_counts
 from grading.equal import correct
 from plumbing import filters
 from plumbing.flags import complain, read_stage
-from plumbing.log import check_end, check_gap, check_skipped, console_line, mean, records, step_metrics, write_step
+from plumbing.log import Log, check_end, check_gap, check_skipped, mean, records, step_metrics
 from plumbing.processes import (TOLD, Stopped, Timer, ahead, barrier, broadcast, check_logprobs, ending_together,
-                                fair_shares, gather, is_main, no_bar, on_every_rank, print0, shard_of_rank,
+                                fair_shares, gather, is_main, on_every_rank, print0, progress, shard_of_rank,
                                 start_processes, stop_processes, stop_together, sum_over_ranks, told_to_stop)
 from plumbing.run_folder import (check_folder, check_space, checkpoints, complete_files, drop_old_run, fingerprints,
                                  kept, prepare_folder, replace_buckets, run_id)
@@ -136,6 +135,8 @@ class Config(Sampling):
     weight_decay: float = 0.01  # of AdamW
     max_grad_norm: float = 1.0  # a longer gradient is shortened to this norm
     freeze_vision: bool = False  # train the language model only
+    # run
+    tracker: Literal["none", "wandb", "trackio", "tensorboard"] = "none"  # mirrors metrics and samples, if installed
     # memory
     gradient_checkpointing: bool = True  # compute activations again in the backward instead of keeping them
     adam_dtype: Literal["float32", "bfloat16"] = "float32"  # of Adam's two moments; bfloat16 is rounded at random
@@ -256,7 +257,7 @@ def ask(replica, processor, clip, samples: list[Sample], config, purpose: str,
     """
     share = shard_of_rank(samples)
     seeds = [seed_of(config.seed, purpose, sample.qid) for sample in share]
-    prompts = tqdm(ahead(data.encode_prompt, share, CHUNK, processor, skip_bad), purpose, len(share), disable=no_bar())
+    prompts = progress(ahead(data.encode_prompt, share, CHUNK, processor, skip_bad), purpose, len(share))
     timer = Timer(f"{len(share)} questions", stoppable=purpose != "evaluate")  # that is a part of a step
     return collect(replica, processor, clip, share, prompts, seeds, config, timer)
 
@@ -530,8 +531,10 @@ def train(run: Run, step_function):
     share = len(shard_of_rank(run.batches[0]))  # of one step
     # The prompts of the next step are encoded while this one trains.
     prompts = ahead(data.encode_prompt, mine, share, run.processor, config.skip_bad_images)
+    bar = progress(range(first, steps), f"stage {config.stage}", steps, first)
+    log = Log(config, run.folder, bar)
     try:
-        for step in tqdm(range(first, steps), f"stage {config.stage}", initial=first, total=steps, disable=no_bar()):
+        for step in bar:
             began = time.perf_counter()
             answered, stats, timer = step_function(run, optimizer, islice(prompts, share), step, steps)
             rows = records(answered)
@@ -540,9 +543,7 @@ def train(run: Run, step_function):
             if config.eval_every and ((step + 1) % config.eval_every == 0 or step + 1 == steps):
                 metrics |= evaluate(run)
             metrics["time/step"] = time.perf_counter() - began
-            if is_main():
-                write_step(run.folder, step, metrics, rows)
-                tqdm.write(console_line(step, steps, metrics))
+            log.step(step, metrics, rows)
             barrier()  # if rank 0 could not write, nobody goes on
             check_gap(config.old_logprobs, metrics)
             skipped, done = skipped + 1 if metrics["opt/skipped"] else 0, step + 1
@@ -557,6 +558,7 @@ def train(run: Run, step_function):
     check_end(skipped, run.policy)
     export(os.path.join(run.folder, "model"), run.policy, run.processor, getattr(torch, config.dtype))
     drop_old_run(run.folder)
+    log.end()
     print0(f"model -> {run.folder}/model")
 
 

@@ -180,7 +180,7 @@ def evaluations(run: str, count: int, page: Page) -> list[dict]:
             if "pid" in row:  # of a benchmark: one response, and what was made of it lies beside
                 verdict = verdicts.get(row["pid"], {})
                 row = dict(qid=row["pid"], question=verdict.get("question", ""), answer=verdict.get("gold", ""),
-                           images=verdict.get("images", []), responses=[dict(
+                           images=row.get("images", []), responses=[dict(
                                text=row.get("response"), tokens=row.get("tokens"), finished=row.get("finished", True),
                                extracted=verdict.get("extraction"), rule=verdict.get("rule"),
                                prediction=verdict.get("prediction"), accuracy=float(verdict.get("strict", 0)))])

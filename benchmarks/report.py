@@ -120,7 +120,8 @@ def judge_all(name: str, responses: dict[str, dict], items: dict[str, Item], sto
             else:
                 extraction, rule = ("", "nothing") if given in (None, "") else (str(given), "stored")
             verdict = benchmark.verdict(response, extraction, rule, item)
-        verdicts[pid] = dict(extraction=extraction, rule=rule) | verdict._asdict()
+        verdicts[pid] = dict(question=item.question, gold=item.answer, extraction=extraction, rule=rule)
+        verdicts[pid] |= verdict._asdict()
     return verdicts
 
 

@@ -11,6 +11,7 @@ import inspect
 import os
 import re
 import sys
+from importlib.util import find_spec
 
 from transformers import HfArgumentParser
 
@@ -130,6 +131,8 @@ def check_training(config):
          "are the same thing in the warm-up: give the same"),
         (config.token_budget >= most,
          f"--token_budget {config.token_budget} is less than --max_prompt + --max_response = {most}"),
+        (config.tracker == "none" or find_spec(config.tracker), f"--tracker {config.tracker}: this package is not "
+         f"installed; pip install {config.tracker}, or leave the flag out"),
         (bool(config.eval_data) == bool(config.eval_every), "--eval_data and --eval_every go together: give both"),
     ])
 

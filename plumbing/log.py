@@ -12,8 +12,10 @@ from dataclasses import asdict
 import torch
 
 from data import parse
-from plumbing.processes import gather, is_main, shared_error
+from plumbing.doctor import Doctor
+from plumbing.processes import gather, is_main, print0, shared_error
 from plumbing.run_folder import write_text
+from plumbing.trackers import connect
 
 LARGEST_GAP = 0.02  # between two log-probs of a token; bfloat16 makes less than .01, and the clip begins at .22
 
@@ -26,7 +28,8 @@ def mean(values) -> float:
 def records(answered, broken: bool = False) -> list[dict]:
     """rewards.Answered as json rows, one per question: rollout files, metrics and evaluation are made of these.
     broken: a question whose images cannot be read has a row as well, without responses."""
-    return [dict(qid=one.sample.qid, question=one.sample.question, answer=one.sample.answer, responses=[
+    return [dict(qid=one.sample.qid, question=one.sample.question, answer=one.sample.answer,
+                 key_words=list(one.sample.key_words), images=list(one.sample.images), responses=[
         dict(text=text, extracted=parse(text).answer, tokens=len(response.ids), finished=response.finished,
              **{name: values[g] for name, values in one.earned.items()})
         for g, (text, response) in enumerate(zip(one.texts, one.responses)) if not one.sample.broken])
@@ -115,14 +118,41 @@ def check_end(skipped: int, policy):
         raise shared_error(f"{reason} finite: no model is exported; lower --lr, in a run of its own")
 
 
-def write_step(folder: str, step: int, metrics: dict[str, float], rows: list[dict]):
-    """A line of metrics.jsonl, and the rollout. nan and infinity are written as null, because json has neither."""
-    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-    with open(os.path.join(folder, "metrics.jsonl"), "a") as f:
-        f.write(json.dumps({"step": step, **finite}) + "\n")
-    if rows:
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        write_text(os.path.join(folder, "rollouts", f"step_{step:06d}.jsonl"), lines)
+class Log:
+    """What rank 0 leaves of a stage's steps: files, lines on the screen, the doctor's lines, and a tracker's mirror."""
+
+    def __init__(self, config, folder: str, bar):
+        self.folder, self.bar, self.doctor = folder, bar, Doctor(config)
+        self.metrics, self.tracker = os.path.join(folder, "metrics.jsonl"), None
+        if is_main():
+            self.tracker = connect(config, folder)
+            with open(self.metrics) as file:
+                for line in file:  # of a run that is resumed
+                    self.doctor.look(json.loads(line))
+
+    def step(self, step: int, metrics: dict[str, float], rows: list[dict]):
+        """nan and infinity are written as null, because json has neither."""
+        if not is_main():
+            return
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        with open(self.metrics, "a") as file:
+            file.write(json.dumps({"step": step, **finite}) + "\n")
+        if rows:
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            write_text(os.path.join(self.folder, "rollouts", f"step_{step:06d}.jsonl"), lines)
+        if self.tracker:
+            self.tracker.log(step, finite, rows)
+        for line in (console_line(step, self.bar.total, metrics), *self.doctor.look(finite)):
+            self.bar.write(line)
+        name = "reward/total" if rows else "opt/loss"
+        self.bar.set_postfix_str(f"{name} {metrics[name]:.3f}")
+
+    def end(self):
+        """Everything that the doctor has said, once more."""
+        for line in self.doctor.said.values():
+            print0(f"doctor: {line}")
+        if self.tracker:
+            self.tracker.end()
 
 
 def console_line(step: int, steps: int, metrics: dict[str, float]) -> str:

@@ -27,6 +27,7 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from tqdm import tqdm
 
 from data import InputError
 
@@ -287,9 +288,9 @@ def print0(*words):
         print(*words, flush=True)
 
 
-def no_bar() -> bool | None:
-    """tqdm's `disable`: no bar but on rank 0, and there only on a terminal."""
-    return None if is_main() else True
+def progress(items: Iterable, name: str, total: int, done: int = 0) -> tqdm:
+    """A bar on rank 0, if there is a terminal; it goes when the last item is done."""
+    return tqdm(items, name, total, leave=False, initial=done, disable=None if is_main() else True)
 
 
 def broadcast(value):

@@ -10,6 +10,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 import data
 import demo
+from plumbing.console import before_and_after, learned, log_to
 from ranks import ranks
 
 
@@ -46,15 +47,56 @@ def test_the_five_stages_run_and_summarise(processes, tmp_path):
             low, high = figures["intervals"][figure]
             assert low <= figures[figure] <= high
         assert os.path.exists(f"{out}/{name}/model/model.safetensors")
-    for text in ("after stage 2", "caption_exact", "peak memory", f"{processes} process(es)"):
+    for text in ("after stage 2", "caption_exact", "peak memory", f"{processes} process(es)", f"{out}/view.html"):
         assert text in first.stdout
-    assert not any(other.stdout for other in others)
+    assert not any(other.stdout for other in others) and os.path.getsize(f"{out}/view.html") > 10_000
 
 
 def test_a_stage_that_fails_ends_the_demo_with_its_exit_code(tmp_path):
     with pytest.raises(SystemExit) as stop:
         demo.stage("sft", str(tmp_path), 0, 1, "--model", str(tmp_path / "absent"), "--data", "absent.jsonl")
     assert stop.value.code == 2
+
+
+def test_a_quiet_demo_says_little_and_its_log_has_everything(tmp_path, capsys):
+    """A failing stage's line is seen all the same, since errors are not redirected."""
+    log = tmp_path / "new" / "log.txt"
+    with pytest.raises(SystemExit) as stop, log_to(str(log), verbose=False) as say:
+        say("warm-up  9 s")
+        demo.stage("sft", str(tmp_path), 0, 1, "--model", str(tmp_path / "absent"), "--data", "absent.jsonl")
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == "warm-up  9 s\n" and "absent" in err and len(err.splitlines()) == 1
+    assert "warm-up  9 s\n" in log.read_text() and "$ python train.py --stage sft" in log.read_text()
+
+
+def test_a_verbose_demo_shows_its_log(tmp_path, capsys):
+    with log_to(str(tmp_path / "log.txt"), verbose=True) as say:
+        print("a step")
+        say("a stage")
+    assert capsys.readouterr().out == "a step\na stage\n" == (tmp_path / "log.txt").read_text()
+
+
+def test_a_stages_line_has_the_means_of_its_first_and_its_last_three_steps(tmp_path):
+    # (0 + 1 + 2) / 3 and (7 + 8 + 9) / 3
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"reward/clip": i}) + "\n" for i in range(10)))
+    assert learned(str(tmp_path), ("reward/clip",)) == "clip 1.00 -> 8.00"
+    for i, name in enumerate(("easy", "medium", "hard")):
+        (tmp_path / f"{name}.jsonl").write_text("{}\n" * i)
+    assert learned(str(tmp_path), ()) == "0 easy, 1 medium, 2 hard"
+
+
+def test_before_and_after_is_a_question_described_better_first_and_answered_better_then(tmp_path):
+    parts = {"perceives, then reasons": [(0, 0), (1, 0), (1, 1)], "only reasons": [(0, 0), (0, 0), (0, 1)],
+             "forgets": [(1, 1), (1, 1), (0, 0)]}  # (keyword, accuracy) of each of three models
+    for i in range(3):
+        rows = [dict(qid=name, question=name, answer="7", images=["x.png"], responses=[
+            dict(text=f"text {i} of {name}", keyword=values[i][0], accuracy=values[i][1])])
+            for name, values in parts.items()]
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = before_and_after({str(tmp_path / str(i)): f"model {i}" for i in range(3)})
+    assert [f"text {i} of perceives, then reasons" in told for i in range(3)] == [True] * 3
+    assert "model 1: key words 1.00, answer wrong" in told and "x.png" in told
 
 
 @pytest.mark.parametrize("end, code", [

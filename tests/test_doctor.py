@@ -4,6 +4,8 @@ import types
 import pytest
 
 from plumbing.doctor import WINDOW, Doctor
+from plumbing.log import Log
+from plumbing.processes import progress
 
 CONFIG = dict(stage="1", lr=1e-6, kl_coef=0.01, clip_weight=0.4, keyword_weight=0.4, format_weight=0.1,
               length_weight=0.1, accuracy_weight=0.0)
@@ -57,6 +59,19 @@ def test_a_reward_that_rises_while_held_out_accuracy_falls_is_named():
         held_out = {"eval/accuracy": 0.6 - 0.01 * step} if step % 5 == 0 else {}
         said += doctor.look(HEALTHY | {"reward/total": 0.5 + 0.01 * step} | held_out)
     assert len(said) == 1 and "0.60 to 0.55" in said[0]  # once ten steps are there: steps 0 and 5 had one
+
+
+def test_a_stage_says_what_the_doctor_says_once_and_at_its_end_again_also_of_steps_before_a_resume(tmp_path, capsys):
+    config = types.SimpleNamespace(**CONFIG, tracker="none")
+    for first in (0, WINDOW):  # the second run finds the first one's metrics
+        (tmp_path / "metrics.jsonl").touch()
+        log = Log(config, str(tmp_path), progress(range(first, first + WINDOW), "stage 1", 2 * WINDOW, first))
+        for step in range(first, first + WINDOW):
+            log.step(step, HEALTHY | {"policy/ratio_max": 100.0, "policy/kl": float("nan")}, [])
+        log.end()
+        lines = [line for line in capsys.readouterr().out.splitlines() if "policy/ratio_max" in line]
+        assert len(lines) == (2 if first == 0 else 1) and lines[-1].startswith("doctor: ")
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2 * WINDOW
 
 
 @pytest.mark.parametrize("settings", [{}, STAGE_2])

@@ -368,6 +368,13 @@ def test_nothing_is_not_right_where_the_gold_answer_is_withheld():
     assert not any(verdict["official"] or verdict["strict"] for verdict in verdicts.values())
 
 
+def test_a_verdict_has_the_question_and_the_gold_answer(tiny_mathvista):
+    """So view.py can show a benchmark's responses from its folder alone."""
+    items = load_items("mathvista", load_rows("mathvista", tiny_mathvista, "", images=False))
+    for pid, verdict in judge_all("mathvista", {}, items).items():
+        assert (verdict["question"], verdict["gold"]) == (items[pid].question, items[pid].answer)
+
+
 def test_a_copy_without_git_has_no_revision(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert report.revision() == ""

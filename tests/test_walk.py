@@ -1,0 +1,46 @@
+"""docs/walk.txt is what `python demo.py --walk` prints: every tensor of one RL step, in its order."""
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from plumbing import walk
+from ranks import ROOT
+
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]\d+)?")
+
+
+@pytest.fixture(scope="module")
+def printed():
+    done = subprocess.run([sys.executable, "demo.py", "--walk"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_committed_walk_is_what_is_printed_up_to_rounding(printed):
+    with open(os.path.join(ROOT, "docs", "walk.txt"), encoding="utf-8") as file:
+        committed = file.read()
+    assert NUMBER.sub("#", printed) == NUMBER.sub("#", committed)
+    numbers = [list(map(float, NUMBER.findall(text))) for text in (printed, committed)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=0.01, abs=0.002)
+
+
+def test_the_walk_is_in_the_order_of_the_step_and_the_first_update_has_ratio_1(printed):
+    names = re.findall(r"^(\w+):", printed, re.MULTILINE)
+    order = ["encode_prompt", "score", "group_advantages", "make_micro_batches", "grpo_loss", "update"]
+    assert sorted(order, key=names.index) == order and names.count("update") == 2
+    first, second = re.findall(r"^    ratio .*\) +(\S.*)$", printed, re.MULTILINE)
+    assert set(first.split()) == {"1", ".."} and set(second.split()) != {"1", ".."}
+
+
+def test_a_tensor_of_another_shape_ends_the_walk():
+    """group_advantages of 2 x 4 rewards, where the walk is told that G is 3."""
+    sys.setprofile(walk.Guide(2, 3))
+    try:
+        with pytest.raises(AssertionError, match="group_rewards: G is 3"):
+            walk.train.group_advantages(torch.rand(2, 4))
+    finally:
+        sys.setprofile(None)
