@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor
 
 from data import InputError
 from plumbing.processes import barrier, broadcast, here, is_main
+from plumbing.release import RELEASE_PROMPT
 from plumbing.run_folder import checkpoints, replaced_folder
 
 # ------------------------------------------------------------------- what a model folder says of itself
@@ -102,7 +103,7 @@ def note_pixels(path: str, min_pixels: int, max_pixels: int, log=print) -> None:
                 f"{max_pixels} (--min_pixels, --max_pixels)")
 
 
-def load_processor(path: str, min_pixels: int, max_pixels: int, log=print):
+def load_processor(path: str, min_pixels: int, max_pixels: int, prompt: str = "own", log=print):
     """Tokenizer, image processor and chat template of a model folder; images get an area of min_pixels..max_pixels."""
     from transformers import AutoProcessor
 
@@ -121,6 +122,7 @@ def load_processor(path: str, min_pixels: int, max_pixels: int, log=print):
     for name in ("size", "min_pixels", "max_pixels"):      # the tokenizer was handed them too, and would save them
         processor.tokenizer.init_kwargs.pop(name, None)
     note_pixels(path, min_pixels, max_pixels, log)
+    processor.release_prompt = RELEASE_PROMPT if prompt == "release" else ""  # for data.chat_text; never saved
     return processor
 
 

@@ -9,6 +9,7 @@ from glob import glob
 
 from data import InputError, Sample, several
 from plumbing.processes import barrier, broadcast, is_main, launch_store, restarts
+from plumbing.release import prompt_id
 
 ASIDE = ".before-restart"  # of a stage's folder: the run that --restart replaces, until the new one is complete
 SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "fused_loss", "save_every", "eval_data", "eval_every",
@@ -67,14 +68,14 @@ def weights_id(folder: str) -> str:
     return digest(*parts)
 
 
-def fingerprints(config, model_folder: str, samples: list[Sample], *prompt: str) -> dict[str, str]:
+def fingerprints(config, model_folder: str, samples: list[Sample], chat_template: str) -> dict[str, str]:
     """What a run depends on and its flags do not say. Of an image file only the name counts, since the folder may be
     mounted elsewhere, and a file that has gone bad is what --skip_bad_images is for."""
     clip = [weights_id(config.clip)] if config.clip_weight > 0 and os.path.isdir(config.clip) else []
     rows = ((sample.qid, sample.question, sample.answer, sample.key_words, sample.choices, sample.solution,
              [digest(image) if isinstance(image, bytes) else os.path.basename(str(image)) for image in sample.images])
             for sample in samples)
-    return {"rows of --data": digest(*rows), "prompt template": digest(*prompt),
+    return {"rows of --data": digest(*rows), "prompt template": digest(prompt_id(config.prompt), chat_template),
             "weights of --model": weights_id(model_folder), "weights of --clip": digest(*clip)}
 
 
