@@ -32,7 +32,7 @@ MAY_IMPORT = {  # a room or a root file: what it may import of ours, beside file
 # Two files that need each other: the second imports the first inside a function, when it is called.
 PAIRS = {("plumbing/check.py", "data.py"),
          ("grading/algebra.py", "grading/equal.py"), ("kernels/logprob.py", "kernels/ops.py")}
-LONG_FILES = {"train.py": 580}
+LONG_FILES = {"train.py": 583}
 LONG_FUNCTIONS = {("train.py", "train")}
 GROUPS = {"model", "data", "sampling", "rewards", "GRPO", "optimiser", "memory", "run"}
 
