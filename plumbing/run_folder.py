@@ -68,14 +68,14 @@ def weights_id(folder: str) -> str:
     return digest(*parts)
 
 
-def fingerprints(config, model_folder: str, samples: list[Sample], chat_template: str) -> dict[str, str]:
+def fingerprints(config, model_folder: str, samples: list[Sample], *prompt: str) -> dict[str, str]:
     """What a run depends on and its flags do not say. Of an image file only the name counts, since the folder may be
     mounted elsewhere, and a file that has gone bad is what --skip_bad_images is for."""
     clip = [weights_id(config.clip)] if config.clip_weight > 0 and os.path.isdir(config.clip) else []
     rows = ((sample.qid, sample.question, sample.answer, sample.key_words, sample.choices, sample.solution,
              [digest(image) if isinstance(image, bytes) else os.path.basename(str(image)) for image in sample.images])
             for sample in samples)
-    return {"rows of --data": digest(*rows), "prompt template": digest(prompt_id(config.prompt), chat_template),
+    return {"rows of --data": digest(*rows), "prompt template": digest(prompt_id(config.prompt), *prompt),
             "weights of --model": weights_id(model_folder), "weights of --clip": digest(*clip)}
 
 
