@@ -385,8 +385,8 @@ def chat_text(sample: Sample, processor) -> str:
     question = question if markers else IMAGE * images + question
     leading = LEADING_IMAGES.match(question)
     turn = IMAGE * leading[0].count(IMAGE) + INSTRUCTION + question[leading.end():]
-    if processor.release_prompt:
-        turn = processor.release_prompt + question.strip()
+    if release := getattr(processor, "release_prompt", ""):  # of engine.weights.load_processor
+        turn = release + question.strip()
     content = [{"type": "image"} if part == IMAGE else {"type": "text", "text": part}
                for part in re.split(f"({IMAGE})", turn) if part]
     chat = [{"role": "user", "content": content}]

@@ -126,10 +126,10 @@ class Config(Sampling):
     length_weight: float = 0.0  # of a part: is the response short enough?
     accuracy_weight: float = 0.0  # of a part: is the answer right?
     # GRPO
+    advantage_dtype: Literal["float64", "float32"] = "float64"  # the release: float32, whose rounding teaches
     clip_ratio_low: float = 0.2  # the ratio is clipped at 1 - this (verl actor/config.py)
     clip_ratio_high: float = 0.3  # and at 1 + this
     clip_ratio_c: float = 3.0  # dual clip: bounds the loss of bad tokens whose ratio explodes
-    advantage_dtype: Literal["float64", "float32"] = "float64"  # the release: float32, whose rounding teaches
     kl_coef: float = 0.01  # weight of the KL to the reference policy (pebr_stage1.yaml); 0 loads no reference
     old_logprobs: Literal["policy", "sampler"] = "policy"  # whose the ratio's old log-probs are: sampler saves a pass
     fused_loss: Literal["auto", "on", "off"] = "auto"  # on a GPU, Triton's twin of grpo_loss; auto: if both agree
