@@ -375,7 +375,7 @@ class Prompt:
 
 def chat_text(sample: Sample, processor) -> str:
     """The prompt as text, one image token per image. Images that lead the question come before the instruction, others
-    stay where the question has them; without markers all lead."""
+    stay where the question has them; without markers all lead. In the release's prompt the question stands as it is."""
     where, question, images = sample.name, sample.question, len(sample.images)
     if found := REFUSED.search(question):
         raise InputError(f"{where} has the control token or half a surrogate pair {found[0]!r} in its text; remove it")
@@ -385,6 +385,8 @@ def chat_text(sample: Sample, processor) -> str:
     question = question if markers else IMAGE * images + question
     leading = LEADING_IMAGES.match(question)
     turn = IMAGE * leading[0].count(IMAGE) + INSTRUCTION + question[leading.end():]
+    if release := getattr(processor, "release_prompt", ""):  # of engine.weights.load_processor
+        turn = release + question.strip()
     content = [{"type": "image"} if part == IMAGE else {"type": "text", "text": part}
                for part in re.split(f"({IMAGE})", turn) if part]
     chat = [{"role": "user", "content": content}]
@@ -441,9 +443,10 @@ def prompt_length(sample: Sample, processor) -> int:
     return length
 
 
-def encode_solution(sample: Sample, processor) -> list[int]:
-    """The response to imitate, with its end token: a model that is never shown one does not learn to stop."""
-    return processor.tokenizer(sample.solution).input_ids + [processor.tokenizer.convert_tokens_to_ids("<|im_end|>")]
+def encode_solution(sample: Sample, processor, room: int = 0) -> list[int]:
+    """The response to imitate, with the end token that teaches to stop, or what of it there is room for, if any is."""
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    return [*processor.tokenizer(sample.solution).input_ids, end][: room if room > 0 else None]
 
 
 # ---- buckets and batches
@@ -476,13 +479,13 @@ def write_buckets(folder: str, samples: list[Sample], correct: dict[str, int], g
     return {bucket: len(lines[bucket]) for bucket in lines}
 
 
-def batches(n: int, batch_size: int, epochs: int, seed: int) -> list[list[int]]:
-    """Indices of n samples. An epoch's order depends on (seed, epoch) alone; a batch may span two epochs; what is left
-    over at the end is not used. InputError when there is not one full batch, or more than 20 million indices."""
+def batches(n: int, batch_size: int, epochs: int, seed: int, drop_last: bool = False) -> list[list[int]]:
+    """Indices of n samples. An epoch's order depends on (seed, epoch) alone; a batch may span two, without drop_last;
+    what is left over is not used. InputError when there is not one full batch, or more than 20 million indices."""
     if n * epochs > 20_000_000:
         raise InputError(f"--epochs {epochs} of {n} questions are over 20 million; give fewer, and --max_steps to stop")
     epoch_orders = [numpy.random.default_rng([seed, epoch]).permutation(n).tolist() for epoch in range(epochs)]
-    order = [index for epoch_order in epoch_orders for index in epoch_order]
+    order = [index for epoch_order in epoch_orders for index in epoch_order[: n - n % batch_size * drop_last]]
     if len(order) < batch_size:
         raise InputError(f"{n} questions x {epochs} epochs do not fill one batch of {batch_size}; "
                          "use more data, more epochs or a smaller batch")

@@ -38,6 +38,7 @@ from plumbing.flags import Flags, check_sampling, complain, refuse
 from plumbing.log import records
 from plumbing.processes import (TOLD, barrier, ending_together, is_main, on_every_rank, print0, start_processes,
                                 stop_processes)
+from plumbing.release import prompt_id
 from plumbing.run_folder import (complete_files, drop_kept, fingerprints, kept, open_folder, run_id, weights_id,
                                  write_text)
 from train import PARTS, Sampling, ask
@@ -93,7 +94,7 @@ def load(config: EvalConfig, device) -> tuple:
     """(config with as many slots as there is room for, model, processor, clip, questions as their `prepare_..` returns
     them). All questions are checked first, because loading a model takes minutes."""
     folder = find_model(config.model)
-    processor = load_processor(folder, config.min_pixels, config.max_pixels, log=print0)
+    processor = load_processor(folder, config.min_pixels, config.max_pixels, config.prompt, log=print0)
     if config.benchmark:
         questions = [prepare_benchmark(config, name, folder, processor) for name in registry.chosen(config.benchmark)]
     else:
@@ -113,7 +114,7 @@ def prepare_file(config: EvalConfig, model_folder: str, processor) -> tuple[list
     filters.require(samples, "answer", config.data)
     filters.check_images(samples)
     near = filters.drop_long(samples, processor, config.max_prompt, log=print0)
-    prints = fingerprints(config, model_folder, samples, data.INSTRUCTION, processor.chat_template)
+    prints = fingerprints(config, model_folder, samples, processor.chat_template)
     open_folder(config.out)
     return near, len(samples) - len(near), os.path.join(config.out, f"asked-{run_id(config, prints)}")
 
@@ -129,7 +130,8 @@ def run_file(config: EvalConfig, model, processor, clip, samples: list[Sample], 
         for response in row["responses"]:
             del response["reward"]  # a weighted sum, and evaluation has no weights
     figures = report.figures(rows, [part for part in PARTS if part != "clip" or config.clip])
-    result = dict(questions=len(rows), dropped_prompts=dropped, config=asdict(config), figures=figures)
+    result = dict(questions=len(rows), dropped_prompts=dropped, config=asdict(config),
+                  prompt_id=prompt_id(config.prompt), figures=figures)
     write_text(os.path.join(config.out, "responses.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
     write_text(os.path.join(config.out, "report.json"), json.dumps(result, indent=1))
     drop_kept(folder)
@@ -148,7 +150,7 @@ def settings_of(config: EvalConfig, model_folder: str, samples: list[Sample], ou
     names = ("model", "dtype", "seed", "temperature", "top_p", "max_prompt", "max_response", "min_pixels", "max_pixels")
     questions = json.dumps([(sample.qid, sample.question) for sample in samples])
     settings = {name: getattr(config, name) for name in names} | dict(
-        weights=weights_id(model_folder), prompt_id=hashlib.sha256(data.INSTRUCTION.encode()).hexdigest()[:8],
+        weights=weights_id(model_folder), prompt_id=prompt_id(config.prompt),
         questions_id=hashlib.sha256(questions.encode()).hexdigest()[:12])
     path = os.path.join(out, "settings.json")
     old = not config.restart and (os.path.exists(path) or glob(os.path.join(escape(out), "*-*.jsonl")))

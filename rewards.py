@@ -18,6 +18,7 @@ Deviations from the release:
 3. Key words are whole words in the description, instead of substrings of the response.
 4. A response without the answer section is wrong, instead of being graded whole; grader="release" grades it whole.
 5. What stands behind the final answer is no description, rationale or step. CLIP reads no control tokens.
+6. Format knows a header without its colon. All images count for clip, instead of the first. rules="release" is exact.
 """
 import math
 import re
@@ -27,7 +28,7 @@ from functools import lru_cache
 
 import torch
 
-from data import InputError, Sample, Sections, parse
+from data import ANSWER, DESCRIPTION, RATIONALES, STEP, InputError, Sample, Sections, parse
 from engine.clip import ClipScorer
 from engine.sampler import Response
 from grading.equal import characters, cut, same_answer
@@ -140,30 +141,55 @@ def caption(description: str | None) -> str:
     return " ".join(CONTROL.sub(" ", text).split())
 
 
+# ---------------------------------------------------------------- the release's rules, exactly (pebr_1.py)
+
+RELEASE_HEADERS = [re.compile(rf"###\s*{name}:", re.IGNORECASE)
+                   for name in (DESCRIPTION, RATIONALES, rf"{STEP}\s*1", ANSWER)]
+AROUND_SIGNS = re.compile(r"(?:(?<!\s)\s+)?([<>/])\s*")  # a run of spaces is tried once, which takes linear time
+
+
+def release_caption(response: str) -> str:
+    """What stands between the headers of description and rationales; "" without both, and CLIP scores that as well."""
+    begin = RELEASE_HEADERS[0].search(response)
+    end = begin and RELEASE_HEADERS[1].search(response, begin.end())
+    return response[begin.end():end.start()].strip() if end else ""
+
+
+def release_parts(samples: list[Sample], responses: list[str], clip: ClipScorer | None,
+                  target: float) -> dict[str, torch.Tensor]:
+    """clip, keyword and format of N responses: a cosine below 0 pays less than nothing, and a key word may stand
+    anywhere in the response, also within a word; one that is listed twice counts twice."""
+    texts, G = [AROUND_SIGNS.sub(r"\1", response) for response in responses], len(responses) // max(len(samples), 1)
+    cosines, shares = torch.zeros(len(texts)), []
+    if clip is not None:
+        cosines = clip.score([sample.images[:1] for sample in samples], list(map(release_caption, texts)), empty=True)
+    for i, text in enumerate(map(str.lower, texts)):
+        key_words = samples[i // G].key_words
+        shares.append(sum(word.lower() in text for word in key_words) / max(len(key_words), 1))
+    forms = [float(all(header.search(text) for header in RELEASE_HEADERS)) for text in texts]
+    return {"clip": (cosines / target).clamp(max=1), "keyword": torch.tensor(shares), "format": torch.tensor(forms)}
+
+
 # ---------------------------------------------------------------- the weighted sum
 
 
 def score(samples: list[Sample], responses: list[str], lengths: list[int], weights: dict[str, float],
           clip: ClipScorer | None, clip_target: float = 0.4, length_limit: int = 512,
-          keyword_scope: str = "description", grader: str = "own") -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+          keyword_scope: str = "description", grader: str = "own",
+          rules: str = "own") -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Raw rewards (N,) = sum_k weight_k part_k, and the parts, each (N,), of Q samples and N = Q G responses.
 
     All parts are computed whatever their weight, clip when a scorer is given (else 0). lengths are response tokens.
     keyword_scope "response" looks for the key words in the whole response, as the release does, but as whole words.
-    grader "release" hands the whole response to the release's own accuracy rule.
+    grader "release" hands the whole response to the release's own accuracy rule, rules "release" to its others.
     """
     Q, N = len(samples), len(responses)
     G = N // max(Q, 1)  # a process may have no question
     assert Q * G == N == len(lengths), f"{N=} not a multiple of {Q=}, or not {len(lengths)=}"
     assert clip is not None or not weights.get("clip"), "clip has a weight but there is no scorer"
-    assert keyword_scope in ("description", "response"), f"{keyword_scope=}"
+    assert keyword_scope in ("description", "response") and rules in ("own", "release"), f"{keyword_scope=}, {rules=}"
     samples_of = [sample for sample in samples for _ in range(G)]  # of each response
     sections = [parse(response) for response in responses]
-    descriptions = [section.description for section in sections]
-    texts = responses if keyword_scope == "response" else [description or "" for description in descriptions]
-    cosines = torch.zeros(N)
-    if clip is not None:
-        cosines = clip.score([sample.images for sample in samples], [caption(text) for text in descriptions])
     if grader == "release":
         from grading.algebra import process_grader  # its worker needs mathruler, which few have
 
@@ -171,10 +197,17 @@ def score(samples: list[Sample], responses: list[str], lengths: list[int], weigh
         accuracies = [float(judge.correct(text, sample.answer)) for text, sample in zip(responses, samples_of)]
     else:
         accuracies = [accuracy_reward(section.answer, sample) for section, sample in zip(sections, samples_of)]
-    parts = {
-        "clip": clip_reward(cosines, clip_target),
-        "keyword": torch.tensor([keyword_reward(text, sample.key_words) for text, sample in zip(texts, samples_of)]),
-        "format": torch.tensor([format_reward(section) for section in sections]),
+    if rules == "release":
+        parts = release_parts(samples, responses, clip, clip_target)
+    else:
+        descriptions, cosines = [section.description for section in sections], torch.zeros(N)
+        if clip is not None:
+            cosines = clip.score([sample.images for sample in samples], [caption(text) for text in descriptions])
+        texts = responses if keyword_scope == "response" else [description or "" for description in descriptions]
+        found = [keyword_reward(text, sample.key_words) for text, sample in zip(texts, samples_of)]
+        parts = {"clip": clip_reward(cosines, clip_target), "keyword": torch.tensor(found),
+                 "format": torch.tensor([format_reward(section) for section in sections])}
+    parts |= {
         "length": torch.tensor([length_reward(length, length_limit) for length in lengths]),
         "accuracy": torch.tensor(accuracies),
     }
@@ -204,7 +237,7 @@ def judge(samples: list[Sample], finished: list[tuple[int, list[Response]]], tok
     asked, responses = [samples[q] for q, _ in finished], [response for _, group in finished for response in group]
     texts = [tokenizer.decode(response.ids, skip_special_tokens=True) for response in responses]
     total, parts = score(asked, texts, [len(response.ids) for response in responses], weights, clip,
-                         config.clip_target, config.length_limit, config.keyword_scope, config.grader)
+                         config.clip_target, config.length_limit, config.keyword_scope, config.grader, config.rules)
     G = len(responses) // len(asked)
     for k, response in enumerate(responses):
         finite = {"reward": total[k].isfinite(), "rollout": all(map(math.isfinite, response.logprobs))}

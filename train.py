@@ -71,6 +71,7 @@ class Sampling:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of computing, sampling and export; master weights are float32
     min_pixels: int = 576  # images are resized to between min and max pixels, the same everywhere
     max_pixels: int = 802816  # at most 1024 tokens of 28 x 28 pixels
+    prompt: Literal["own", "release"] = "own"  # text around a question; the release's has images after it
     # data
     data: str = ""  # json, jsonl, csv, parquet, folder or hub data set; of files several, with commas between
     split: str = "train"  # of a folder or a hub data set
@@ -86,7 +87,8 @@ class Sampling:
     clip: str = "qihoo360/fg-clip-large"  # FG-CLIP folder or hub name, open_clip folder, or open_clip name:pretrained
     clip_target: float = 0.4  # cosine that earns the whole clip part (pebr_1.py)
     length_limit: int = 512  # tokens up to which the length part is 1 (pebr_1.py)
-    keyword_scope: Literal["description", "response"] = "description"  # where key words count; the release: response
+    keyword_scope: Literal["description", "response"] = "description"  # where key words count, as whole words
+    rules: Literal["own", "release"] = "own"  # of clip, keyword and format; the release's: rewards.release_parts
     grader: Literal["own", "release"] = "own"  # the accuracy rule: grading/, or mathruler (to be installed)
     # memory
     slots: int = 0  # responses decoded together on one GPU; 0: as many as its memory has room for, at most 256
@@ -102,6 +104,7 @@ class Config(Sampling):
 
     # run
     stage: str = ""  # sft, sample, 1 or 2; to be given
+    parity: Literal["none", "release"] = "none"  # release: all settings of plumbing/release.py
     out: str = "runs/pebr"  # everything is written below this folder
     restart: bool = False  # begin anew instead of resuming; the old run is dropped when the new one is complete
     save_every: int = 0  # steps between checkpoints to resume from; 0: none
@@ -112,6 +115,8 @@ class Config(Sampling):
     questions_per_rollout: int = 560  # Q, per step, in the warm-up as well (pebr_stage1.yaml: rollout_batch_size)
     questions_per_update: int = 112  # questions per optimiser step (pebr_stage1.yaml: global_batch_size)
     epochs: int = 1  # passes over the data
+    drop_last: bool = False  # leave out what fills no batch of an epoch, or of stage sample, as the release
+    cutoff: int = 0  # tokens of prompt and solution in the warm-up, the end is cut; 0: longer rows are dropped
     allow_text: bool = False  # with a CLIP weight, keep questions without an image, whose clip part is 0
     skip_bad_images: bool = False  # go on without the rows whose image cannot be read; they keep their place
     max_steps: int = 0  # stop after this many steps; 0: after the epochs
@@ -122,6 +127,7 @@ class Config(Sampling):
     length_weight: float = 0.0  # of a part: is the response short enough?
     accuracy_weight: float = 0.0  # of a part: is the answer right?
     # GRPO
+    advantage_dtype: Literal["float64", "float32"] = "float64"  # the release: float32, whose rounding teaches
     clip_ratio_low: float = 0.2  # the ratio is clipped at 1 - this (verl actor/config.py)
     clip_ratio_high: float = 0.3  # and at 1 + this
     clip_ratio_c: float = 3.0  # dual clip: bounds the loss of bad tokens whose ratio explodes
@@ -167,7 +173,7 @@ CHUNK = 16  # finished questions that are scored together, and by eval.py writte
 # ------------------------------------------------------------------------------- GRPO, as equations
 
 
-def group_advantages(group_rewards: Tensor) -> Tensor:
+def group_advantages(group_rewards: Tensor, dtype: str = "float64") -> Tensor:
     """Eq. ADVANTAGE: how much better a response is than its group, in standard deviations. (Q, G) -> (Q, G).
 
     A = (R - mean_group) / (std_group + 1e-6), std with G - 1 (verl core_algos.py: compute_grpo_outcome_advantage).
@@ -176,7 +182,7 @@ def group_advantages(group_rewards: Tensor) -> Tensor:
     """
     Q, G = group_rewards.shape
     assert G >= 2, f"{G=}: a group needs at least 2 responses to compare"
-    exact = group_rewards.double()
+    exact = group_rewards.to(getattr(torch, dtype))
     advantages = (exact - exact.mean(-1, keepdim=True)) / (exact.std(-1, keepdim=True) + 1e-6)  # Eq. ADVANTAGE
     return advantages.to(group_rewards.dtype)
 
@@ -366,16 +372,16 @@ def start(config: Config) -> Run:
     device, mesh = start_processes()  # joined in main; here for its device and mesh
     print0(f"{dist.get_world_size()} process(es) on {device.type}")
     folder, dtype = find_model(config.model), getattr(torch, config.dtype)
-    processor = load_processor(folder, config.min_pixels, config.max_pixels, log=print0)
+    processor = load_processor(folder, config.min_pixels, config.max_pixels, config.prompt, log=print0)
     samples, held_out = load_samples(config, processor)
     batches = []
     if config.stage != "sample":
-        batches = data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed)
+        batches = data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed, config.drop_last)
         left = config.epochs * len(samples) - len(batches) * config.questions_per_rollout
         print0(f"{len(samples)} questions x {config.epochs} epochs: {len(batches)} steps, {left} left over")
     clip = load_clip(config.clip, device) if config.clip_weight > 0 else None
     out = os.path.join(config.out, FOLDERS[config.stage])
-    prints = fingerprints(config, folder, samples, data.INSTRUCTION, processor.chat_template)
+    prints = fingerprints(config, folder, samples, processor.chat_template)
     check_folder(config, out, prints)
     config = fit_plan(config, folder, device)  # chooses the slots
     policy = ref_policy = replica = None
@@ -402,8 +408,8 @@ def sft_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: i
     """One optimiser step of supervised warm-up: a solution is a group of one response."""
     config, timer = run.config, Timer(f"step {step}")
     with timer("encode"):
-        groups = [(prompt, [data.encode_solution(prompt.sample, run.processor)]) for prompt in prompts
-                  if not prompt.sample.broken]
+        groups = [(prompt, [data.encode_solution(prompt.sample, run.processor, config.cutoff - len(prompt.input_ids))])
+                  for prompt in prompts if not prompt.sample.broken]
     with timer("wait"):
         barrier(config.patience)
     with timer("update"):
@@ -451,7 +457,7 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: in
     seeds = [seed_of(config.seed, step, i) for i in shard_of_rank(range(config.questions_per_rollout))]
     parts = collect(run.replica, run.processor, run.clip, samples, prompts, seeds, config, timer)
     answered = gather(sorted(chain(*parts)), everywhere=True)  # Q
-    advantages = group_advantages(torch.tensor([one.earned["reward"] for one in answered]))  # (Q, G)
+    advantages = group_advantages(torch.tensor([one.earned["reward"] for one in answered]), config.advantage_dtype)
     for one, values in zip(answered, advantages.tolist()):
         one.earned["advantage"] = values
     with timer("deal"):

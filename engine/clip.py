@@ -47,8 +47,9 @@ class ClipScorer:
                 raise InputError(f"CLIP makes no finite numbers of {item!r:.80}: check it and the CLIP model's files")
         return vectors
 
-    def score(self, images: list, descriptions: list[str | None]) -> torch.Tensor:
+    def score(self, images: list, descriptions: list[str | None], empty: bool = False) -> torch.Tensor:
         """Cosine of each description with the images of its question; 0 without a description or without an image.
+        With empty, an empty description is a text like others, whose cosine is not 0: the release's rule.
 
         With several images it is the mean of their cosines, which is the product with the mean of their unit vectors:
         a description must cover them all, where the maximum would reward describing the easiest one.
@@ -60,15 +61,15 @@ class ClipScorer:
         G = N // max(Q, 1)                                               # a process may have no question
         assert Q * G == N, f"{N=} not a multiple of {Q=}"
         texts = [(description or "").strip() for description in descriptions]
-        different = sorted(set(texts) - {""})
+        different = sorted(set(texts) - (set() if empty else {""}))
         all_images = [image for group in images for image in group]
         if not different or not all_images:
             return torch.zeros(N)
         image_vectors = self.encode(all_images, self.pixels, self.model.encode_image)            # (images, D)
         groups = image_vectors.split([len(group) for group in images])
         means = torch.stack([group.sum(0) / max(len(group), 1) for group in groups])             # (Q, D)
-        text_vectors = dict(zip(different, self.encode(different, self.tokenize, self.model.encode_text)))
-        text_vectors[""] = torch.zeros_like(means[0])                    # no text, no reward
+        text_vectors = {"": torch.zeros_like(means[0])}                  # no text, no reward
+        text_vectors |= zip(different, self.encode(different, self.tokenize, self.model.encode_text))
         described = torch.stack([text_vectors[text] for text in texts])                          # (N, D)
         return (means.repeat_interleave(G, dim=0) * described).sum(-1)                           # (N,) cosines
 

@@ -35,6 +35,7 @@ from torch.distributed.tensor import DTensor
 from data import InputError, Sample, encode_prompt
 from plumbing.flags import refuse
 from plumbing.processes import barrier, broadcast, here, is_main, on_every_rank
+from plumbing.release import RELEASE_PROMPT
 from plumbing.run_folder import checkpoints, replaced_folder
 
 # ------------------------------------------------------------------- what a model folder says of itself
@@ -135,7 +136,7 @@ def image_settings(files: dict[str, bytes]):
             yield name, content, images
 
 
-def load_processor(path: str, min_pixels: int, max_pixels: int, log=print):
+def load_processor(path: str, min_pixels: int, max_pixels: int, prompt: str = "own", log=print):
     """Tokenizer, image processor and chat template of a model folder; images get an area of min_pixels..max_pixels.
 
     Says so when images will not have the size that this model was trained with: scores would suffer in silence.
@@ -157,6 +158,7 @@ def load_processor(path: str, min_pixels: int, max_pixels: int, log=print):
                     f"{max_pixels} (--min_pixels, --max_pixels)")
     if not hasattr(processor, "image_processor") or not processor.chat_template:
         raise InputError(f"model {path}: no image processor or no chat template; copy the base model's files there")
+    processor.release_prompt = RELEASE_PROMPT if prompt == "release" else ""  # for data.chat_text; never saved
     if config:
         generation_config(path, config)
         try_model(processor, config, path)

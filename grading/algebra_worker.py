@@ -46,10 +46,10 @@ def release():
     from mathruler.grader import grade_answer
 
     def equal(response, gold):
-        response = re.sub(r"\s*(<|>|/)\s*", r"\1", response)  # reference: spaces go, in the text too (pebr_2.py)
-        # reference: the first such section, its header in this very case; without one the whole response
-        match = re.search(r"### The final answer is:(.*?)(?=###|\Z)", response, re.DOTALL)
-        return grade_answer(match[1].strip() if match else response, gold)
+        response = re.sub(r"(?:(?<!\s)\s+)?([<>/])\s*", r"\1", response)  # reference: spaces go, in the text too
+        # reference: one line below the first such header, in this very case; without one the whole response (pebr_2.py)
+        match = re.search(r"### The final answer is:\s*([^\n]*)", response)
+        return grade_answer((match[1] if match else response).strip(), gold.strip())
 
     return equal
 

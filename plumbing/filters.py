@@ -7,8 +7,9 @@ in training they would cost days, and nothing would show it.
 import os
 from collections import Counter
 from collections.abc import Callable
+from itertools import chain
 
-from data import (REFUSED, SKIPPED, ImageError, InputError, Sample, encode_prompt, encode_solution, image_size,
+from data import (REFUSED, SKIPPED, ImageError, InputError, Sample, batches, encode_prompt, encode_solution, image_size,
                   load_samples, prompt_length, seed_of, several)
 
 MOST_BROKEN = 0.05  # share of rows with a broken image beyond which something else is wrong
@@ -60,7 +61,7 @@ def check_broken(broken: list[InputError], total: int, done: str, log=print) -> 
         log(f"{done} {first}")
 
 
-def sft_verdict(sample: Sample, processor, max_response: int) -> str:
+def sft_verdict(sample: Sample, processor, max_response: float) -> str:
     """"kept", or why a warm-up row is dropped (release: dataset/filter.py). Of images only the headers are read; a
     broken one is left to `drop_long`."""
     if not sample.solution:
@@ -81,7 +82,8 @@ def sft_verdict(sample: Sample, processor, max_response: int) -> str:
 
 def worth_imitating(samples: list[Sample], config, processor, log=print) -> list[Sample]:
     """The warm-up rows that `sft_verdict` keeps. How many have which verdict is logged, the most frequent first."""
-    verdicts = [sft_verdict(sample, processor, config.max_response) for sample in samples]
+    most = float("inf") if config.cutoff else config.max_response  # what is cut is never too long
+    verdicts = [sft_verdict(sample, processor, most) for sample in samples]
     counts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(verdicts).most_common())
     log(f"warm-up data: {counts}")
     if "kept" not in verdicts:
@@ -131,8 +133,13 @@ def usable(samples: list[Sample], config, processor, correct: Callable, log=prin
         require(samples, "key_words", config.data)
     if config.clip_weight > 0 and not config.allow_text:
         require(samples, "images", config.data, ", or keep them with --allow_text True")
-    return samples if processor is None else drop_long(samples, processor, config.max_prompt, log,
-                                                       config.skip_bad_images)
+    if processor is not None:
+        samples = drop_long(samples, processor, config.max_prompt, log, config.skip_bad_images)
+    if config.stage == "sample" and config.drop_last:
+        whole = sorted(chain(*batches(len(samples), config.questions_per_rollout, 1, config.seed)))
+        log(f"left out: {len(samples) - len(whole)} questions that fill no batch of {config.questions_per_rollout}")
+        samples = [samples[i] for i in whole]
+    return samples
 
 
 def held_out(config, processor, log=print) -> list[Sample]:

@@ -1,6 +1,6 @@
 """The command line of a dataclass: every field is a flag, the comment beside it is its help, every mistake is one line.
 
-    config = Flags(Config, __doc__).read(argv, overrides)     defaults < overrides (a stage's) < argv
+    config = Flags(Config, __doc__).read(argv, overrides)     defaults < overrides (a stage's, parity's) < argv
 
 A comment on a line of its own in the dataclass begins a group of flags in --help.
 """
@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 
 from data import InputError
 from plumbing.processes import is_main
+from plumbing.release import RELEASE
 
 FIELD = re.compile(r"    (\w+): [^#]*#\s*(.+)")
 HEADING = re.compile(r"    # (\w+)$")
@@ -82,7 +83,7 @@ RANGES = [  # (low, high, the settings that have to lie there); nan lies nowhere
     (1, 1e9, "group_size max_prompt max_response length_limit questions_per_rollout questions_per_update epochs "
              "token_budget eval_questions clip_ratio_c gpus gpu_gb"),
     (1, 178956970, "min_pixels max_pixels"),  # Pillow opens no larger image
-    (0, 1e9, "slots max_steps save_every eval_every lr weight_decay kl_coef audit"),
+    (0, 1e9, "slots max_steps save_every eval_every lr weight_decay kl_coef cutoff audit"),
     (1e-9, 1e9, "max_grad_norm"),
     (0, 2**31, "seed"),
     (0, 100, "temperature clip_ratio_high"),
@@ -133,17 +134,21 @@ def check_training(config):
          f"--token_budget {config.token_budget} is less than --max_prompt + --max_response = {most}"),
         (config.tracker == "none" or find_spec(config.tracker), f"--tracker {config.tracker}: this package is not "
          f"installed; pip install {config.tracker}, or leave the flag out"),
+        (config.cutoff == 0 or config.max_prompt < config.cutoff <= most,
+         f"--cutoff {config.cutoff} is not over --max_prompt, or is over --max_prompt + --max_response = {most}"),
         (bool(config.eval_data) == bool(config.eval_every), "--eval_data and --eval_every go together: give both"),
     ])
 
 
 def read_stage(argv: list[str], doc: str, kind, stages: dict[str, dict], folders: dict[str, str]):
-    """A training command line as a checked `kind` (train.Config): its defaults < stages[stage] < argv."""
-    words = dict(zip(argv, [*argv[1:], ""])) | dict(word.split("=", 1) for word in argv if word.startswith("--stage="))
+    """A training command line as a checked `kind` (train.Config): its defaults < stages[stage] < --parity < argv."""
+    words = dict(zip(argv, [*argv[1:], ""])) | dict(word.split("=", 1) for word in argv if word.startswith("--stage=")
+                                                    or word.startswith("--parity="))
     stage = words.get("--stage", "")
     if stage not in stages and not {"-h", "--help"} & set(argv):
         raise InputError(f"--stage {stage or 'is missing'}: give one of {', '.join(stages)}")
-    config = Flags(kind, doc).read(argv, stages.get(stage, {}))
+    release = RELEASE[stage] if stage in stages and words.get("--parity") == "release" else {}
+    config = Flags(kind, doc).read(argv, stages.get(stage, {}) | release)
     given = {name: getattr(config, name).replace("{out}", config.out) for name in ("model", "data")}
     config = dataclasses.replace(config, **given)
     if config.plan:

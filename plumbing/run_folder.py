@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 import data
 from data import InputError, Sample, several
 from plumbing.processes import barrier, broadcast, is_main, launch_store, print0, restarts, whereabouts
+from plumbing.release import prompt_id
 
 BUCKETS = {"easy.jsonl", "medium.jsonl", "hard.jsonl"}
 DROPPED = ".dropped"  # of a folder on its way out
@@ -168,7 +169,7 @@ def fingerprints(config, model_folder: str, samples: list[Sample], *prompt: str)
     rows = ((sample.qid, sample.question, sample.answer, sample.key_words, sample.choices, sample.solution,
              [digest(image) if isinstance(image, bytes) else os.path.basename(str(image)) for image in sample.images])
             for sample in samples)
-    return {"rows of --data": digest(*rows), "prompt template": digest(*prompt),
+    return {"rows of --data": digest(*rows), "prompt template": digest(prompt_id(config.prompt), *prompt),
             "weights of --model": weights_id(model_folder), "weights of --clip": digest(*clip)}
 
 

@@ -458,7 +458,7 @@ def test_worth_imitating_counts_each_reason(processor, tmp_path):
     samples = [Sample(qid=str(i), question="q", images=images, solution=solution)
                for i, (_, solution, images) in enumerate(cases)]
     lines = []
-    config = SimpleNamespace(data="a.json", max_response=40)
+    config = SimpleNamespace(data="a.json", max_response=40, cutoff=0)
     assert filters.worth_imitating(samples, config, processor, lines.append) == [samples[i] for i in (0, 1, 5)]
     assert lines == ["warm-up data: 3 kept, 2 control_token, 1 no_solution, 1 rethink, 1 small_image, "
                      "1 over 40 tokens"]

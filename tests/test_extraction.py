@@ -11,7 +11,7 @@ import rewards
 from benchmarks.extraction import NO_ANSWER, extract, structured, tidy
 from benchmarks.prose import sentences
 from benchmarks.reading import Item
-from data import parse
+from data import Sample, parse
 from grading.algebra import expressions
 from grading.equal import MAX_TEXT, bare_number, clean, correct, cut, numbers
 
@@ -306,6 +306,7 @@ READERS = {
     "caption": rewards.caption, "structured": structured, "numbers": numbers,
     "correct": lambda text: correct(text, "7"), "letter": lambda text: correct(text, "B", ("1", "2", "3")),
     "expressions": lambda text: expressions(text, "x+1"),
+    "release": lambda text: rewards.release_parts([Sample("q", "?", key_words=("red", "<"))], [text], None, 0.4),
     "clean": clean.__wrapped__, "tidy": tidy} | {
     item.kind + item.pid: lambda text, item=item: extract(text, item)
     for item in (ANGLE, YES_NO, COUNT, CORNER, FORMULA, ILLUSION)}

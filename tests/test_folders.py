@@ -163,7 +163,7 @@ def test_pixel_limits_are_written_where_they_have_stood(tiny_folder, processes, 
 def test_the_note_about_pixels_comes_for_files_of_both_generations(bases):
     for name, limits in (("flat", "3136 to 12845056"), ("new", "784 to 802816")):
         said = []
-        load_processor(bases[name], 784, 12544, said.append)
+        load_processor(bases[name], 784, 12544, log=said.append)
         assert len(said) == 1 and limits in said[0] and "784 to 12544" in said[0]
 
 

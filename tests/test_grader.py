@@ -387,8 +387,10 @@ def release():
     (RESPONSE.format("12°"), "12", False), (RESPONSE.format("BA"), "AB", True),
     (RESPONSE.format(r"\sqrt{8}"), r"2\sqrt{2}", True),
     (RESPONSE.format("1 / 2"), "1/2", True),  # spaces around < > / go
-    (RESPONSE.format("7 ### The final answer is: 8"), "7", True),  # the first section counts
-    (RESPONSE.format("7 ### The final answer is: 8"), "8", False),
+    (RESPONSE.format("7\n### The final answer is: 8"), "7", True),  # the first section counts
+    (RESPONSE.format("7\n### The final answer is: 8"), "8", False),
+    (RESPONSE.format("7\nIt is 8."), "7", True), (RESPONSE.format("\n\n7"), "7", True),  # and its first line
+    (RESPONSE.format("7 ### The final answer is: 8"), "7", False),  # which goes on behind ###
     ("7", "7", True), ("It is 7", "7", False),  # without a section the whole response
     ("### the final answer is: 7", "7", False),  # the header in this case only
 ])
