@@ -659,6 +659,18 @@ def test_control_tokens_in_texts_are_refused(processor, token):
         assert token in str(error.value)
 
 
+@pytest.mark.parametrize("sides, question", [((), "2 + 2?"), ([(60, 90)], "How many?"), (
+    [(60, 90), (28, 28), (200, 40)], "Is <image> like <image>, or <image>?")])
+def test_encode_prompt_is_the_processors_own_call(processor, sides, question):
+    images = tuple(Image.effect_noise(side, 50).convert("RGB") for side in sides)
+    sample = Sample(qid="1", question=question, images=images)
+    found, text = data.encode_prompt(sample, processor), data.chat_text(sample, processor)
+    expected = processor(text=[text], images=list(images) or None, return_tensors="pt")
+    assert found.input_ids == expected["input_ids"][0].tolist()
+    for ours, theirs in ((found.pixel_values, "pixel_values"), (found.grid_thw, "image_grid_thw")):
+        assert torch.equal(ours, expected[theirs]) if images else ours is None
+
+
 def test_encode_prompt_by_hand(processor, tmp_path):
     """480 x 640: 480 / 28 = 17.14 -> 17 x 28 = 476, 640 / 28 = 22.86 -> 23 x 28 = 644; 476 x 644 <= 802816.
     476 / 14 = 34 and 644 / 14 = 46 patches: 34 x 46 = 1564; four are a token: 17 x 23 = 391."""
