@@ -57,7 +57,9 @@ def why(config: Playground, sample: data.Sample, text: str, tokens: int, cosine:
              f"{data.STEP} 1": sections.steps[0] if sections.steps else None, data.ANSWER: sections.answer}
     lacking = [name for name, below in found.items() if below is None]
     compared = "no final answer, or two different ones"
-    if sections.answer:
+    if config.grader == "release":
+        compared = "the release's own rule, see --help"
+    elif sections.answer:
         same = ("the same by the rules" if correct(sections.answer, sample.answer, sample.choices) else
                 "the same by algebra" if rewards.accuracy_reward(sections.answer, sample) else "not the same")
         compared = f"{clean(sections.answer)!r} and {clean(sample.answer)!r}: {same}"
