@@ -11,8 +11,9 @@ scores need no judge model and no key: "official" is the published rule, "strict
 
 A benchmark writes to out/NAME. Every process appends its responses to its own responses-RANK.jsonl as soon as they are
 there, so a run that was cut off goes on where it stopped, on any number of processes. In the end responses.jsonl has
-them in the order of the data set, beside verdicts.json, report.json and report.md. A file of questions is graded like
-training data: accuracy, pass@n, format and the other reward parts. Intervals take every question as one draw.
+them in the order of the data set, beside verdicts.json, report.json and report.md. A file of questions goes on in the
+same way, and is graded like training data: accuracy, pass@n, format and the other reward parts. Intervals take every
+question as one draw.
 """
 import hashlib
 import json

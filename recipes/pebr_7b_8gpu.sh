@@ -71,7 +71,7 @@ done
 $run train.py --stage sft --model models/base --data "$mulberry,$solutions" --image_root "$warmup_images"
 
 # ---- Sampling: 8 responses to each question sort them into easy.jsonl (all right), medium.jsonl (some) and hard.jsonl
-# (none) in runs/pebr/sample. Below 1 GB. It cannot resume, so it is skipped where its last file is there.
+# (none) in runs/pebr/sample. Below 1 GB. It is skipped where its last file is there.
 if [ ! -e runs/pebr/sample/rollouts.jsonl ]; then
     $run train.py --stage sample --data "$questions" --image_root "$images"
 fi

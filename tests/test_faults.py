@@ -161,8 +161,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(commands, tmp_path_factory
         found = left(folder / "out")
         assert found.keys() == reference.keys(), (program, kind, place, found.keys() ^ reference.keys())
         assert not [name for name in found if found[name] != reference[name]], (program, kind, place)
-        table.append(f"{program:<10}{kind:<5}rank {rank}, place {place:<24}{codes!s:<12}"
-                     f"{seconds:4.1f} s{lines:4} lines")
+        table.append(f"{program:<10}{kind:<5}rank {rank} at {place:<22}{codes!s:<12}{seconds:4.1f} s{lines:4} lines")
         shutil.rmtree(folder)
     print("\n" + "\n".join(table))
 

@@ -5,6 +5,7 @@ itself does. Two nodes are two agents of torchrun on this machine.
 """
 import json
 import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -122,6 +123,36 @@ def test_a_failed_collective_says_where_every_rank_was():
     assert seeing.code not in (0, 2) and died.code == 9 and "RuntimeError" in seeing.stderr
     assert "last seen rank 0: update of step 7 for " in seeing.stderr
     assert "; rank 1: update of step 7 for " in seeing.stderr
+
+
+def start_again():
+    """What torchrun does under --max_restarts after a first attempt that has met with bad input."""
+    store = joined.dist.HashStore()
+    store.set("refused", "")
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
+    joined.dist.rendezvous = lambda url: iter([(joined.dist.PrefixStore("worker", store), 0, 1)])
+    joined.start_processes()
+
+
+def test_bad_input_is_said_once_although_torchrun_starts_it_again():
+    [only] = ranks(1, start_again, expect=2)
+    assert only.stdout == only.stderr == ""
+
+
+def told(grace, again):
+    joined.start_processes()
+    with joined.ending_together():
+        joined.TOLD.grace = grace
+        for _ in range(1 + again):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1.1)
+        time.sleep(100)
+
+
+@pytest.mark.parametrize("grace, again", [(0, False), (0.3, False), (100, True)])
+def test_a_signal_ends_a_run_at_once_after_the_grace_or_another(grace, again):
+    [only] = ranks(1, told, grace, again, expect=143)
+    assert only.stderr == "SIGTERM: ended at once; the same command goes on from what is saved\n"
 
 
 def test_questions_are_dealt_longest_first_to_the_rank_with_the_least():
