@@ -150,6 +150,12 @@ def step(variant, models, rows, processor, processes):
     return take
 
 
+def test_patches_of_different_functions_go_together(tmp_path):
+    trial.copy_files(str(tmp_path))
+    for name in ("gdpo", "gspo", "papo", "keyword_f1", "mixed_stage"):
+        assert trial.apply(str(tmp_path), name).returncode == 0, name
+
+
 @pytest.mark.parametrize("name", PATCHES)
 def test_a_step_of_rl_runs_and_moves_the_weights(name, step):
     flags = {"lr": 1e-3} | (dict(keyword_weight=0.2, length_weight=0.05) if name == "mixed_stage" else {})
@@ -302,7 +308,7 @@ def test_a_token_weighs_the_same_in_short_and_long_responses(step, name, weight)
 
 
 def test_dapo_replaces_a_question_without_spread_by_one_of_the_next_step(step, rows):
-    """q1 has no key words, so all its responses earn 0. At its place the next step, which is the first again, has q5."""
+    """q1 has no key words: all its responses earn 0. In its place the next step, which is the first again, has q5."""
     flat = [Sample(row.qid, row.question, row.images, row.answer, () if row.qid == "q1" else row.key_words)
             for row in rows]
     taken = step("dapo", rows=flat, length_weight=0.0)
