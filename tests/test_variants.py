@@ -307,6 +307,14 @@ def test_a_token_weighs_the_same_in_short_and_long_responses(step, name, weight)
         torch.testing.assert_close(weights, torch.full_like(weights, weight))
 
 
+def test_gdpo_in_a_step_takes_the_parts_and_their_weights(step, variant):
+    """A question's advantages are not those of its summed reward: those of key words and length are added."""
+    taken = step("gdpo")
+    parts = {part: torch.tensor([one.earned[part] for one in taken.answered]) for part in ("keyword", "length")}
+    expected = variant("gdpo").train.gdpo_advantages(parts, {"keyword": 1.0, "length": 0.5})
+    torch.testing.assert_close(torch.tensor([one.earned["advantage"] for one in taken.answered]), expected)
+
+
 def test_dapo_replaces_a_question_without_spread_by_one_of_the_next_step(step, rows):
     """q1 has no key words: all its responses earn 0. In its place the next step, which is the first again, has q5."""
     flat = [Sample(row.qid, row.question, row.images, row.answer, () if row.qid == "q1" else row.key_words)
@@ -388,9 +396,9 @@ def test_mixed_stage_weighs_all_five_parts_and_needs_both_buckets(variant, tmp_p
 def test_random_rewards_are_a_coin_of_seed_and_step(step):
     """The parts stay what they are; the reward that trains knows nothing of them."""
     taken = step("reward_random")
-    coin = torch.Generator().manual_seed(seed_of(0, "coin", 1))
-    assert [one.earned["reward"] for one in taken.answered] == [
-        torch.randint(2, (4,), generator=coin).tolist() for _ in range(4)]
+    for i, one in enumerate(taken.answered):
+        coin = torch.Generator().manual_seed(seed_of(seed_of(0, 1, i), "coin"))  # of seed 0, step 1, question i
+        assert one.earned["reward"] == torch.randint(2, (4,), generator=coin).tolist()
     assert any(0 < part < 1 for one in taken.answered for part in one.earned["keyword"])
 
 
