@@ -30,7 +30,7 @@ MAY_IMPORT = {  # a room or a root file: what it may import of ours, beside file
     "plumbing": BELOW, "grading": BELOW, "engine": BELOW | {"plumbing"},
     "benchmarks": {"data", "grading"}, "rewards": {"data", "engine", "grading", "plumbing"}, "train": METHOD,
     "eval": METHOD | {"benchmarks", "train"}, "demo": METHOD | {"benchmarks", "train", "eval", "view"},
-    "view": {"plumbing"}, "speed": METHOD | {"benchmarks", "train", "eval", "demo"}}
+    "view": {"plumbing"}, "variants": set(), "speed": METHOD | {"benchmarks", "train", "eval", "demo"}}
 # Two files that need each other: the second imports the first inside a function, when it is called.
 PAIRS = {("plumbing/check.py", "data.py"), ("plumbing/playground.py", "rewards.py"),
          ("grading/algebra.py", "grading/equal.py"), ("kernels/logprob.py", "kernels/ops.py")}
