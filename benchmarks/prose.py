@@ -153,9 +153,10 @@ def turned_round(question: str, statement: str) -> bool:
 def affirmed(text: str, item: Item) -> str | None:
     """Yes or no by the first sentence that repeats the question. A negation, or a comparison the other way, makes a yes
     a no, and both together make it a yes again."""
-    letters, statements = yes_and_no(item), set(restating(text, item))
+    letters = yes_and_no(item)
+    statements = set(restating(text, item)) if letters else ()
     statement = next((part for part in sentences(text) if part in statements), None)
-    if not letters or statement is None or REFUSAL.search(statement):
+    if statement is None or REFUSAL.search(statement):
         return None
     negative = bool(NEGATION.search(statement)) != turned_round(item.question, statement)
     return letters[not negative]

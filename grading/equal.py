@@ -390,18 +390,15 @@ LETTERED = re.compile(r"(?:(?:option|choice|answer|letter)(?: |(?=[(\[{]))|é€‰é¡
 def same_letter(given: str, letter: str, choices: tuple[str, ...]) -> bool:
     """The letter alone, the letter with a text that names no other option, or the text of the right option."""
     options = [clean(choice) for choice in choices]
-    index = ord(letter) - ord("A")
-    right = options[index] if index < len(options) else None
+    right = next(iter(options[ord(letter) - ord("A"):]), "")
     match = LETTERED.fullmatch(given)
     if match is None or match[3]:
-        return right is not None and same(given, right)
-    text = match[2]
-    if match[1].upper() != letter:
-        return False
-    if not text or right is not None and same(text, right):
-        return True
-    named = re.findall(r"(?<![\w\\])(?:[A-H](?!\w)|[a-h][).])", text)
-    return all(name[0].upper() == letter for name in named) and not any(same(text, option) for option in options)
+        return same(given, right)
+    if match[1].upper() != letter or not match[2]:
+        return match[1].upper() == letter
+    named = re.findall(r"(?<![\w\\])(?:[A-H](?!\w)|[a-h][).])", match[2])
+    others = any(name[0].upper() != letter for name in named) or any(same(match[2], option) for option in options)
+    return same(match[2], right) or not others
 
 
 def lettered(text: str) -> tuple[str, str]:
@@ -430,11 +427,11 @@ def correct(candidate: str | None, gold: str, choices: tuple[str, ...] = ()) -> 
     if not given or not wanted:
         return False
     letter = LETTER.fullmatch(wanted)
-    if letter:
-        return same_letter(given, letter[1].upper(), choices)
-    letters = [chr(ord("A") + i) for i, choice in enumerate(choices) if clean(choice) == wanted]
-    if any(same_letter(given, letter, choices) for letter in letters):
-        return True
+    letters = [letter[1].upper()] if letter else [
+        chr(ord("A") + i) for i, choice in enumerate(choices) if clean(choice) == wanted]
+    said = any(same_letter(given, each, choices) for each in letters)
+    if letter or said:
+        return said
     if wanted.casefold() in ("yes", "no"):
         return same_yes_no(given, wanted)
     return same(given, wanted) or not choices and same_lettered(given, wanted)
