@@ -13,7 +13,7 @@ A benchmark is one file, NAME.py in this folder, that ends with its own
 
 registry.py finds the file, eval.py asks its questions and report.py tells its figures: nothing else is to be edited.
 """
-import math
+import json
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -57,17 +57,12 @@ class Benchmark:
 KINDS = {type(None): "null", str: "string", int: "number", float: "number", list: "strings", dict: "object"}
 
 
-def plain(value):
-    """The value as json would hold it: pandas' arrays are lists, and the NaN that it writes for null is None. Half a
-    surrogate pair, which can be neither printed nor written, is a question mark."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(value, dict):
-        return {plain(name): plain(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [plain(part) for part in value]
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    return None if isinstance(value, float) and math.isnan(value) else value
+def plain(row):
+    """The row as json holds it: arrays are lists, and NaN, which pandas writes for null, is null. Half a surrogate
+    pair, which can be neither printed nor written, is a question mark, and a picture is an empty object."""
+    text = json.dumps(row, ensure_ascii=False, default=lambda value: getattr(value, "tolist", dict)())
+    return json.loads(text.encode("utf-8", "replace"),
+                      parse_constant=lambda name: None if name == "NaN" else float(name))
 
 
 def kind_of(value) -> str:

@@ -21,6 +21,7 @@ Pure, deterministic, never raises on text, and takes linear time.
 """
 import re
 from dataclasses import replace
+from itertools import accumulate
 
 from benchmarks.prose import choice_in_prose, list_in_prose, number_in_prose, text_in_prose
 from benchmarks.reading import MAX_RAW, MAX_SENTENCE, REJECTED_AFTER, Item, answer_number, read_choice
@@ -51,20 +52,16 @@ def tidy(response: str) -> str:
 def boxed(text: str) -> str | None:
     r"""Contents of the last \boxed{} whose braces balance and that is not called wrong."""
     for start in [match.end() for match in re.finditer(r"\\boxed ?\{", text)][:-4:-1]:
-        depth = 1
-        for end in range(start, min(len(text), start + MAX_SENTENCE)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            if depth == 0:
-                if REJECTED_AFTER.match(text[end + 1 : end + MAX_RAW]):
-                    break
-                return text[start:end]
+        steps = ({"{": 1, "}": -1}.get(character, 0) for character in text[start : start + MAX_SENTENCE])
+        end = next((start + i for i, depth in enumerate(accumulate(steps, initial=1)) if depth == 0), None)
+        if end and not REJECTED_AFTER.match(text[end : end + MAX_RAW]):
+            return text[start : end - 1]
     return None
 
 
 def first_line(text: str) -> str:
     """What the section boxes, or else its first line that says something, cut to what is read of a sentence."""
-    inside = boxed(text)
-    return inside if inside is not None else next(iter(said_lines(text)), "")[:MAX_SENTENCE]
+    return boxed(text) or next(iter(said_lines(text)), "")[:MAX_SENTENCE]
 
 
 def structured(text: str) -> tuple[str, str]:

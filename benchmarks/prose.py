@@ -1,14 +1,11 @@
 r"""What sentences say about a question: the rules that read an answer out of free text, for extraction.py.
 
-    choice_in_prose(text, item)       ("B", "stated letter")
-    number_in_prose(text, item)       ("12", "restated")
-    list_in_prose, text_in_prose      the same for their kinds
-
-CHOICE_RULES and NUMBER_RULES name the rules of a kind in the order in which they are tried. A rule is a function
-(text, item) -> answer or None, and the name of the first that answers goes with the answer. The rules know English and
-some Chinese, the question and its options, and nothing else.
+CHOICE_RULES and NUMBER_RULES name the rules of a kind in the order in which they are tried: functions (text, item) ->
+answer or None. The name of the first that answers goes with the answer. The rules know English and some Chinese, the
+question and its options, and nothing else.
 """
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 
@@ -20,12 +17,11 @@ from grading.equal import bare_number, clean, numbers
 # ---------------------------------------------------------------- sentences and words
 
 MAX_MATCHES = 20                                   # of a pattern that are tried, the last ones
-MAX_SENTENCES = 200                                # read: the first quarter of them and the last three quarters
 SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n")
 CONCLUSION = re.compile(r"\b(?:therefore|thus|hence|so|in conclusion|overall|answer|in summary|finally)\b|"
                         r"因此|所以|故|答案|综上", re.IGNORECASE)
-REFUSAL = re.compile(r"\b(?:sorry|unable to|can(?:no|')t (?:see|help|answer|determine|provide|access|process)|"
-                     r"not (?:possible|able|clear) |impossible to|insufficient|not enough)\b", re.IGNORECASE)
+REFUSAL = re.compile(r"\b(?:sorry|unable to|can(?:no|')t|not (?:possible|able|clear|enough)|impossible|insufficient)\b",
+                     re.IGNORECASE)
 # Said of the answer in a conclusion, this is no answer, unless an option says it too.
 DECLINES = re.compile(
     r"\bcan(?:no|')t (?:be )?(?:determin|answer|predict|tell|calculat)\w*|\bunable to (?:determine|answer|calculate)\b|"
@@ -41,11 +37,8 @@ ASKED_FOR = re.compile(
 
 @lru_cache(maxsize=64)
 def sentences(text: str) -> tuple[str, ...]:
-    parts = [part.strip() for part in SENTENCE_END.split(text)]
-    parts = [part[-MAX_SENTENCE:] for part in parts if part.strip(" *_`#-|")]
-    if len(parts) > MAX_SENTENCES:
-        parts = parts[: MAX_SENTENCES // 4] + parts[-MAX_SENTENCES * 3 // 4 :]
-    return tuple(parts)
+    parts = (part.strip() for part in SENTENCE_END.split(text))
+    return tuple(part[-MAX_SENTENCE:] for part in parts if part.strip(" *_`#-|"))
 
 
 def conclusions(text: str) -> list[str]:
@@ -96,7 +89,7 @@ LETTER = (r"[ *\"'`$]{0,6}(?:(?i:option|choice|answer|letter)\b|选项)?[ *\"`$:
           r"(?:\(([A-Za-z])\)|\[([A-Z])\]|(?<=')([A-Z])'|([A-Z])(?![A-Za-z0-9_'°-]| ?[=<>+/^]|(?<=A) [a-z]))")
 SUBJECT = r"(?:\b(?i:answer|ans|option|choice|solution|letter|correct(?: one)?)\b|答案|选项)"
 IS = r"(?:\b(?:is|are|be|was)\b|[:=为是])"
-STATED = re.compile(rf"{SUBJECT}[^.\n]{{0,80}}?{IS}(?: not \(?[A-Z]\)?,? but)?{LETTER}")
+STATED = re.compile(rf"{SUBJECT}[^.\n]{{0,80}}?(?:{IS}|\n)(?: not \(?[A-Z]\)?,? but)?{LETTER}")
 MENTIONED = re.compile(
     r"(?:\b(?i:option|choice|answer|ans|choose|select|pick)\b|故选|选[择项]?|答案)[: ]{0,3}" + LETTER)
 CONFIRMED = re.compile(r"(?:\(([A-Za-z])\)[^.(\n]{0,60}?|\b([A-Z])\*{0,2}) is (?:the )?(?:correct|right|answer|best)")
@@ -114,30 +107,9 @@ def last_letter(text: str, *patterns: re.Pattern) -> str | None:
     return None
 
 
-def stated_letter(text: str, item: Item) -> str | None:
-    """The correct answer is (B)."""
-    return last_letter(text, STATED)
-
-
-def mentioned_letter(text: str, item: Item) -> str | None:
-    """Option B fits best. I would choose C. (B) is correct."""
-    return last_letter(text, CONFIRMED, MENTIONED)
-
-
 def only_letter(text: str, item: Item) -> str | None:
-    """The one letter in parentheses in the whole response, or else in its last sentence that has any."""
-    for part in (text, *sentences(text)[::-1]):
-        letters = {letter.upper() for letter in re.findall(r"\(([A-Za-z])\)", part) if in_range(letter.upper(), item)}
-        if len(letters) == 1:
-            return letters.pop()
-        if letters and part is not text:
-            return None
-    return None
-
-
-def leading_letter(text: str, item: Item) -> str | None:
-    """A line that begins with B. or B), when no other line begins with another letter."""
-    letters = set(re.findall(r"^[ *]*([A-Z])(?:[.):]|\*\*| ?$)", text, re.MULTILINE))
+    """The one letter in parentheses in the whole response."""
+    letters = {letter for letter in re.findall(r"\(([A-Z])\)", text.upper()) if in_range(letter, item)}
     return letters.pop() if len(letters) == 1 else None
 
 
@@ -150,14 +122,11 @@ ANTONYMS = [pair.split("/") for pair in (
     "greatest/least longest/shortest smoothest/roughest best/worst before/after same/different").split()]
 
 
-def is_yes_no(item: Item) -> bool:
-    return set(spelled(item.choices)) in ({"yes", "no"}, {"true", "false"})
-
-
-def letter_of_word(word: str, item: Item) -> str:
-    """The option that says yes, or no: true and false are other words for it."""
-    same = ("yes", "true") if word.lower() in ("yes", "true") else ("no", "false")
-    return letter_of(next(i for i, option in enumerate(spelled(item.choices)) if option in same))
+def yes_and_no(item: Item) -> dict[bool, str]:
+    """The letters of the options that say yes (True) and no (False), if these, or true and false, are the options."""
+    options = spelled(item.choices)
+    pair = next((pair for pair in (("yes", "no"), ("true", "false")) if set(pair) == set(options)), ())
+    return {word in ("yes", "true"): letter_of(options.index(word)) for word in pair}
 
 
 def yes_or_no(text: str, item: Item) -> str | None:
@@ -165,7 +134,7 @@ def yes_or_no(text: str, item: Item) -> str | None:
     leading = re.match(r"\W*(yes|no|true|false)\b", text, re.IGNORECASE)
     concluding = (re.findall(r"\b(?:yes|no|true|false)\b(?! \w)", part, re.IGNORECASE) for part in conclusions(text))
     words = leading.groups() if leading else next(filter(None, concluding), None)
-    return letter_of_word(words[-1], item) if words and is_yes_no(item) else None
+    return yes_and_no(item).get(words[-1].lower() in ("yes", "true")) if words else None
 
 
 def turned_round(question: str, statement: str) -> bool:
@@ -184,12 +153,13 @@ def turned_round(question: str, statement: str) -> bool:
 def affirmed(text: str, item: Item) -> str | None:
     """Yes or no by the first sentence that repeats the question. A negation, or a comparison the other way, makes a yes
     a no, and both together make it a yes again."""
-    statements = restating(text, item) if is_yes_no(item) else []
+    letters = yes_and_no(item)
+    statements = set(restating(text, item)) if letters else ()
     statement = next((part for part in sentences(text) if part in statements), None)
     if statement is None or REFUSAL.search(statement):
         return None
-    negative = bool(NEGATION.search(statement)) != bool(NEGATION.search(item.question))
-    return letter_of_word("no" if negative != turned_round(item.question, statement) else "yes", item)
+    negative = bool(NEGATION.search(statement)) != turned_round(item.question, statement)
+    return letters[not negative]
 
 
 # ---------------------------------------------------------------- rules: the text of an option
@@ -198,53 +168,38 @@ STATES_ANSWER = re.compile(rf"(?:\b(?i:(?<!other )answer|correct \w+)\b|答案)[
 LISTED = re.compile(r"[ *-]*\(?([A-Z])[).:] ?\S")
 
 
-def off_the_list(text: str, item: Item) -> str | None:
-    """The number that the last conclusion states, where all options are numbers and it is none of them."""
-    if None in option_numbers(item.choices):
-        return None
-    for part in conclusions(text):
+def concluded(text: str, item: Item) -> str | None:
+    """The last option that the last conclusion with an answer names, or that its number equals; where all options are
+    numbers, also a number that is none of them. Else the same of a sentence that repeats the question, or of any."""
+    drawn, numeric = set(conclusions(text)), None not in option_numbers(item.choices)
+    for part in (*conclusions(text), *restating(text, item), *sentences(text)[::-1]):
         value = number_in(part)
-        if value is not None:
-            return None if options_in(part, item) or equal_number(value, item) else bare_number(value)
-    return None
-
-
-def concluded_option(text: str, item: Item) -> str | None:
-    """An option's text in the last conclusion that has one, in a sentence that repeats the question, in the first one,
-    or in the last that has one."""
-    asked = set(options_in(item.question, item))
-    for part in (*conclusions(text), *restating(text, item), *sentences(text)[:1], *sentences(text)[::-1]):
-        found = options_in(part, item)
-        fresh = [letter for letter in found if letter not in asked]
-        if found:
-            return (fresh or found)[-1]
+        letter = (options_in(part, item) or [equal_number(value, item)])[-1]
+        if letter or numeric and value is not None and part in drawn:
+            return letter or bare_number(value)
     return None
 
 
 def reworded_option(text: str, item: Item) -> str | None:
     """The one option whose words all stand in the first sentence, in any order and inflection, or else the one with the
-    most words there that no other option has; then the same in the last sentence."""
+    most words there that no other option has."""
     options = [set(map(stem, re.findall(r"\w+", option))) for option in spelled(item.choices)]
-    for part in (*sentences(text)[:1], *sentences(text)[:-2:-1]):
-        said = set(map(stem, words_of(part)))
-        fresh = said - content_words(item.question)
-        sizes = [len(option) if option <= said else 0 for option in options]
-        own = [option - set().union(*options[:i], *options[i + 1 :]) for i, option in enumerate(options)]
-        told = [[len(words & heard) for words in own] for heard in (fresh, said)] if not REFUSAL.search(part) else []
-        for counts in (sizes, *told):
-            if max(counts) > 0 and counts.count(max(counts)) == 1:
-                return letter_of(counts.index(max(counts)))
+    first = next(iter(sentences(text)), "")
+    said = set() if REFUSAL.search(first) else set(map(stem, words_of(first)))
+    own = [option - set().union(*options[:i], *options[i + 1 :]) for i, option in enumerate(options)]
+    whole = [len(option) if option <= said else 0 for option in options]
+    told = [[len(words & heard) for words in own] for heard in (said - content_words(item.question), said)]
+    for counts in (whole, *told):
+        if max(counts) > 0 and counts.count(max(counts)) == 1:
+            return letter_of(counts.index(max(counts)))
     return None
 
 
-def concluded_number(text: str, item: Item) -> str | None:
-    """The number of a conclusion, or else of the last sentence, that equals an option."""
-    letters = (equal_number(number_in(part), item) for part in (*conclusions(text), *sentences(text)[::-1]))
-    return next(filter(None, letters), None)
-
-
-CHOICE_RULES = (stated_letter, yes_or_no, mentioned_letter, only_letter, leading_letter, affirmed, off_the_list,
-                concluded_option, reworded_option, concluded_number)
+CHOICE_RULES = {
+    "stated letter": lambda text, item: last_letter(text, STATED),                        # The correct answer is (B).
+    "yes or no": yes_or_no,
+    "mentioned letter": lambda text, item: last_letter(text, CONFIRMED, MENTIONED),       # (B) is right. I choose C.
+    "only letter": only_letter, "affirmed": affirmed, "concluded": concluded, "reworded option": reworded_option}
 
 
 def without_list(text: str) -> str:
@@ -266,74 +221,54 @@ def declined(text: str, item: Item) -> str | None:
     return None
 
 
-def first_answer(rules, text: str, item: Item) -> tuple:
+def first_answer(rules: dict[str, Callable], text: str, item: Item) -> tuple:
     """(answer, name of the rule that gave it) of the first rule that answers; (None, "nothing") when none does."""
-    answers = ((rule(text, item), rule.__name__.replace("_", " ")) for rule in rules)
+    answers = ((rule(text, item), name) for name, rule in rules.items())
     return next((found for found in answers if found[0] is not None), (None, "nothing"))
 
 
 def choice_in_prose(text: str, item: Item) -> tuple[str, str]:
     """(letter, rule); with the rule "nothing" the words that decline to answer, or the end of the text."""
     said, rules = without_list(text), CHOICE_RULES
-    if not said:
-        return text[:MAX_RAW], "nothing"
     declining = declined(said, item)
     if declining:
-        same = [i for i, option in enumerate(spelled(item.choices)) if DECLINES.search(option)]
-        if same:
-            return letter_of(same[0]), "declined"
+        for i, option in enumerate(spelled(item.choices)):
+            if DECLINES.search(option):
+                return letter_of(i), "declined"
         # What remains may still state a letter, but not: If the first is larger, the answer is (A). Otherwise, ..
         said = "\n".join(part for part in sentences(said) if not re.match("If|Otherwise", part))
-        rules = [stated_letter]
+        rules = {"stated letter": CHOICE_RULES["stated letter"]}
     answer, rule = first_answer(rules, said, item)
     if answer:
         return answer, rule if in_range(answer, item) else "out of range"
-    refusal = "N/A" if len(text) > MAX_RAW and REFUSAL.search(text) else None
-    return declining or refusal or text[-MAX_RAW:], "nothing"
+    return declining or (text[-MAX_RAW:] if said else text[:MAX_RAW]), "nothing"
 
 
 # ---------------------------------------------------------------- rules: numbers
 
-STATES_NUMBER = re.compile(r"(?:(?<!to )\b(?i:answer)\b|答案)[^.\n]{0,80}?(?:\b(?:is|are)\b|[:=为是])")
 ASKS_YEAR = re.compile(r"\b(?:which|what) years?\b|\bwhen\b|哪一?年", re.IGNORECASE)
 ASKS_COUNT = re.compile(r"\b(?:how many|number of)\b|多少|几", re.IGNORECASE)
 NONE_SAID = re.compile(r"\b(?:no|none|zero|nothing)\b|没有", re.IGNORECASE)
 
 
-def stated_number(text: str, item: Item) -> Fraction | None:
-    """The answer is 5."""
-    for match in last_matches(STATES_NUMBER, text):
-        rest = text[match.end() : match.end() + 200]
-        value = answer_number(SENTENCE_END.split(rest.strip())[0], item.question)
-        if value is not None and not re.match(r"\n\d+[.)] ", rest):      # that begins the steps towards the answer
-            return value
-    return None
-
-
-def asked_year(text: str, item: Item) -> Fraction | None:
-    """The year, where one is asked for, of a sentence that repeats the question, else of the last sentence with one."""
-    if not ASKS_YEAR.search(item.question):
-        return None
-    for part in (*restating(text, item), *sentences(text)[::-1]):
-        years = re.findall(r"(?<!\d)[12]\d{3}(?!\d)", " ".join(BOLD.findall(part)) or part)
-        if years:
-            return Fraction(years[-1])
-    return None
-
-
 def first_number(parts, item: Item) -> Fraction | None:
+    """The number of the first sentence that has one."""
     values = (number_in(part, item.question) for part in parts)
     return next((value for value in values if value is not None), None)
 
 
-def restated(text: str, item: Item) -> Fraction | None:
-    """The number of the sentence that repeats the question."""
-    return first_number(restating(text, item), item)
+def stated_number(text: str, item: Item) -> Fraction | None:
+    """The answer is 5."""
+    rests = (text[match.end() : match.end() + 200].strip() for match in last_matches(STATES_ANSWER, text))
+    values = (answer_number(SENTENCE_END.split(rest)[0], item.question) for rest in rests)
+    return next((value for value in values if value is not None), None)
 
 
-def last_number(text: str, item: Item) -> Fraction | None:
-    """The number of the last sentence that has one."""
-    return first_number(sentences(text)[::-1], item)
+def asked_year(text: str, item: Item) -> Fraction | None:
+    """The year, where one is asked for, of a sentence that repeats the question, else of the last sentence with one."""
+    parts = (*restating(text, item), *sentences(text)[::-1]) if ASKS_YEAR.search(item.question) else ()
+    years = (re.findall(r"(?<!\d)[12]\d{3}(?!\d)", part) for part in parts)
+    return next((Fraction(found[-1]) for found in years if found), None)
 
 
 def none_counted(text: str, item: Item) -> Fraction | None:
@@ -342,13 +277,16 @@ def none_counted(text: str, item: Item) -> Fraction | None:
     return Fraction(0) if counted and not REFUSAL.search(text) else None
 
 
-NUMBER_RULES = (stated_number, asked_year, restated, last_number, none_counted)
+NUMBER_RULES = {
+    "stated number": stated_number, "asked year": asked_year,
+    "restated": lambda text, item: first_number(restating(text, item), item),             # in the words of the question
+    "last number": lambda text, item: first_number(sentences(text)[::-1], item), "none counted": none_counted}
 
 
 def number_in_prose(text: str, item: Item) -> tuple[str, str]:
     """(bare number, rule); with the rule "nothing" the words that decline to answer, or the end of the text."""
     declining = declined(text, item)
-    value, rule = first_answer([stated_number] if declining else NUMBER_RULES, text, item)
+    value, rule = first_answer({"stated number": stated_number} if declining else NUMBER_RULES, text, item)
     return (declining or text[-MAX_RAW:] if value is None else bare_number(value)), rule
 
 

@@ -1,6 +1,5 @@
 """A question, and what a short text names of it: numbers, and options. The lowest step of the extraction.
 
-    numbers("the 2nd of 1,000 costs $5")     [1000, 5]
     number_in("7 + 5 = 12 cubes")            12
     options_in("likely B-cells", item)       ["C"]      the letters of the options whose text stands there
     read_choice("(c) B-cells", item)         ("C", "letter")
@@ -33,9 +32,6 @@ class Item:
 
 # ---------------------------------------------------------------- numbers
 
-# "one" in words is no number here: "which one", "one of them".
-NO_COUNT = re.compile(r"\b(?:which|this|that|the|no|each|every|any) one\b|\bone (?:of|can|must|another|or)\b",
-                      re.IGNORECASE)
 BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
 STATES = re.compile(
     r"(?:\b(?:is|are|was|were|be|equals?|gives?|get|have|has|of)\b|[:为是])[^\w-]{0,4}"
@@ -61,7 +57,7 @@ def number_in(text: str, question: str = "") -> Fraction | None:
             return value
     found = numbers(text)
     fresh = [value for value in found if value not in asked]
-    words = [value for match in IN_WORDS.finditer(NO_COUNT.sub(" ", text)) if (value := in_words(match[0])) is not None]
+    words = [value for match in IN_WORDS.finditer(text) if (value := in_words(match[0])) is not None]
     ordinal = [Fraction(digits) for digits in ORDINAL.findall(text)]
     return (fresh[-1:] or words[:1] or found[-1:] or ordinal[-1:] or [None])[0]
 
@@ -102,35 +98,32 @@ def in_range(letter: str, item: Item) -> bool:
 
 
 @lru_cache(maxsize=256)
-def option_pattern(choices: tuple[str, ...]) -> tuple[re.Pattern, str]:
-    """(pattern, letters): group i of a match is the option letters[i - 1]. Options of one letter are left out, because
-    "a" is an article; longer ones come first, because a shorter one may stand within them."""
-    options = sorted((-len(option), option, letter_of(i)) for i, option in enumerate(spelled(choices))
-                     if len(option) > 1 or option.isdigit())
-    patterns = []
-    for _, option, _ in options:
-        left = r"(?<![A-Za-z0-9_.\\{-])" if option[0].isalnum() else ""
-        right = r"(?![A-Za-z0-9_\\}]|\.\d)" if option[-1].isalnum() else ""
-        patterns.append(f"({left}{re.escape(option)}{right})")
-    return re.compile("|".join(patterns) or "(?!)"), "".join(letter for _, _, letter in options)
+def option_pattern(choices: tuple[str, ...]) -> re.Pattern:
+    """Finds options that stand as whole words. Those of one letter are left out, because "a" is an article; longer ones
+    come first, because a shorter one may stand within them."""
+    options = sorted((each for each in spelled(choices) if len(each) > 1 or each.isdigit()), key=len, reverse=True)
+    return re.compile("|".join(
+        (r"(?<![A-Za-z0-9_.\\{-])" if option[0].isalnum() else "") + re.escape(option)
+        + (r"(?![A-Za-z0-9_\\}]|\.\d)" if option[-1].isalnum() else "") for option in options) or "(?!)")
 
 
 def options_in(text: str, item: Item) -> list[str]:
     """Letters of the options that stand in the text as whole words, in their order."""
-    pattern, letters = option_pattern(item.choices)
-    return [letters[match.lastindex - 1] for match in pattern.finditer(spell(text[-MAX_SENTENCE:]))]
-
-
-def equal_option(text: str, item: Item) -> str | None:
-    """The letter of the first option with this text."""
-    options, text = spelled(item.choices), spell(text[:MAX_SENTENCE])
-    return letter_of(options.index(text)) if text in options else None
+    found = option_pattern(item.choices).findall(spell(text[-MAX_SENTENCE:]))
+    return [letter_of(spelled(item.choices).index(option)) for option in found]
 
 
 def equal_number(value: Fraction | None, item: Item) -> str | None:
     """The letter of the first option with this number, units aside."""
     values = option_numbers(item.choices)
     return letter_of(values.index(value)) if value is not None and value in values else None
+
+
+def option_of(text: str, item: Item) -> str | None:
+    """The letter of the first option with this text, or else with this number."""
+    options, text = spelled(item.choices), spell(text[:MAX_SENTENCE])
+    value = quantity(text)
+    return letter_of(options.index(text)) if text in options else equal_number(value[0] if value else None, item)
 
 
 REJECTED_AFTER = re.compile(
@@ -144,19 +137,15 @@ def read_choice(candidate: str, item: Item) -> tuple[str, str] | None:
     """
     match = LETTERED.fullmatch(clean(candidate[:MAX_SENTENCE].replace("**", "")))
     letter, text = (match[1].upper(), match[2] or match[3]) if match else ("", "")
-    option = equal_option(candidate, item)
+    option = option_of(candidate, item)
     if in_range(letter, item) and not text and (match[1].isupper() or not option):  # a lower-case one may be an option
         return letter, "letter"
     if option:
         return option, "option"
     if in_range(letter, item) and text:
-        option = equal_option(text, item)
+        option = option_of(text, item)
         if option and match[0].startswith("A:"):
             return option, "option"
         if option or not REJECTED_AFTER.match(text) and not match[3]:
             return letter, "letter"
-    value = quantity(spell(candidate))
-    option = equal_number(value[0], item) if value else None
-    if option:
-        return option, "number"
     return (letter, "out of range") if letter and not text else None

@@ -17,16 +17,10 @@ from benchmarks.common import Benchmark, Item, misfit, plain
 from data import IMAGE, InputError, Sample, as_image, read_rows
 
 
-def find_benchmarks() -> dict[str, Benchmark]:
-    """name -> Benchmark: of each file of this folder in which a line begins with BENCHMARK, in the order of names."""
-    found = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        if "\nBENCHMARK = " in path.read_text(encoding="utf-8"):
-            found[path.stem] = importlib.import_module(f"benchmarks.{path.stem}").BENCHMARK
-    return found
-
-
-BENCHMARKS = find_benchmarks()
+# Of each file of this folder in which a line begins with BENCHMARK, in the order of names.
+BENCHMARKS: dict[str, Benchmark] = {
+    path.stem: importlib.import_module(f"benchmarks.{path.stem}").BENCHMARK
+    for path in sorted(Path(__file__).parent.glob("*.py")) if "\nBENCHMARK = " in path.read_text(encoding="utf-8")}
 
 
 def chosen(words: list[str]) -> list[str]:

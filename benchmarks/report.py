@@ -14,7 +14,6 @@ import math
 import os
 import platform
 import random
-import shutil
 import statistics
 import subprocess
 from collections import Counter
@@ -42,13 +41,8 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def wilson(right: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share: within [0, 1], and right where 1.96 standard errors are not, near 0 and 1.
-
-        right, n   -> low, high
-        0, 10      -> 0, .278
-        5, 10      -> .237, .763
-        10, 10     -> .722, 1
-    """
+    """Wilson's 95 % interval of a share: within [0, 1], and right where 1.96 standard errors are not, near 0 and 1. It
+    is 0 .. .278 for 0 of 10, .237 .. .763 for 5 of 10."""
     if n == 0:
         return 0.0, 1.0
     z, share = 1.96, right / n
@@ -183,10 +177,11 @@ def summarize(name: str, items: dict[str, Item], responses: dict[str, dict], ver
 
 def revision() -> str:
     """The commit of this code, "-dirty" when files differ from it; "" where there is no git."""
-    if not shutil.which("git"):
-        return ""
     command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, cwd=os.path.dirname(__file__), capture_output=True, text=True).stdout.strip()
+    try:
+        return subprocess.run(command, cwd=os.path.dirname(__file__), capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        return ""
 
 
 def provenance() -> dict:
@@ -213,9 +208,11 @@ def warnings(report: dict) -> list[str]:
 # ---------------------------------------------------------------- what perception costs
 
 
-def share(part: int, whole: int) -> dict:
-    low, high = wilson(part, whole)
-    return dict(count=part, of=whole, percent=100 * part / whole if whole else None, low=100 * low, high=100 * high)
+def share(right: list[bool]) -> dict:
+    """How many of these are true, of how many, in percent, and Wilson's interval; None percent of none."""
+    low, high = wilson(sum(right), len(right))
+    return dict(count=sum(right), of=len(right), percent=percent(right) if right else None, low=100 * low,
+                high=100 * high)
 
 
 def perception(full: dict[str, dict], others: dict[str, dict[str, dict]]) -> dict:
@@ -233,20 +230,18 @@ def perception(full: dict[str, dict], others: dict[str, dict[str, dict]]) -> dic
     """
     right = {way: {pid: verdict["strict"] for pid, verdict in verdicts.items()}
              for way, verdicts in {"full": full, **others}.items()}
-    ways = {way: share(sum(verdicts.values()), len(verdicts)) for way, verdicts in right.items()}
+    ways = {way: share(list(verdicts.values())) for way, verdicts in right.items()}
     wrong = [pid for pid in full if not right["full"][pid]]
     good = [pid for pid in full if right["full"][pid]]
     shares = {}
-    if "caption_only" in others:
-        caption, silent = right["caption_only"], [v["rule"] == MISSING for v in others["caption_only"].values()]
-        slips, unsaid = sum(caption[pid] for pid in wrong), sum(not caption[pid] for pid in good)
-        shares = {"wrong, but right from its description (reasoning)": share(slips, len(wrong)),
-                  "wrong, also from its description (perception, at most)": share(len(wrong) - slips, len(wrong)),
-                  "right, but wrong from its description": share(unsaid, len(good)),
-                  "without a description (counts as wrong from it)": share(sum(silent), len(full))}
-    if "blind" in others:
-        lucky = sum(right["blind"][pid] for pid in wrong)
-        shares["wrong, but right without any image (luck)"] = share(lucky, len(wrong))
+    if caption := right.get("caption_only"):
+        silent = [verdict["rule"] == MISSING for verdict in others["caption_only"].values()]
+        shares = {"wrong, but right from its description (reasoning)": share([caption[pid] for pid in wrong]),
+                  "wrong, also from its description (perception, at most)": share([not caption[pid] for pid in wrong]),
+                  "right, but wrong from its description": share([not caption[pid] for pid in good]),
+                  "without a description (counts as wrong from it)": share(silent)}
+    if blind := right.get("blind"):
+        shares["wrong, but right without any image (luck)"] = share([blind[pid] for pid in wrong])
     unread = len(ways) == 3 and ways["caption_only"]["count"] <= ways["blind"]["count"]
     return dict(accuracy=ways, shares=shares, unread=unread)
 
@@ -274,10 +269,8 @@ def markdown(report: dict, split: dict | None = None, whole: bool = False) -> st
               [[kind, f"{f['accuracy']:.2f}", f"{f['low']:.2f} .. {f['high']:.2f}", f["correct"], f"{empty:.2f}"]
                for kind, empty in report["empty_model"].items() for f in [report[kind]]]),
         "\n".join(f"- {kind}: {report[kind]['counts']}" for kind in FIGURES)]
-    official, strict = (report["means"][kind] for kind in FIGURES)
-    if strict:
-        means = [[name, f"{official[name]:.2f}", f"{strict[name]:.2f}"] for name in strict]
-        blocks.append(table(["", *FIGURES], means))
+    means = [[name, *(f"{report['means'][kind][name]:.2f}" for kind in FIGURES)] for name in report["means"]["strict"]]
+    blocks += [table(["", *FIGURES], means)] if means else []
     blocks += perception_table(split) if split else []
     blocks += ["\n".join(warnings(report))] if warnings(report) else []
     if whole:

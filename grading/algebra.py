@@ -32,8 +32,7 @@ from collections import Counter
 from fractions import Fraction
 
 from data import InputError
-from grading.equal import (LEFT_SIDE, answer_line, bare, correct, paired_items, symbolic, unit_of,
-                           without_left_side)
+from grading.equal import answer_line, bare, correct, paired_items, symbolic, unit_of, without_left_side
 
 
 RULES = {"own": ("math-verify", "math_verify"), "release": ("mathruler pylatexenc", "mathruler pylatexenc")}
@@ -135,9 +134,6 @@ def expressions(candidate: str, gold: str) -> tuple[str, str] | None:
     """Both sides for the worker to compare, or None when there is nothing to ask."""
     given, wanted = bare(candidate), bare(gold)
     given, wanted = without_left_side(given, wanted), without_left_side(wanted, given)
-    sides = LEFT_SIDE.match(given), LEFT_SIDE.match(wanted)
-    if all(sides) and sides[0][0] == sides[1][0]:
-        given, wanted = given[sides[0].end():], wanted[sides[1].end():]
     (given, unit), (wanted, wanted_unit) = without_unit(given), without_unit(wanted)
     if not symbolic(wanted) or unit and wanted_unit and unit != wanted_unit:
         return None

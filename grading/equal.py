@@ -42,35 +42,34 @@ def cut(text: str) -> str:
 # Where NFKC says nothing, or something else: dashes, quotes, products, and the signs that end a Chinese sentence.
 TYPED = {"-": "‐‑‒–—―−﹣－", "'": "‘’‚´ʼ′", '"': "“”„«»", r"\times ": "×", r"\cdot ": "·⋅∙•", r"\div ": "÷", "*": "∗＊",
          "/": "∕", "≤": "≦⩽", "≥": "≧⩾", r"\Delta ": "∆", "°": "º˚", ". ": "。｡", ", ": "、", "! ": "！",
-         "? ": "？", "; ": "；", "": "\u034f\u115f\u1160\u2800\u3164\uffa0"}
+         "? ": "？", "; ": "；", "...": "…", "No.": "№", "": "\u034f\u115f\u1160\u2800\u3164\uffa0"}
+SPELLINGS = {character: text for text, characters in TYPED.items() for character in characters}
 
 
+@lru_cache(maxsize=4096)
 def spelled_character(character: str) -> str:
     r"""In ASCII or LaTeX where there is one: ² as ^{2}, ½ as 1/2, θ as \theta. Invisible ones and half surrogates are
     none and U+FFFD."""
+    if character.isascii() or character in SPELLINGS:
+        return SPELLINGS.get(character, character)
     category, kind = unicodedata.category(character), unicodedata.decomposition(character).split(" ")[0]
-    compatible = unicodedata.normalize("NFKC", character)
-    greek = re.fullmatch("GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", unicodedata.name(compatible[0], ""))
     if category in ("Cf", "Cs") or "\ufe00" <= character <= "\ufe0f":
         return "" if category != "Cs" else "\ufffd"
+    compatible = unicodedata.normalize("NFKC", character)
+    greek = re.fullmatch("GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", unicodedata.name(compatible[0], ""))
     if greek:
-        name = greek[2].lower().replace("lamda", "lambda")
-        return "\\" + (name.capitalize() if greek[1] == "CAPITAL" else name) + " "
+        name = greek[2].replace("LAMDA", "LAMBDA")
+        return "\\" + (name.capitalize() if greek[1] == "CAPITAL" else name.lower()) + " "
     if kind == "<super>" and re.fullmatch(r"[\d+−n]", compatible):
         return "^{" + compatible.replace("−", "-") + "}"
     return " " + compatible.replace("⁄", "/") + " " if kind == "<fraction>" else compatible
 
 
-CODES = (*range(0x80, 0x600), *range(0x1F00, 0x3100), *range(0xD800, 0xE000), *range(0xFE00, 0x10000),
-         *range(0xE0000, 0xE0080))
-CHARACTERS = {code: spelled_character(chr(code)) for code in CODES}
-CHARACTERS |= {ord(character): text for text, characters in TYPED.items() for character in characters}
-CHARACTERS[ord("…")], CHARACTERS[ord("№")] = "...", "No."
-
-
 def characters(text: str) -> str:
     """One spelling of characters, composed, without the invisible ones."""
-    return text if text.isascii() else unicodedata.normalize("NFKC", text.translate(CHARACTERS)).replace("}^{", "")
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFKC", "".join(map(spelled_character, text))).replace("}^{", "")
 
 
 # ---------------------------------------------------------------- LaTeX
@@ -255,12 +254,8 @@ def number_and_rest(text: str) -> tuple[Fraction, str] | None:
     """(number, what follows it) of a clean text that begins with one."""
     spaced = SPACED.match(text)
     text = spaced[0].replace(" ", "") + text[spaced.end():] if spaced else text
-    match = NUMBER.match(text)
-    value = value_of(match) if match else None
-    words = text.removeprefix("-")
-    if match is None and (match := IN_WORDS.match(words)):
-        value = in_words(match[0])
-        text, value = words, -value if value and words != text else value
+    match = NUMBER.match(text) or IN_WORDS.match(text)
+    value = None if match is None else value_of(match) if match.re is NUMBER else in_words(match[0])
     if value is None or re.match(r"[+-]?0\d", text):                 # 1 and 000 are 1,000 misread
         return None
     return value, text[match.end():].strip()
@@ -303,9 +298,9 @@ def answer_line(section: str) -> str:
 
 
 def without_left_side(text: str, other: str) -> str:
-    """`x = 25` is 25 when the other says plain 25; when both say what they give, both keep it."""
-    match = LEFT_SIDE.match(text)
-    return text[match.end():] if match and not LEFT_SIDE.match(other) else text
+    """`x = 25` is 25 when the other says plain 25, or x as well; when both say what they give, both keep it."""
+    match, others = LEFT_SIDE.match(text), LEFT_SIDE.match(other)
+    return text[match.end():] if match and (not others or match[0] == others[0]) else text
 
 
 # ---------------------------------------------------------------- numbers
@@ -338,11 +333,6 @@ def same_quantity(given: str, wanted: str) -> bool:
 # ---------------------------------------------------------------- texts and lists
 
 
-def either_case(text: str) -> bool:
-    """Whether a symbol stands there in both cases, R-r or Aa, and no word does."""
-    return len(set(text.casefold())) < len(set(text)) and not re.search("[A-Za-z]{3}", text)
-
-
 LETTER_SET = re.compile("[A-H](?:(?:, ?| and | ?& ?)?[A-H])+")
 
 
@@ -351,7 +341,9 @@ def same_text(given: str, wanted: str) -> bool:
         given, wanted = (re.sub("[^A-H]", "", text) for text in (given, wanted))
     if re.fullmatch(r"\d?\d:\d\d", wanted):                              # a time whose gold asks for no am or pm
         given = re.sub(r" ?[ap]\.?m$", "", given, flags=re.IGNORECASE)
-    if "\\" in wanted or either_case(given) or either_case(wanted):      # \Delta is not \delta, R-r not r-R
+    both_cases = (len(set(text.casefold())) < len(set(text)) and not re.search("[A-Za-z]{3}", text)
+                  for text in (given, wanted))
+    if "\\" in wanted or any(both_cases):                                # \Delta is not \delta, R-r not r-R
         return given == wanted
     return given.casefold() == wanted.casefold()
 
@@ -380,14 +372,11 @@ def paired_items(given: str, wanted: str) -> list[tuple[str, str]]:
     return [(without_left_side(a, b), without_left_side(b, a)) for a, b in zip(items, wanted_items)]
 
 
-def same_list(given: str, wanted: str) -> bool:
-    pairs = paired_items(given, wanted)
-    return bool(pairs) and all(same_text(a, b) or same_quantity(a, b) for a, b in pairs)
-
-
 def same(given: str, wanted: str) -> bool:
     given, wanted = without_left_side(given, wanted), without_left_side(wanted, given)
-    return same_text(given, wanted) or same_list(given, wanted) or same_quantity(given, wanted)
+    items = paired_items(given, wanted)
+    return (same_text(given, wanted) or same_quantity(given, wanted)
+            or bool(items) and all(same_text(*pair) or same_quantity(*pair) for pair in items))
 
 
 # ---------------------------------------------------------------- letters, yes and no, and the check itself
@@ -401,18 +390,15 @@ LETTERED = re.compile(r"(?:(?:option|choice|answer|letter)(?: |(?=[(\[{]))|选�
 def same_letter(given: str, letter: str, choices: tuple[str, ...]) -> bool:
     """The letter alone, the letter with a text that names no other option, or the text of the right option."""
     options = [clean(choice) for choice in choices]
-    index = ord(letter) - ord("A")
-    right = options[index] if index < len(options) else None
+    right = next(iter(options[ord(letter) - ord("A"):]), "")
     match = LETTERED.fullmatch(given)
     if match is None or match[3]:
-        return right is not None and same(given, right)
-    text = match[2]
-    if match[1].upper() != letter:
-        return False
-    if not text or right is not None and same(text, right):
-        return True
-    named = re.findall(r"(?<![\w\\])(?:[A-H](?!\w)|[a-h][).])", text)
-    return all(name[0].upper() == letter for name in named) and not any(same(text, option) for option in options)
+        return same(given, right)
+    if match[1].upper() != letter or not match[2]:
+        return match[1].upper() == letter
+    named = re.findall(r"(?<![\w\\])(?:[A-H](?!\w)|[a-h][).])", match[2])
+    others = any(name[0].upper() != letter for name in named) or any(same(match[2], option) for option in options)
+    return same(match[2], right) or not others
 
 
 def lettered(text: str) -> tuple[str, str]:
@@ -441,11 +427,11 @@ def correct(candidate: str | None, gold: str, choices: tuple[str, ...] = ()) -> 
     if not given or not wanted:
         return False
     letter = LETTER.fullmatch(wanted)
-    if letter:
-        return same_letter(given, letter[1].upper(), choices)
-    letters = [chr(ord("A") + i) for i, choice in enumerate(choices) if clean(choice) == wanted]
-    if any(same_letter(given, letter, choices) for letter in letters):
-        return True
+    letters = [letter[1].upper()] if letter else [
+        chr(ord("A") + i) for i, choice in enumerate(choices) if clean(choice) == wanted]
+    said = any(same_letter(given, each, choices) for each in letters)
+    if letter or said:
+        return said
     if wanted.casefold() in ("yes", "no"):
         return same_yes_no(given, wanted)
     return same(given, wanted) or not choices and same_lettered(given, wanted)

@@ -126,14 +126,6 @@ def look_at_texts(samples: list[Sample], processor):
     print(f"rows by prompt tokens, from so many to 255 more: {counted(lengths)}")
 
 
-def would_refuse(config, processor):
-    """InputError where the stage would end at its start because of its data."""
-    samples = data.load_samples(config.data, config.image_root, config.split, log=print)
-    samples = filters.usable(samples, config, processor, correct)
-    if config.stage != "sample":
-        data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="data.py", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -153,7 +145,10 @@ def main(argv: list[str] | None = None) -> int:
         config = dataclasses.replace(config, **train.STAGES[stage] | flags, stage=stage)
         look_at_texts(samples, processor)
         look_at_images(samples)
-        would_refuse(config, processor)
+        samples = data.load_samples(config.data, config.image_root, config.split, log=print)
+        samples = filters.usable(samples, config, processor, correct)
+        if config.stage != "sample":
+            data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed)
     except InputError as error:
         return complain(error)
     print(f"stage {config.stage} would start with this data" + ("" if processor else ", as far as no model is needed"))

@@ -87,6 +87,9 @@ def read_file(path: str, images: bool = True) -> list[tuple]:
     """[(name, row)]: name is the key in an object of rows, the line in a .jsonl file, else the number from 1. All
     values of a .csv or .tsv file are texts, as they stand there."""
     kind = path.lower()
+    if not kind.endswith((".parquet", ".csv", ".tsv")):
+        rows = checked(read_json(path), (list, dict), f"{path}: has", "a list or an object of rows")
+        return list(rows.items() if isinstance(rows, dict) else enumerate(rows, 1))
     try:
         if kind.endswith(".parquet"):
             from pyarrow.parquet import ParquetFile  # most runs read a .json file
@@ -94,18 +97,14 @@ def read_file(path: str, images: bool = True) -> list[tuple]:
                 names = columns(file.schema_arrow, images)  # group by group, for the reader keeps what it has read
                 rows = [row for group in range(file.num_row_groups)
                         for batch in file.iter_batches(100, [group], names) for row in batch.to_pylist()]
-        elif kind.endswith((".csv", ".tsv")):
+        else:
             with open(regular(path), encoding="utf-8-sig", newline="") as file:
                 rows = list(csv.DictReader(file, dialect="excel-tab" if kind.endswith(".tsv") else "excel"))
             if any(None in row for row in rows):
                 raise ValueError("a row has more values than the header has names")
-        else:
-            rows = checked(read_json(path), (list, dict), f"{path}: has", "a list or an object of rows")
-    except InputError:
-        raise
     except (OSError, ValueError, TypeError, KeyError, NotImplementedError, csv.Error) as error:  # pyarrow's are such
         raise InputError(f"{path}: cannot be read ({error}); check the path and that the file is whole") from error
-    return list(rows.items()) if isinstance(rows, dict) else list(enumerate(rows, 1))
+    return list(enumerate(rows, 1))
 
 
 # ---- a folder of files, or a set on the hub

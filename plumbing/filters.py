@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain
+from string import ascii_uppercase
 
 from data import (REFUSED, SKIPPED, ImageError, InputError, Sample, batches, encode_prompt, encode_solution, image_size,
                   load_samples, prompt_length, seed_of, several)
@@ -33,12 +34,9 @@ def require(samples: list[Sample], name: str, source: str, advice: str = "") -> 
 
 def unmatched(samples: list[Sample], correct: Callable[[str, str, tuple], bool]) -> list[Sample]:
     """Those whose gold answer is right for no response: neither for itself nor, with choices, for a letter of one."""
-    def spellings(sample: Sample) -> list[str]:
-        letters = [chr(ord("A") + i) for i in range(len(sample.choices))]
-        return [*letters, *sample.choices] or [sample.answer]
-
     return [sample for sample in samples if sample.answer and not any(
-        correct(spelling, sample.answer, sample.choices) for spelling in spellings(sample))]
+        correct(spelling, sample.answer, sample.choices)
+        for spelling in [*ascii_uppercase[:len(sample.choices)], *sample.choices] or [sample.answer])]
 
 
 def check_golds(samples: list[Sample], correct: Callable, source: str, log=print) -> None:
