@@ -305,9 +305,8 @@ def audit_sheet(count: int, items: dict[str, Item], responses: dict[str, dict], 
     lines = ["# Does the verdict hold?", "", "Mark each that does not; the share of marks is the error of the rules."]
     for pid in sorted(sample, key=pids.index):
         item, verdict = items[pid], verdicts[pid]
-        choices = "; ".join(lettered(item.choices))
         official, strict = ("right" if verdict[kind] else "wrong" for kind in FIGURES)
-        lines += ["", f"## [ ] {pid}", "", item.question, *([choices] if choices else []), "",
+        lines += ["", f"## [ ] {pid}", "", item.question, *lettered(item.choices), "",
                   *(f"> {line}" for line in responses[pid]["response"][-AUDIT_CHARACTERS:].splitlines()), "",
                   f"extraction `{verdict['extraction']}` ({verdict['rule']}), prediction `{verdict['prediction']}`, "
                   f"gold `{item.answer}`: official {official}, strict {strict}"]

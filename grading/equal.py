@@ -154,7 +154,7 @@ NUMBER = re.compile(
 # In a sentence neither 2nd, nor the 5 of 3-5, nor that of x5, x_5 or x^5.
 IN_TEXT = re.compile(rf"(?<![A-Za-z0-9_.,^])(?<!\d-)(?<![_^]\{{)(?<!\^\{{-){NUMBER.pattern}(?!\d|(?:st|nd|rd|th)\b)",
                      re.IGNORECASE)
-SPACED = re.compile(r"[+-]?\d{1,3}(?: \d{3})+(?![\d/])")           # 1 000 000
+SPACED = re.compile(r"^[+-]?\d{1,3}(?: \d{3})+(?![\d/])")           # 1 000 000
 
 ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
         "seventeen eighteen nineteen").split()
@@ -252,8 +252,7 @@ def unit_of(text: str) -> tuple[tuple, Fraction] | None:
 
 def number_and_rest(text: str) -> tuple[Fraction, str] | None:
     """(number, what follows it) of a clean text that begins with one."""
-    spaced = SPACED.match(text)
-    text = spaced[0].replace(" ", "") + text[spaced.end():] if spaced else text
+    text = SPACED.sub(lambda spaced: spaced[0].replace(" ", ""), text)
     match = NUMBER.match(text) or IN_WORDS.match(text)
     value = None if match is None else value_of(match) if match.re is NUMBER else in_words(match[0])
     if value is None or re.match(r"[+-]?0\d", text):                 # 1 and 000 are 1,000 misread
