@@ -4,18 +4,24 @@
 """
 import dataclasses
 import hashlib
+import json
 import random
 import re
 
 import pytest
 import torch
 
+import eval as evaluation
 import rewards
+import train
 from data import INSTRUCTION, InputError, Sample, batches, chat_text, encode_solution
 from grading.equal import correct
 from plumbing import filters
 from plumbing.release import RELEASE, RELEASE_PROMPT, prompt_id
+from test_train import questions, stage_1
 from train import STAGES, Config, group_advantages, read_config
+
+__all__ = ["questions"]  # a fixture: rows of stage 1
 
 pytestmark = pytest.mark.fast
 
@@ -215,3 +221,15 @@ def test_sampling_drops_the_last_partial_batch_and_says_so(tmp_path):
     kept = filters.usable(samples, dataclasses.replace(config, drop_last=True), None, correct, said.append)
     assert len(kept) == 8 and kept == [sample for sample in samples if sample in kept]
     assert said[-1] == "left out: 2 questions that fill no batch of 4"
+
+
+def test_a_stage_trains_by_the_release_s_choices_and_a_report_has_the_prompt_s_id(tiny_folder, questions, tmp_path):
+    """With our accuracy rule, since theirs needs mathruler. Their prompt is the longer one."""
+    argv = stage_1(tiny_folder, questions, tmp_path, "--parity", "release", "--grader", "own", "--max_prompt", "600")
+    assert train.main(argv) == 0
+    settings = json.loads((tmp_path / "stage1" / "config.json").read_text())
+    assert [settings[name] for name in ("prompt", "rules", "grader")] == ["release", "release", "own"]
+    asked = ["--model", str(tmp_path / "stage1" / "model"), "--data", questions, "--out", str(tmp_path / "out")]
+    asked += ["--prompt", "release", "--max_prompt", "600", "--max_response", "2", "--max_pixels", "12544"]
+    assert evaluation.main([*asked, "--min_pixels", "784", "--dtype", "float32"]) == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["prompt_id"] == prompt_id("release")
