@@ -378,9 +378,7 @@ def evaluate(world: str, clip: str, model: str, out: str) -> dict[str, tuple[flo
 
 
 def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int], say=print0) -> dict:
-    """The world, its base models, the stages and their evaluation. Rank 0 returns and writes out/summary.json.
-
-    say: prints what is for the screen."""
+    """The world, its base models, the stages and their evaluation. Rank 0 returns and writes out/summary.json."""
     start_processes()
     world, clip, base = f"{out}/world", f"{out}/clip", f"{out}/base/sft/model"
     makers = [lambda: make_world(out, seed, **sizes),  # rank 0's: on others transformers saves no model
@@ -445,7 +443,6 @@ def ablate(out: str, seed: int, steps: dict[str, int], say):
 def show_step(seed: int) -> int:
     """One step of stage 1 with every tensor: two questions; the right response, the teacher's, one without sections."""
     from plumbing.walk import walk  # only here
-
     with tempfile.TemporaryDirectory() as out:
         make_world(out, seed, captions=8, warmup=8, questions=2, evaluation=1)
         items = make_items(2, seed, "questions")
@@ -479,6 +476,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error(f"--seed {args.seed} is negative")
+    try:
+        os.makedirs(args.out, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {args.out}: no folder can be made there ({error.strerror})")
     from transformers.utils.logging import disable_progress_bar
     disable_progress_bar()  # of transformers, when it saves the tiny model
     if args.walk:

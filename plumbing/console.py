@@ -31,7 +31,6 @@ class Tee(io.TextIOBase):
 @contextlib.contextmanager
 def log_to(path: str, verbose: bool):
     """Inside, what rank 0 prints goes to this file, and when verbose also to the screen. Yields a print for both."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(path if is_main() else os.devnull, "w") as file:
         both = Tee(sys.stdout, file)
         with contextlib.redirect_stdout(both if verbose else file):

@@ -24,7 +24,7 @@ class Playground:
 
     # data
     response: str = ""  # a file, the text itself, or - for standard input
-    question: str = "(not given)"
+    question: str = "(not given)"  # a key word that it names is no sign of seeing
     answer: str = "(not given)"  # gold
     key_words: str = ""  # with commas between
     choices: str = ""  # of a multiple-choice question, as a list: ["3", "4"]
@@ -47,15 +47,21 @@ def read_response(given: str) -> str:
         return file.read()
 
 
+def listed(sections: data.Sections) -> dict[str, str | None]:
+    """Header -> what stands below it, as `format_reward` wants them."""
+    steps = {f"{data.STEP} {i}": step for i, step in enumerate(sections.steps or [None], 1)}
+    return {data.DESCRIPTION: sections.description, data.RATIONALES: sections.rationales, **steps,
+            data.ANSWER: sections.answer}
+
+
 def why(config: Playground, sample: data.Sample, text: str, tokens: int, cosine: float | None) -> dict[str, str]:
     """Of each part what it was computed from."""
     sections = data.parse(text)
     scope = text if config.keyword_scope == "response" else sections.description or ""
     hit = [word for word in sample.key_words if rewards.keyword_reward(scope, (word,))]
     missed = [word for word in sample.key_words if word not in hit]
-    found = {data.DESCRIPTION: sections.description, data.RATIONALES: sections.rationales,
-             f"{data.STEP} 1": sections.steps[0] if sections.steps else None, data.ANSWER: sections.answer}
-    lacking = [name for name, below in found.items() if below is None]
+    named = [word for word in hit if rewards.keyword_reward(config.question, (word,))]
+    lacking = [name for name, below in listed(sections).items() if below is None]
     compared = "no final answer, or two different ones"
     if config.grader == "release":
         compared = "the release's own rule, see --help"
@@ -64,7 +70,8 @@ def why(config: Playground, sample: data.Sample, text: str, tokens: int, cosine:
                 "the same by algebra" if rewards.accuracy_reward(sections.answer, sample) else "not the same")
         compared = f"{clean(sections.answer)!r} and {clean(sample.answer)!r}: {same}"
     return {"clip": "no --clip" if cosine is None else f"cosine {cosine:.3f}; 1 from {config.clip_target:g} on",
-            "keyword": f"hit: {', '.join(hit) or 'none'}; missed: {', '.join(missed) or 'none'}",
+            "keyword": f"hit: {', '.join(hit) or 'none'}; missed: {', '.join(missed) or 'none'}"
+                       + (f"; the question itself names: {', '.join(named)}" if named else ""),
             "format": f"missing: {', '.join(lacking)}" if lacking else f"all sections, {len(sections.steps)} steps",
             "length": f"{tokens} tokens{'' if config.model else ' (about)'}; 1 up to {config.length_limit}",
             "accuracy": compared}
@@ -85,9 +92,7 @@ def show(config: Playground):
     clip = load_clip(config.clip, "cpu") if config.clip else None
     sections = data.parse(text)
     cosine = clip and clip.score([sample.images], [rewards.caption(sections.description)]).item()
-    for name, below in ((data.DESCRIPTION, sections.description), (data.RATIONALES, sections.rationales),
-                        *((f"{data.STEP} {i}", step) for i, step in enumerate(sections.steps, 1)),
-                        (data.ANSWER, sections.answer)):
+    for name, below in listed(sections).items():
         print(f"{name:<22}{'(missing)' if below is None else printable(below)[:90] or '(empty)'}")
     settings = (config.clip_target, config.length_limit, config.keyword_scope, config.grader)
     _, parts = rewards.score([sample], [text], [tokens], {}, clip, *settings)

@@ -5,6 +5,7 @@ Only the responses are given, because an untrained model would write noise. Symb
 P tokens of a prompt, N response tokens of an optimiser step, T tokens of its packed row, u images, p patches.
 """
 import contextlib
+import functools
 import inspect
 import io
 import sys
@@ -18,7 +19,7 @@ from engine import policy
 from engine.memory import make_optimizer
 from engine.sampler import Response
 
-TENSORS = {  # function -> its tensors, as they are called there, with their shapes
+TENSORS = {  # function -> its tensors, as they are called there (a.b: an attribute, or an item), with their shapes
     data.encode_prompt: {"input_ids": "P", "position_ids": "3 P", "encoded.pixel_values": "p 1176", "grid_thw": "u 3"},
     rewards.score: {"cosines": "QG", "parts.clip": "QG", "parts.keyword": "QG", "parts.format": "QG",
                     "parts.length": "QG", "parts.accuracy": "QG"},
@@ -30,13 +31,6 @@ TENSORS = {  # function -> its tensors, as they are called there, with their sha
                                     "objective", "bounded", "difference", "kl"), "N") | {"loss": "", "stats.kl": ""},
     train.update: {"norm": "", "ratio_max": ""},
 }
-
-
-def value_of(name: str, variables: dict):
-    """The variable `a`, or what `a.b` means: an attribute, or what an object holds under this key."""
-    first, _, rest = name.partition(".")
-    value = variables[first]
-    return value if not rest else value[rest] if hasattr(value, "keys") else getattr(value, rest)
 
 
 class Guide:
@@ -52,7 +46,9 @@ class Guide:
             print(f"\n{frame.f_code.co_name}: {self.about[frame.f_code]}")
             sizes = dict(self.fixed)  # within a function a symbol has one size
             for name, shape in self.tensors[frame.f_code].items():
-                tensor = torch.as_tensor(value_of(name, frame.f_locals)).detach()
+                value = functools.reduce(lambda value, key: value[key] if hasattr(value, "keys") else
+                                         getattr(value, key), name.split("."), frame.f_locals)
+                tensor = torch.as_tensor(value).detach()
                 assert tensor.dim() == len(shape.split()), f"{name}: {tuple(tensor.shape)} is not ({shape})"
                 for symbol, size in zip(shape.split(), tensor.shape):
                     known = int(symbol) if symbol.isdigit() else sizes.setdefault(symbol, size)

@@ -60,7 +60,7 @@ def test_a_stage_that_fails_ends_the_demo_with_its_exit_code(tmp_path):
 
 def test_a_quiet_demo_says_little_and_its_log_has_everything(tmp_path, capsys):
     """A failing stage's line is seen all the same, since errors are not redirected."""
-    log = tmp_path / "new" / "log.txt"
+    log = tmp_path / "log.txt"
     with pytest.raises(SystemExit) as stop, log_to(str(log), verbose=False) as say:
         say("warm-up  9 s")
         demo.stage("sft", str(tmp_path), 0, 1, "--model", str(tmp_path / "absent"), "--data", "absent.jsonl")
@@ -99,16 +99,24 @@ def test_before_and_after_is_a_question_described_better_first_and_answered_bett
     assert "model 1: key words 1.00, answer wrong" in told and "x.png" in told
 
 
+def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stop:
+        demo.main(["--out", str(tmp_path / "file" / "demo")])
+    assert stop.value.code == 2 and "no folder can be made" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("end, code", [
     (None, 0), (ChildFailedError("demo.py", {0: ProcessFailure(0, 7, 2, "")}), 2),
     (SignalException("stopped", signal.SIGINT), 130)], ids=["well", "bad input", "ctrl-c"])
 @pytest.mark.parametrize("cores, processes", [(2, 2), (64, 4)])
 def test_started_by_hand_the_demo_starts_a_process_for_each_of_up_to_four_cores(cores, processes, end, code,
-                                                                               monkeypatch):
+                                                                               tmp_path, monkeypatch):
     launched = mock.Mock(side_effect=end)
     monkeypatch.setattr(demo.torchrun, "main", launched)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(demo.torch.cuda, "device_count", lambda: 0)
+    monkeypatch.chdir(tmp_path)
     assert demo.main(["--seed", "3"]) == code
     [argv] = launched.call_args.args
     assert argv == ["--standalone", "--nproc_per_node", str(processes), demo.__file__, "--seed", "3"]

@@ -93,6 +93,8 @@ def test_every_part_is_explained_and_both_stages_are_summed(monkeypatch, capsys,
 
 
 @pytest.mark.parametrize("argv, stdin, words", [
+    (["--response", "-", "--key_words", "red circle", "--question", SAMPLE.question], written(),
+     "hit: red circle; missed: none; the question itself names: red circle"),
     (["--response", "-"], written("\x1b[31mred"), r"\x1b[31mred"),  # what a model writes moves no cursor
     (["--response", "-", "--answer", "\\frac{x}{2}"], written(answer="0.5x"), "the same by algebra"),
     (["--response", "-", "--answer", "7"], "7", "missing: Image Description, Rationales, Step 1, The final answer is"),
