@@ -360,7 +360,6 @@ def load_samples(source: str, image_root: str = "", split: str = "train", log=pr
 # Refused in any text: an image token without an image, the end of a turn, half a surrogate pair (it has no tokens).
 REFUSED = re.compile(r"<\|(im_start|im_end|endoftext|vision_(start|end|pad)|image_pad|video_pad)\|>|[\ud800-\udfff]")
 
-
 SKIPPED: set[str] = set()  # qids of the broken samples that this process has met, to be counted
 
 

@@ -493,7 +493,7 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: in
 def sample_questions(run: Run):
     """Stage sample: G graded responses to every question, then the three buckets. A second run replaces the first."""
     config, folder = run.config, f"{run.folder}.asked-{run_id(run.config, run.prints)}"
-    asked = kept(folder, "responses", run.samples, lambda todo: (records(part, broken=True) for part in ask(
+    asked = kept(folder, "responses", run.samples, lambda todo: (records(part, data.SKIPPED) for part in ask(
         run.replica, run.processor, None, todo, config, "sample", config.skip_bad_images)))
     rows = [row for row in asked.values() if row["responses"]]  # the images of the others cannot be read
     timeouts = sum_over_ranks(grader_counts(config.grader))["grader/timeouts"]
