@@ -160,7 +160,7 @@ def training_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
     pixels, blocks_kept = p * shape.patch * with_copy(b), shape.blocks * block
     merger_kept = p * (17 + 3 * b * shape.deepstack) * Hv
     if config.freeze_vision:
-        blocks_kept = merger_kept = block_step = 0.0
+        pixels, blocks_kept, merger_kept, block_step = 4 * p * shape.patch, 0.0, 0.0, 0.0
     kept = shape.layers * layer + pixels + blocks_kept + merger_kept  # the merger's norm and MLP, the rotation's tables
     head = head_bytes(row.response, H, V, b) + b * row.response * H  # and the hidden states picked for it
     # Two layers' weights, one's gradients and their fp32 sum, and the head's gradient.

@@ -322,8 +322,8 @@ def export(path: str, policy, processor, dtype=torch.bfloat16, file_bytes=4 << 3
     """
     here(f"export to {path}")
     policy.reshard()
-    on_every_rank(lambda: check_weights(policy.named_parameters(), f"nothing is exported to {path}",
-                                        "start again with a lower --lr"))
+    named = [(hub_name(policy.config, name), weight) for name, weight in policy.named_parameters()]
+    on_every_rank(lambda: check_weights(named, f"nothing is exported to {path}", "start again with a lower --lr"))
     writer = is_main()
     with replaced_folder(path) if writer else contextlib.nullcontext() as folder:
         parts, part, size, total = [], {}, 0, 0  # parts: names in each file; part: the file being filled
