@@ -219,7 +219,7 @@ def make_model(processor, seed: int = 0, vision_depth: int = 1, initializer_rang
     section, of_text, of_vision = {  # what each family has of its own; the heads of Qwen3-VL are wider than hidden_size
         "qwen2_vl": ([2, 7, 7], windows, dict(embed_dim=96, mlp_ratio=2, hidden_size=128)),
         "qwen2_5_vl": ([2, 7, 7], windows, dict(window_size=112, fullatt_block_indexes=last, **tower)),
-        "qwen3_vl": ([8, 8, 8], dict(head_dim=48), dict(num_position_embeddings=64, deepstack_visual_indexes=last,
+        "qwen3_vl": ([12, 10, 10], dict(head_dim=64), dict(num_position_embeddings=64, deepstack_visual_indexes=last,
                                                         **tower))}[family]
     text_config = dict(
         vocab_size=-(-len(processor.tokenizer) // 16) * 16, hidden_size=128, intermediate_size=256, num_hidden_layers=2,

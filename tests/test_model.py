@@ -232,6 +232,35 @@ def read_and_export(tiny_folder, *folders):
         export(folder + "/two", policy, load_processor(tiny_folder, 784, 12544), file_bytes=80_000)
 
 
+def gradients_and_export(groups, processor, folder, out):
+    """Of as many ranks as there are: each has its share of the groups, and rank 0 writes what all have together."""
+    device, mesh = start_processes()
+    policy = Policy.load(folder, device, torch.float64, mesh, torch.float64)
+    logprobs, _ = policy(pack(groups[mesh.get_rank() :: mesh.size()]))
+    (logprobs * torch.linspace(-1, 1, len(logprobs))).sum().backward()
+    gradients = {name: parameter.grad.full_tensor() for name, parameter in policy.named_parameters()}
+    if mesh.get_rank() == 0:
+        save_file(gradients, out + ".safetensors")
+    export(out, policy, processor, torch.float64)
+
+
+@both_families
+def test_two_ranks_equal_one_when_one_has_no_image(processes, tiny_folder, processor, prompts, tmp_path):
+    """Rank 0 has rows with one and two images, rank 1 one of text alone: gradients of every weight, and the export."""
+    groups, two = responses_to([prompts[i] for i in (0, 2, 3)]), str(tmp_path / "two")
+    ranks(2, gradients_and_export, groups, processor, tiny_folder, two)
+    policy = Policy.load(tiny_folder, processes[0], torch.float64, processes[1], torch.float64)
+    for share in (groups[::2], groups[1::2]):
+        logprobs, _ = policy(pack(share))
+        (logprobs * torch.linspace(-1, 1, len(logprobs))).sum().backward()
+    found, weights = load_file(two + ".safetensors"), load_file(os.path.join(two, "model.safetensors"))
+    for name, parameter in policy.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad.full_tensor(), atol=1e-6, rtol=1e-5, msg=name)
+        assert torch.equal(weights[hub_name(policy.config, name)], parameter.full_tensor()), name
+    named = "deepstack" if policy.config.model_type == "qwen3_vl" else "merger"
+    assert all(gradient.any() for name, gradient in found.items() if named in name and name.endswith("weight"))
+
+
 def hub_folder(folder, tied: bool) -> str:
     """A tiny model in the files, names and layout that the hub has for Qwen2.5-VL 3B (tied) and 7B (untied)."""
     folder.mkdir()

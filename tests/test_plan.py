@@ -187,7 +187,7 @@ def test_the_planned_peak_of_a_rollout_is_within_a_tenth_of_the_allocators(tiny_
     shape = shape_of(tiny_folder)
     cache = next(iter(rollout_bytes(config, shape, 16).values()))
     head = replica.config.text_config.to_dict().get("head_dim", 32)
-    assert cache == 2 * 4 * 16 * (300 + 2000 + BURST) * 2 * 2 * head  # K and V, fp32, slots, tokens, layers, heads, width
+    assert cache == 2 * 4 * 16 * (300 + 2000 + BURST) * 2 * 2 * head  # K and V, fp32, .., layers, heads
     monkeypatch.setattr(plan, "PREFILL", 300)  # both prompts are in one row of 600 tokens
     assert allocated_peak(rollout) == pytest.approx(sum(rollout_bytes(config, shape, 16).values()), rel=0.1)
 
