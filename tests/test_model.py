@@ -180,12 +180,13 @@ def test_loading_shards_equals_from_pretrained(policy, tiny_folder):
         assert torch.equal(ours, reference), name
 
 
+@both_families
 def test_an_untied_head_is_loaded_scored_and_exported(tiny_folder, processes, processor, prompts, tmp_path):
-    """Qwen2.5-VL 7B has a head of its own, 3B shares the embeddings."""
+    """Qwen2.5-VL 7B has a head of its own, 3B shares the embeddings; in Qwen3-VL 8B and 32B have one."""
     config = AutoConfig.from_pretrained(tiny_folder)
     config.tie_word_embeddings = False
     torch.manual_seed(1)
-    theirs = Qwen2_5_VLForConditionalGeneration(config)
+    theirs = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     theirs.save_pretrained(tmp_path / "untied")
     policy = Policy.load(str(tmp_path / "untied"), *processes[:1], torch.float64, processes[1], torch.float64)
     assert policy.lm_head.weight is not policy.get_input_embeddings().weight
