@@ -9,7 +9,7 @@ key_words (or key_word, keywords), a list or one text. sharegpt rows have messag
 [{from, value}]) and images: the first user turn asks, the first assistant turn is what to imitate.
 Image paths are relative to image_root, or to the file's own folder. Images of a hub set stay in memory, compressed.
 `python data.py check FILE` says what a file holds and what a run would refuse (plumbing/check.py).
-P: prompt tokens. An image is cut into patches of 14 x 14 pixels; merge_size x merge_size (2 x 2) patches are one token.
+P: prompt tokens. An image is cut into patches of 14 x 14 pixels (Qwen3-VL: 16 x 16); merge_size**2 = 4 are one token.
 """
 import contextlib
 import hashlib
@@ -397,7 +397,7 @@ def chat_text(sample: Sample, processor) -> str:
 
 
 def mrope_positions(input_ids: list[int], grid_thw, image_token_id: int, merge_size: int) -> torch.Tensor:
-    """-> (3, P) time, row, column of each token (Qwen2.5-VL: get_rope_index). grid_thw: (images, 3) patches, or None.
+    """-> (3, P) time, row, column of each token (Qwen-VL: get_rope_index). grid_thw: (images, 3) patches, or None.
 
     Text counts on in all three. An image's tokens add their own three to the position where it starts; the text after
     it goes on one past the highest of these."""
@@ -424,7 +424,7 @@ def encode_prompt(sample: Sample, processor, skip_bad: bool = False) -> Prompt:
         if not skip_bad:
             raise ImageError(f"{sample.name}: {error}, or --skip_bad_images True") from error
         SKIPPED.add(sample.qid)
-        images = [Image.new("RGB", (28, 28))] * len(sample.images)
+        images = [Image.new("RGB", (32, 32))] * len(sample.images)
         sample = replace(sample, images=(), broken=True)
     # This is processor(text, images) in half its time: it would check all its settings anew for each prompt.
     encoded = processor.image_processor(images=images, return_tensors="pt") if images else {}

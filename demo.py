@@ -1,6 +1,7 @@
-"""The whole method on a laptop: a drawn world, a tiny Qwen2.5-VL, and the five stages through train.py and eval.py.
+"""The whole method on a laptop: a drawn world, a tiny Qwen-VL, and the five stages through train.py and eval.py.
 
     python demo.py                 warm-up, sampling, stage 1, stage 2, and evaluations: about 4 minutes on 2 cores
+    python demo.py --family qwen3_vl        the same with a tiny Qwen3-VL
     python demo.py --walk          every tensor of one RL step, in seconds (docs/walk.txt)
     python demo.py --ablate        afterwards either stage alone with as many RL steps, over three seeds
 
@@ -9,7 +10,7 @@ warm-up teacher errs on purpose, so that reinforcement learning has something to
 and a triangle for a circle (`slip_seeing`, per attribute) and sometimes forgets the last of several objects it counts
 (`slip_counting`). Its reasoning follows what it believes to see. Answers, captions and key words are always true.
 
-The models are genuine, all made from a seed, offline: a Qwen2.5-VL folder that AutoModelForImageTextToText loads, and a
+The models are genuine, all made from a seed, offline: a Qwen-VL folder that AutoModelForImageTextToText loads, and a
 CLIP folder that open_clip loads. The settings of RL are the method's (G 8, temperature 1.2, top-p 0.99, 4 updates a
 step, its clips, KL and reward weights); the learning rate is higher, because the model is 10,000 times smaller.
 """
@@ -23,7 +24,6 @@ import json
 import random
 import statistics
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 
@@ -41,6 +41,7 @@ import eval as evaluation
 import train
 import view
 from benchmarks.report import interval
+from engine.weights import FAMILIES, transformers_class
 from plumbing.console import before_and_after, learned, log_to, table, work_per_second
 from plumbing.log import peak_memory
 from plumbing.processes import barrier, is_main, print0, shard_of_rank, start_processes, stop_processes
@@ -178,11 +179,11 @@ FIXED_PHRASES = ["user\n", "assistant\n", *(f" {digit}" for digit in range(10)),
                  f"### {data.THINK}", *(f"### {name}:" for name in HEADERS)]
 
 
-def make_processor(texts: list[str]):
-    """A Qwen2_5_VLProcessor whose byte-level BPE of 512 tokens is trained on `texts`; every byte stays writable."""
+def make_processor(texts: list[str], family: str = "qwen2_5_vl"):
+    """A family's processor whose byte-level BPE of 512 tokens is trained on `texts`; every byte stays writable."""
     from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, trainers
     from tokenizers.models import BPE
-    from transformers import Qwen2_5_VLProcessor, Qwen2Tokenizer
+    from transformers import Qwen2Tokenizer, image_utils
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
@@ -201,34 +202,41 @@ def make_processor(texts: list[str]):
         extra_special_tokens=[TURN_START, *VISION_TOKENS], padding_side="left", model_max_length=2048)
     tokenizer.add_tokens([AddedToken(phrase, normalized=False, special=False) for phrase in FIXED_PHRASES])
     pixels = {"shortest_edge": 28 * 28, "longest_edge": 802816}  # explicit: the class's default is shared and mutable
-    return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=pixels), video_processor=Qwen2VLVideoProcessor(),
-        tokenizer=tokenizer, chat_template=CHAT_TEMPLATE)
+    mean, std = (getattr(image_utils, f"{FAMILIES[family].statistics}_{name}") for name in ("MEAN", "STD"))
+    patch = transformers_class(family, "Config")().vision_config.patch_size
+    images = Qwen2VLImageProcessor(size=pixels, patch_size=patch, image_mean=mean, image_std=std)
+    return transformers_class(family, "Processor")(
+        image_processor=images, video_processor=Qwen2VLVideoProcessor(), tokenizer=tokenizer,
+        chat_template=CHAT_TEMPLATE)
 
 
-def make_model(processor, seed: int = 0, vision_depth: int = 1, initializer_range: float = 0.06):
-    """An untrained Qwen2.5-VL of the real architecture, its weights a function of `seed` alone.
+def make_model(processor, seed: int = 0, vision_depth: int = 1, initializer_range: float = 0.06,
+               family: str = "qwen2_5_vl"):
+    """An untrained Qwen-VL of the real architecture, its weights a function of `seed` alone.
 
     rope_theta is small because positions are: at 1e4 one image cell would turn the rotary angles by 0.003 rad."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    id_of = processor.tokenizer.convert_tokens_to_ids
+    id_of, last = processor.tokenizer.convert_tokens_to_ids, [vision_depth - 1]
     ends = dict(bos_token_id=id_of(END_OF_TEXT), eos_token_id=id_of(TURN_END), pad_token_id=id_of(END_OF_TEXT))
+    windows = dict(use_sliding_window=False, max_window_layers=2)
+    tower = dict(hidden_size=96, intermediate_size=192, out_hidden_size=128)
+    section, of_text, of_vision = {  # what each family has of its own; the heads of Qwen3-VL are wider than hidden_size
+        "qwen2_vl": ([2, 7, 7], windows, dict(embed_dim=96, mlp_ratio=2, hidden_size=128)),
+        "qwen2_5_vl": ([2, 7, 7], windows, dict(window_size=112, fullatt_block_indexes=last, **tower)),
+        "qwen3_vl": ([12, 10, 10], dict(head_dim=64), dict(num_position_embeddings=64, deepstack_visual_indexes=last,
+                                                        **tower))}[family]
     text_config = dict(
         vocab_size=-(-len(processor.tokenizer) // 16) * 16, hidden_size=128, intermediate_size=256, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
-        rope_parameters=dict(rope_type="default", rope_theta=20.0, mrope_section=[2, 7, 7]),
-        initializer_range=initializer_range, rms_norm_eps=1e-6, use_sliding_window=False, max_window_layers=2, **ends)
-    vision_config = dict(
-        depth=vision_depth, hidden_size=96, num_heads=4, intermediate_size=192, out_hidden_size=128, window_size=112,
-        fullatt_block_indexes=[vision_depth - 1], initializer_range=initializer_range)
-    config = Qwen2_5_VLConfig(
+        rope_parameters=dict(rope_type="default", rope_theta=20.0, mrope_section=section),
+        initializer_range=initializer_range, rms_norm_eps=1e-6, **of_text, **ends)
+    vision_config = dict(depth=vision_depth, num_heads=4, initializer_range=initializer_range, **of_vision)
+    config = transformers_class(family, "Config")(
         text_config=text_config, vision_config=vision_config, tie_word_embeddings=True,
         image_token_id=id_of(IMAGE_PAD), video_token_id=id_of("<|video_pad|>"),
         vision_start_token_id=id_of("<|vision_start|>"), vision_end_token_id=id_of("<|vision_end|>"), **ends)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = transformers_class(family, "ForConditionalGeneration")(config)
     model.generation_config.eos_token_id = [id_of(TURN_END), id_of(END_OF_TEXT)]
     model.generation_config.pad_token_id = id_of(END_OF_TEXT)
     return model.eval()
@@ -294,7 +302,8 @@ def save_clip(model, folder: str):
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
-def make_world(out: str, seed: int, captions: int, warmup: int, questions: int, evaluation: int):
+def make_world(out: str, seed: int, captions: int, warmup: int, questions: int, evaluation: int,
+               family: str = "qwen2_5_vl"):
     """Images, the four data files, and the untrained model, under out/world and out/untrained."""
     world = f"{out}/world"
     os.makedirs(f"{world}/images", exist_ok=True)
@@ -323,8 +332,8 @@ def make_world(out: str, seed: int, captions: int, warmup: int, questions: int, 
                  evaluation=question_rows(evaluation, "evaluation"))
     for name, rows in files.items():
         write_text(f"{world}/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    processor = make_processor([turn["content"] for row in base + taught for turn in row["messages"]])
-    make_model(processor, seed).save_pretrained(f"{out}/untrained")
+    processor = make_processor([turn["content"] for row in base + taught for turn in row["messages"]], family)
+    make_model(processor, seed, family=family).save_pretrained(f"{out}/untrained")
     processor.save_pretrained(f"{out}/untrained")
 
 
@@ -336,9 +345,8 @@ WATCHED = {"base/sft": ("opt/loss",), "sft": ("opt/loss",), "stage1": ("reward/c
            "stage2": ("reward/accuracy",)}
 WORK = 3_600_000  # what all processes do during the demo, in units of `work_per_second`
 FIGURES = ("accuracy", "caption_exact", "clip", "keyword", "format", "length")
-PIXELS = str(4 * CELL * CELL)  # no image is resized
-SHARED = ["--dtype", "float32", "--max_prompt", "64", "--max_response", "96", "--min_pixels", PIXELS,
-          "--max_pixels", PIXELS, "--slots", "128"]
+PIXELS = ["--min_pixels", str(4 * 28**2), "--max_pixels", str(4 * 32**2)]  # 56 x 56 stay, in Qwen3-VL become 64 x 64
+SHARED = ["--dtype", "float32", "--max_prompt", "64", "--max_response", "96", "--slots", "128", *PIXELS]
 TRAINING = [*SHARED, "--restart", "--no_gradient_checkpointing", "--save_every", "0", "--token_budget", "4096"]
 SUPERVISED = ["--questions_per_rollout", "64", "--questions_per_update", "64", "--epochs", "20", "--lr", "3e-3"]
 REINFORCED = ["--questions_per_rollout", "32", "--questions_per_update", "8", "--epochs", "100", "--lr", "1e-4"]
@@ -377,11 +385,12 @@ def evaluate(world: str, clip: str, model: str, out: str) -> dict[str, tuple[flo
     return {name: results[name] for name in FIGURES}
 
 
-def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int], say=print0) -> dict:
+def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int], say=print0,
+        family: str = "qwen2_5_vl") -> dict:
     """The world, its base models, the stages and their evaluation. Rank 0 returns and writes out/summary.json."""
     start_processes()
     world, clip, base = f"{out}/world", f"{out}/clip", f"{out}/base/sft/model"
-    makers = [lambda: make_world(out, seed, **sizes),  # rank 0's: on others transformers saves no model
+    makers = [lambda: make_world(out, seed, **sizes, family=family),  # rank 0's: on others transformers saves no model
               lambda: save_clip(train_clip(make_items(sizes["captions"], seed, "captions"), seed, steps["clip"]), clip)]
     phases = {
         "world and clip": lambda: [make() for make in shard_of_rank(makers)],
@@ -440,21 +449,6 @@ def ablate(out: str, seed: int, steps: dict[str, int], say):
     say(table(FIGURES, dict(sorted(rows.items()))))
 
 
-def show_step(seed: int) -> int:
-    """One step of stage 1 with every tensor: two questions; the right response, the teacher's, one without sections."""
-    from plumbing.walk import walk  # only here
-    with tempfile.TemporaryDirectory() as out:
-        make_world(out, seed, captions=8, warmup=8, questions=2, evaluation=1)
-        items = make_items(2, seed, "questions")
-        save_clip(train_clip(items, seed, steps=1, batch=2), f"{out}/clip")
-        texts = [[teach(item.question, item.objects, 0, 0, random.Random(seed)), item.response, item.reasoning]
-                 for item in items]
-        walk(["--stage", "1", "--model", f"{out}/untrained", "--data", f"{out}/world/questions.jsonl", "--out", out,
-              "--clip", f"{out}/clip", "--group_size", "3", "--questions_per_rollout", "2", "--questions_per_update",
-              "1", *TRAINING], texts)
-    return stop_processes(0)
-
-
 def launch(processes: int, argv: list[str]) -> int:
     """`torchrun --nproc_per_node PROCESSES demo.py ..`; returns 0, or the exit code of what failed first."""
     try:
@@ -470,6 +464,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/demo", help="everything is written here (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of world, models and sampling (default: %(default)s)")
+    parser.add_argument("--family", default="qwen2_5_vl", choices=FAMILIES, help="of the model (default: %(default)s)")
     parser.add_argument("--ablate", action="store_true", help="afterwards compare with either stage alone")
     parser.add_argument("--verbose", action="store_true", help="show the log of all stages, not only OUT/log.txt")
     parser.add_argument("--walk", action="store_true", help="only print every tensor of one RL step")
@@ -483,6 +478,7 @@ def main(argv: list[str] | None = None) -> int:
     from transformers.utils.logging import disable_progress_bar
     disable_progress_bar()  # of transformers, when it saves the tiny model
     if args.walk:
+        from plumbing.walk import show_step  # only here
         return show_step(args.seed)
     processes = min(4, torch.cuda.device_count() or os.cpu_count())
     if processes > 1 and "RANK" not in os.environ:  # we have been started by hand, not by torchrun
@@ -490,7 +486,7 @@ def main(argv: list[str] | None = None) -> int:
     with log_to(f"{args.out}/log.txt", args.verbose) as say:
         start_processes()
         say(f"about {WORK / work_per_second() / 60:.0f} minutes; the log is {args.out}/log.txt")
-        run(args.out, args.seed, SIZES, STEPS, say)
+        run(args.out, args.seed, SIZES, STEPS, say, args.family)
         if args.ablate:
             ablate(args.out, args.seed, STEPS, say)
     return 0

@@ -82,8 +82,9 @@ def blank_prompt(images: int, image_tokens: int, length: int, model_config) -> P
 
 def worst_groups(config, model_config) -> list[Group]:
     """`worst_row` as groups whose tokens mean nothing."""
-    row, G = worst_row(config), 1 if config.stage == "sft" else config.group_size
-    prompt = blank_prompt(1, row.patches // 4, row.prompt, model_config)
+    vision, G = model_config.vision_config, 1 if config.stage == "sft" else config.group_size
+    row = worst_row(config, vision)
+    prompt = blank_prompt(1, row.patches // vision.spatial_merge_size**2, row.prompt, model_config)
     share, rest = divmod(row.response, row.prompts * G)
     responses = [[0] * max(1, share + (i < rest)) for i in range(row.prompts * G)]
     return [(prompt, responses[i : i + G]) for i in range(0, len(responses), G)]
@@ -91,7 +92,7 @@ def worst_groups(config, model_config) -> list[Group]:
 
 def worst_prompts(config, model_config) -> list[Prompt]:
     """The prompts of the longest row that `generate` reads, as full of images as can be."""
-    length, image = config.max_prompt, largest_image(config)
+    length, image = config.max_prompt, largest_image(config, model_config.vision_config)
     size = max(1, length // -(-length // (image + 1)) - 1)  # tokens of each image: all alike, and together the prompt
     prompt = blank_prompt(max(1, length // (size + 1)), size, length, model_config)
     return [prompt] * max(1, min(config.slots // config.group_size, PREFILL // length + 1))

@@ -39,18 +39,23 @@ class Shape:
 
     def __init__(self, config):
         with torch.device("meta"):  # no memory is taken
-            policy = policy_class()(config)
+            policy = policy_class(config.model_type)(config)
         text, vision, tower = config.text_config, config.vision_config, policy.model.visual
+        layer, block = policy.model.language_model.layers[0], tower.blocks[0]
         self.total, self.vision, self.layer, self.block = (
-            sum(p.numel() for p in part.parameters())
-            for part in (policy, tower, policy.model.language_model.layers[0], tower.blocks[0]))
+            sum(p.numel() for p in part.parameters()) for part in (policy, tower, layer, block))
         self.layers, self.blocks = text.num_hidden_layers, vision.depth
         # All that is in no layer and no block: embeddings, head, patch embedding, merger, norms.
         self.root = self.total - self.layers * self.layer - self.blocks * self.block
         self.hidden, self.mlp, self.vocab = text.hidden_size, text.intermediate_size, text.vocab_size
-        self.kv = text.num_key_value_heads * text.hidden_size // text.num_attention_heads  # width of a token's keys
-        self.vision_hidden, self.vision_mlp = vision.hidden_size, vision.intermediate_size
-        self.patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2  # numbers in a patch
+        self.queries, self.kv = (part.out_features for part in (layer.self_attn.q_proj, layer.self_attn.k_proj))
+        self.qk_norm = hasattr(layer.self_attn, "q_norm")  # whether a token's queries and keys are normalised
+        self.vision_hidden = tower.patch_embed.proj.out_channels
+        self.vision_mlp = getattr(vision, "intermediate_size", 0) or vision.embed_dim * vision.mlp_ratio
+        self.gated = hasattr(block.mlp, "gate_proj")  # whether a vision block is like a decoder layer, else as in ViT
+        self.deepstack = len(getattr(tower, "deepstack_merger_list", ()))
+        self.patch = tower.patch_embed.proj.weight[0].numel()  # numbers in a patch
+        self.vision_config = vision
 
 
 def shape_of(path: str) -> Shape:
@@ -72,17 +77,18 @@ class Row(NamedTuple):
     response: int  # tokens of all responses
 
 
-def largest_image(config) -> int:
-    """Tokens of the largest image that fits into a prompt."""
-    return max(1, min(config.max_pixels // 28**2, config.max_prompt - 1))
+def largest_image(config, vision) -> int:
+    """Tokens of the largest image that fits into a prompt; vision: the model's vision_config."""
+    return max(1, min(config.max_pixels // (vision.patch_size * vision.spatial_merge_size)**2, config.max_prompt - 1))
 
 
-def worst_row(config) -> Row:
-    """As many prompts with the largest image as fit beside one chunk of response tokens. 28 x 28 pixels are a token."""
-    image = largest_image(config)
+def worst_row(config, vision) -> Row:
+    """As many prompts with the largest image as fit beside one chunk of response tokens."""
+    image = largest_image(config, vision)
     prompt = min(image + PROMPT_TEXT, config.max_prompt)
     prompts = max(1, (config.token_budget - CHUNK) // (prompt + config.group_size))
-    return Row(config.token_budget, prompts, prompt, 4 * image, config.token_budget - prompts * prompt)
+    patches = vision.spatial_merge_size**2 * image
+    return Row(config.token_budget, prompts, prompt, patches, config.token_budget - prompts * prompt)
 
 
 # -------------------------------------------------------------------------------- bytes, per phase
@@ -117,7 +123,7 @@ def rollout_bytes(config, shape: Shape, slots: int) -> dict[str, float]:
     """The cache, which exists during a rollout only, and the larger of its two kinds of step."""
     b, length = bytes_of(config), config.max_prompt + config.max_response + BURST
     T, Hv = PREFILL + config.max_prompt, shape.vision_hidden
-    p = 4 * T  # at worst every token is an image's
+    p = shape.vision_config.spatial_merge_size**2 * T  # at worst every token is an image's
     text = T * ((4 + 2.5 * b) * shape.hidden + 3 * b * shape.mlp)  # a layer's MLP and what it was made of
     vision = p * (shape.patch * with_copy(b) + max(36 * Hv, 14 * Hv + 3 * b * shape.vision_mlp))  # rotation in fp32
     drawing = 4 * 4 * slots * shape.vocab  # logits and, without the kernel, three copies with something done to them
@@ -139,18 +145,22 @@ def training_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
     the layer's input b H is kept, and one layer at a time has all of it. Its backward adds 2 b (H + I). A vision block
     is the same, but for keys and values as wide as the queries and a rotation in fp32.
     """
-    b, row, H, V = bytes_of(config), worst_row(config), shape.hidden, shape.vocab
+    b, row, H, V = bytes_of(config), worst_row(config, shape.vision_config), shape.hidden, shape.vocab
     T, p, Hv = row.tokens, row.prompts * row.patches, shape.vision_hidden
     keys = T + row.prompts * row.prompt * (config.group_size if config.stage != "sft" else 1)
-    layer = T * ((8 if b < 4 else 4) * H + 7 * b * H + 4 * b * shape.mlp) + 2 * b * keys * shape.kv
+    layer = T * ((8 if b < 4 else 4) * H + b * (4 * H + 3 * shape.queries + 4 * shape.mlp)) + 2 * b * keys * shape.kv
+    layer += T * (4 + b) * (shape.queries + shape.kv) * shape.qk_norm
     block = p * (8 * Hv + 12 * b * Hv + 4 * b * shape.vision_mlp)
+    if not shape.gated:
+        block = p * b * (11 * Hv + 2 * shape.vision_mlp)
     layer_step, block_step = T * 2 * b * (H + shape.mlp), p * b * (3.5 * Hv + 2 * shape.vision_mlp)
     if config.gradient_checkpointing:
         layer_step, block_step = layer_step + layer, block_step + block
         layer, block = T * b * H, p * b * Hv
-    pixels, blocks_kept, merger_kept = p * shape.patch * with_copy(b), shape.blocks * block, p * 17 * Hv
+    pixels, blocks_kept = p * shape.patch * with_copy(b), shape.blocks * block
+    merger_kept = p * (17 + 3 * b * shape.deepstack) * Hv
     if config.freeze_vision:
-        blocks_kept = merger_kept = block_step = 0.0
+        pixels, blocks_kept, merger_kept, block_step = 4 * p * shape.patch, 0.0, 0.0, 0.0
     kept = shape.layers * layer + pixels + blocks_kept + merger_kept  # the merger's norm and MLP, the rotation's tables
     head = head_bytes(row.response, H, V, b) + b * row.response * H  # and the hidden states picked for it
     # Two layers' weights, one's gradients and their fp32 sum, and the head's gradient.

@@ -1,4 +1,4 @@
-"""The policy: a Qwen2.5-VL that loads into FSDP2 shards, scores packed groups and lends its weights to the sampler.
+"""The policy: a Qwen-VL that loads into FSDP2 shards, scores packed groups and lends its weights to the sampler.
 
     policy = Policy.load("Qwen/Qwen2.5-VL-7B-Instruct", device, mesh=mesh)  fp32 weights, each rank reads its own rows
     logprobs, entropies = policy(pack(groups), temperature)                 one root forward, response tokens only
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from data import InputError, Prompt
-from engine.weights import find_model, generation_config, model_config, other_files, read_weights
+from engine.weights import find_model, generation_config, model_config, other_files, read_weights, transformers_class
 from kernels.ops import (backend, check_linear_logprob, choose_grpo_loss, decode_attention, linear_logprob,
                          linear_logprob_loss)
 
@@ -33,7 +33,7 @@ ATTENTION = "packed_flash"  # transformers gives the vision tower cu_seqlens onl
 
 
 class Layout(NamedTuple):
-    """Which queries see which keys in a packed row; travels through the layers in place of a mask.
+    """Which queries see which keys in a packed row; travels through transformers' layers as `seen`.
 
     Segment s: queries cu_q[s]:cu_q[s+1] of the row, keys row[key_index[cu_k[s]:cu_k[s+1]]], causal, aligned at the end.
     """
@@ -46,7 +46,7 @@ class Layout(NamedTuple):
 
 
 class Live(NamedTuple):
-    """Which keys of its cache each row sees while decoding, one query per row; travels in place of a mask as well."""
+    """Which keys of its cache each row sees while decoding, one query per row; travels as `seen` too."""
 
     length: Tensor  # (S,) int64: the first so many
 
@@ -78,19 +78,20 @@ def varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale):
     return torch.cat(out)
 
 
-def attention(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, cu_seq_lens_k=None,
-              max_length_q=None, max_length_k=None, **unused):
+def attention(module, query, key, value, attention_mask, scaling=None, seen=None, cu_seq_lens_q=None,
+              cu_seq_lens_k=None, max_length_q=None, max_length_k=None, **unused):
     """The one attention here, called by transformers' layers: query (B, heads, T, D), key, value (B, kv heads, L, D).
 
-    What comes in place of the mask tells its three users apart: a Layout (packed training, and reading prompts),
-    cu_seq_lens (the vision tower), Live (decoding, one query per row). Returns (B, T, heads, D), no weights.
+    `seen` tells its three users apart: a Layout (packed training, and reading prompts), Live (decoding, one query per
+    row), None (the vision tower, which has cu_seq_lens). The mask is None: transformers makes none for an attention
+    that it does not know, and Qwen3-VL would drop what is not a tensor. Returns (B, T, heads, D), no weights.
     """
-    if isinstance(attention_mask, Live):
-        return decode_attention(query, key, value, attention_mask.length, scaling), None
+    if isinstance(seen, Live):
+        return decode_attention(query, key, value, seen.length, scaling), None
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
-    if isinstance(layout := attention_mask, Layout):
-        key, value = key[layout.key_index], value[layout.key_index]  # its backward sums over a prompt's responses
-        out = varlen(query, key, value, *layout[:4], True, scaling)
+    if isinstance(seen, Layout):
+        key, value = key[seen.key_index], value[seen.key_index]  # its backward sums over a prompt's responses
+        out = varlen(query, key, value, *seen[:4], True, scaling)
     else:
         out = varlen(query, key, value, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, False, scaling)
     return out[None], None
@@ -183,13 +184,14 @@ def micro_batches(prompt_lengths: list[int], response_lengths: list[list[int]],
 
 
 class Policy:
-    """What a Qwen2.5-VL of transformers gains here: a forward that returns the log-probs of response tokens.
+    """What a Qwen-VL of transformers gains here: a forward that returns the log-probs of response tokens.
 
-    `policy_class` joins it with transformers' own class, so an instance is also a Qwen2_5_VLForConditionalGeneration.
+    `policy_class` joins it with the family's own class, so an instance is also a Qwen3VLForConditionalGeneration, say.
     """
 
-    def embed(self, input_ids, pixel_values, grid_thw):
-        """Token embeddings with the image features in place of the image tokens. input_ids (1, T) -> (1, T, H).
+    def embed(self, input_ids, pixel_values, grid_thw) -> dict:
+        """What the decoder layers take, of input_ids (1, T): embeddings (1, T, H) with image features in place of image
+        tokens and, in Qwen3-VL, further features that its first layers add to these tokens (deepstack).
 
         The vision tower runs even without an image: an FSDP rank that skipped it would leave the others waiting for it.
         """
@@ -198,8 +200,12 @@ class Policy:
             merge = visual.spatial_merge_size
             pixel_values = embeddings.new_zeros(merge**2, visual.patch_embed.proj.weight[0].numel())
             grid_thw = torch.tensor([[1, merge, merge]], device=input_ids.device)
-        features = torch.cat(self.model.get_image_features(pixel_values, grid_thw).pooler_output).to(embeddings.dtype)
-        return embeddings.masked_scatter((input_ids == self.config.image_token_id)[..., None], features)
+        output, images = self.model.get_image_features(pixel_values, grid_thw), input_ids == self.config.image_token_id
+        features = torch.cat(output.pooler_output).to(embeddings.dtype)  # (image tokens, H)
+        inputs = {"inputs_embeds": embeddings.masked_scatter(images[..., None], features)}
+        if deepstack := getattr(output, "deepstack_features", None):
+            inputs |= {"visual_pos_masks": images, "deepstack_visual_embeds": deepstack}
+        return inputs
 
     def forward(self, packed: Packed, temperature: float = 1.0, loss_fn: Callable | None = None):
         """Log-probs and entropies of all response tokens under softmax(logits / temperature): two (N,) in float32.
@@ -207,10 +213,9 @@ class Policy:
         With loss_fn(logprobs (n,), entropies (n,), rows: slice of the N tokens) -> loss of these tokens, the result is
         (loss, logprobs, entropies): the gradient is then computed chunk by chunk while the logits are there.
         """
-        embeddings = self.embed(packed.input_ids, packed.pixel_values, packed.grid_thw)
+        inputs = self.embed(packed.input_ids, packed.pixel_values, packed.grid_thw)
         hidden = self.model.language_model(
-            inputs_embeds=embeddings, position_ids=packed.position_ids,
-            attention_mask={"full_attention": packed.layout}, use_cache=False,
+            **inputs, position_ids=packed.position_ids, seen=packed.layout, use_cache=False,
         ).last_hidden_state  # (1, T, H)
         head = (hidden[0, packed.predictors], self.lm_head.weight, packed.targets)
         if loss_fn is None:
@@ -238,7 +243,7 @@ class Policy:
         generation = generation_config(folder, config)
         AttentionInterface.register(ATTENTION, attention)
         with torch.device("meta"):
-            policy = policy_class()._from_config(config, dtype=dtype)
+            policy = policy_class(config.model_type)._from_config(config, dtype=dtype)
         for part in (policy.model.visual.config, policy.model.language_model.config):
             part._attn_implementation = ATTENTION
         if mesh is not None:
@@ -259,15 +264,13 @@ def embed_patches(proj, pixels):
 
     In bfloat16 cuDNN is slow at it or cannot do it (pytorch 166643, 174051).
     """
-    return F.linear(pixels.to(proj.weight.dtype), proj.weight.flatten(1))
+    return F.linear(pixels.to(proj.weight.dtype), proj.weight.flatten(1), proj.bias)
 
 
 @functools.cache
-def policy_class():
+def policy_class(model_type: str):
     """Our methods in front of transformers' model, whose layers, weights and names stay as they are."""
-    from transformers import Qwen2_5_VLForConditionalGeneration
-
-    return type("Policy", (Policy, Qwen2_5_VLForConditionalGeneration), {})
+    return type("Policy", (Policy, transformers_class(model_type, "ForConditionalGeneration")), {})
 
 
 def shard(policy, mesh, compute_dtype, offload: bool):

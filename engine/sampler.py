@@ -66,7 +66,8 @@ class Slots:
         config, weight = model.config.text_config, model.lm_head.weight
         if weight.is_cuda:
             torch.cuda.empty_cache()  # training has left memory in pieces, and the keys of a layer are one large block
-        shape = (slots, config.num_key_value_heads, length, config.hidden_size // config.num_attention_heads)
+        head = model.model.language_model.layers[0].self_attn.head_dim
+        shape = (slots, config.num_key_value_heads, length, head)
         make = dict(dtype=weight.dtype, device=weight.device)
         self.keys = [torch.zeros(shape, **make) for _ in range(config.num_hidden_layers)]  # each (S, kv heads, L, D)
         self.values = [torch.zeros(shape, **make) for _ in range(config.num_hidden_layers)]
@@ -128,8 +129,8 @@ class Decoder:
         ends = torch.tensor([len(prompt.input_ids) for prompt in prompts]).cumsum(0).tolist()
         state.prefill = [(torch.tensor(group, device=state.rows.device), end - len(prompt.input_ids), end)
                          for prompt, group, end in zip(prompts, slots, ends)]
-        hidden = self.run(model.embed(packed.input_ids, packed.pixel_values, packed.grid_thw), packed.position_ids,
-                          packed.layout)
+        hidden = self.run(packed.position_ids, packed.layout,
+                          **model.embed(packed.input_ids, packed.pixel_values, packed.grid_thw))
         state.prefill = []
         rows = torch.tensor([slot for group in slots for slot in group], device=state.rows.device)
         per_slot = [i for i, group in enumerate(slots) for _ in group]  # which prompt each slot belongs to
@@ -146,7 +147,8 @@ class Decoder:
         """Feed every slot its last token and draw the next: (S,) tokens and log-probs. Finished slots idle along."""
         state = self.state
         position = (state.length + state.offset)[None, :, None].expand(3, -1, 1)  # (3, S, 1)
-        hidden = self.run(self.model.get_input_embeddings()(state.token)[:, None], position, Live(state.length + 1))
+        embeddings = self.model.get_input_embeddings()(state.token)[:, None]  # (S, 1, H)
+        hidden = self.run(position, Live(state.length + 1), inputs_embeds=embeddings)
         token, logprob = self.pick(hidden[:, 0], state.rows)
         state.token.copy_(token)
         state.length.add_(1).clamp_(max=state.keys[0].shape[2] - 1)
@@ -158,10 +160,10 @@ class Decoder:
         for i in range(BURST):
             self.state.ids[:, i], self.state.logprobs[:, i] = self.step()
 
-    def run(self, embeddings, position_ids, mask):
-        """The decoder layers over (B, T, H) embeddings -> (B, T, H)."""
+    def run(self, position_ids, seen, **inputs):
+        """The decoder layers over what `Policy.embed` returns -> (B, T, H)."""
         # By position, because the cache is called past_key_values in some versions of transformers, cache in others.
-        return self.model.model.language_model(None, {"full_attention": mask}, position_ids, self.state, embeddings,
+        return self.model.model.language_model(None, None, position_ids, self.state, **inputs, seen=seen,
                                                use_cache=True).last_hidden_state
 
 

@@ -19,9 +19,11 @@ import warnings
 from glob import escape, glob
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
+import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
@@ -47,6 +49,16 @@ FOREIGN = (OSError, ValueError, TypeError, AttributeError, LookupError, Arithmet
            dcp.api.CheckpointException)
 
 
+class Family(NamedTuple):
+    """What a family of models has that its config.json does not say; all else is read from there."""
+
+    name: str  # how the names of transformers' classes begin
+    renamed: bool  # whether the hub's files call the two towers "visual" and "model"
+    statistics: str  # transformers' name for the mean and standard deviation that its images are normalised with
+
+
+FAMILIES = {"qwen2_vl": Family("Qwen2VL", True, "OPENAI_CLIP"), "qwen2_5_vl": Family("Qwen2_5_VL", True, "OPENAI_CLIP"),
+            "qwen3_vl": Family("Qwen3VL", False, "IMAGENET_STANDARD")}
 TEMPLATE_SECONDS = 30.0  # a chat template is a program, and may never end
 
 
@@ -92,16 +104,22 @@ def find_model(path: str, patterns=("*.json", "*.safetensors", "*.txt", "*.jinja
 
 
 def model_config(path: str):
-    """The Qwen2_5_VLConfig of a folder, a hub name or a bare config.json; no weight is read."""
-    from transformers import Qwen2_5_VLConfig
+    """The config of a folder, a hub name or a bare config.json; no weight is read. InputError: of no known family."""
+    from transformers import PreTrainedConfig
 
     if not os.path.isfile(path):
         path = find_model(path, patterns=["config.json"])
     with foreign(f"model {path}: config.json cannot be read", "take the file of the base model"):
-        config = Qwen2_5_VLConfig.from_pretrained(path)
-    if config.model_type != "qwen2_5_vl":
-        raise InputError(f"{path} holds a {config.model_type} model; a Qwen2.5-VL (qwen2_5_vl) is needed")
-    return config
+        kind = PreTrainedConfig.get_config_dict(path)[0].get("model_type", "qwen2_5_vl")
+        if kind not in FAMILIES:
+            raise InputError(f"{path} holds a {kind} model; Qwen2-VL, Qwen2.5-VL and dense Qwen3-VL are supported: "
+                             "model_type " + ", ".join(FAMILIES))
+        return transformers_class(kind, "Config").from_pretrained(path)
+
+
+def transformers_class(model_type: str, end: str):
+    """A class of a family in transformers, which is imported only now: Config, Model, ForConditionalGeneration."""
+    return getattr(transformers, FAMILIES[model_type].name + end)
 
 
 def generation_config(folder: str, config):
@@ -169,26 +187,27 @@ def load_processor(path: str, min_pixels: int, max_pixels: int, prompt: str = "o
 def one_layer(config, prompt):
     """Send a prompt's image through one layer of each tower of a model -> (image tokens, H), of no meaning.
 
-    Layers are alike, so one shows whether heads, rope, windows and merger fit together; of the MLP's width eight do.
+    Layers are alike, so one shows whether heads, rope, windows and merger fit together; of the MLP's width one does.
     """
-    from transformers import Qwen2_5_VLModel
-
     text, vision = config.text_config, config.vision_config
-    if min(text.num_hidden_layers, text.intermediate_size, vision.depth, vision.intermediate_size) < 1:
+    width = "intermediate_size" if hasattr(vision, "intermediate_size") else "mlp_ratio"
+    if min(text.num_hidden_layers, text.intermediate_size, vision.depth, getattr(vision, width)) < 1:
         raise ValueError("there are no layers, or layers of no width")
-    # Packing knows full attention only, and max() finds any "sliding_attention" there is.
-    text.num_hidden_layers, text.layer_types, text.intermediate_size = 1, [max(text.layer_types)], 8
-    text.vocab_size, text.pad_token_id, vision.depth, vision.intermediate_size = 1, None, 1, 8
-    with torch.device("meta"):
-        model = Qwen2_5_VLModel._from_config(config, attn_implementation="eager")  # others hide what is not a number
+    if "sliding_attention" in getattr(text, "layer_types", ()):
+        raise ValueError("there is sliding attention, and packing knows full attention only")
+    text.num_hidden_layers, text.layer_types, text.intermediate_size = 1, ["full_attention"], 1
+    text.vocab_size, text.pad_token_id, vision.depth, vision.deepstack_visual_indexes = 1, None, 1, []
+    setattr(vision, width, 1)
+    with torch.device("meta"):  # attention that is not eager would hide what is not a number
+        model = transformers_class(config.model_type, "Model")._from_config(config, attn_implementation="eager")
     model.float().to_empty(device="cpu")
     for parameter in model.parameters():
         parameter.fill_(0.01)
     compute_rope(model)
     features = torch.cat(model.get_image_features(prompt.pixel_values, prompt.grid_thw).pooler_output)
     positions = torch.arange(len(features)).expand(3, 1, -1)
-    return model.language_model(inputs_embeds=features[None], position_ids=positions, use_cache=False,
-                                attention_mask={"full_attention": None}).last_hidden_state[0]
+    return model.language_model(inputs_embeds=features[None], position_ids=positions,
+                                use_cache=False).last_hidden_state[0]
 
 
 def try_model(processor, config, path: str):
@@ -196,7 +215,7 @@ def try_model(processor, config, path: str):
 
     A folder may lack some of its files, or have them of another model, and load all the same.
     """
-    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+    from transformers import image_utils
 
     advice, grey = "take the base model's files", Image.new("RGB", (61, 45), (128, 128, 128))
     sample = Sample("", "How many?", (grey,), where=f"model {path}: a test prompt")
@@ -206,13 +225,15 @@ def try_model(processor, config, path: str):
         text, known = processor.tokenizer.decode(prompt.input_ids), len(processor.tokenizer)
         found = prompt.pixel_values.view(len(prompt.pixel_values), 3, -1).mean((0, 2))  # (3,) red, green, blue
     tokens, vocab = prompt.input_ids.count(config.image_token_id), config.text_config.vocab_size
-    needed = (128 / 255 - torch.tensor(OPENAI_CLIP_MEAN)) / torch.tensor(OPENAI_CLIP_STD)
+    mean, std = (torch.tensor(getattr(image_utils, f"{FAMILIES[config.model_type].statistics}_{name}"))
+                 for name in ("MEAN", "STD"))
+    needed = (128 / 255 - mean) / std
     refuse([(holds, f"model {path}: {message}; {advice}") for holds, message in [
         (sample.question in text and "<|im_end|>" in text, f"its tokenizer of {known} tokens does not keep a prompt"),
         (known <= vocab, f"its tokenizer has {known} tokens, and config.json has {vocab}"),
         (tokens > 0, "config.json and tokenizer have different image tokens"),
         (torch.allclose(found, needed, atol=0.01),
-         f"image_mean or image_std is wrong: grey becomes {found.tolist()}, Qwen2.5-VL takes {needed.tolist()}"),
+         f"image_mean or image_std is wrong: grey becomes {found.tolist()}, this model takes {needed.tolist()}"),
     ]])
     with foreign(f"model {path}: config.json describes no model that takes the processor's test image", advice):
         hidden = one_layer(copy.deepcopy(config), prompt)
@@ -232,8 +253,10 @@ def compute_rope(model):
 # --------------------------------------------------------------------------- weights in and out
 
 
-def hub_name(name: str) -> str:
+def hub_name(config, name: str) -> str:
     """transformers' name of a parameter -> its name in the files of the hub (and in what vLLM loads)."""
+    if not FAMILIES[config.model_type].renamed:
+        return name
     return name.replace("model.visual.", "visual.", 1).replace("model.language_model.", "model.", 1)
 
 
@@ -249,7 +272,7 @@ def check_weights(named, where: str, advice: str):
     for (name, weight), most in zip(local.items(), largest):
         if not most < float("inf") or most == 0 and weight.dim() > 1:
             found = "nothing but zeros" if most == 0 else "numbers that are not finite"
-            raise InputError(f"{where}: {hub_name(name)} holds {found}; {advice}")
+            raise InputError(f"{where}: {name} holds {found}; {advice}")
 
 
 def stored_shapes(folder: str, files: str = "*.safetensors") -> dict[str, list[int]]:
@@ -273,9 +296,10 @@ def read_weights(policy, folder: str):
     if not stored:
         raise InputError(f"{folder} has no weights in *.safetensors: convert them to safetensors")
     for name, parameter in policy.named_parameters():  # a tied head appears once, as the embeddings
-        key = hub_name(name) if hub_name(name) in stored else name
+        key = hub_name(policy.config, name)
+        key = key if key in stored else name
         if key not in stored:
-            raise InputError(f"{folder} has no weight {hub_name(name)}: is it a complete Qwen2.5-VL?")
+            raise InputError(f"{folder} has no weight {hub_name(policy.config, name)}: is it a complete model?")
         if stored[key] != [*parameter.shape]:
             raise InputError(f"{folder}: {key} is {stored[key]}, config.json says {[*parameter.shape]}")
         wanted[key] = parameter.detach()
@@ -300,8 +324,8 @@ def export(path: str, policy, processor, dtype=torch.bfloat16, file_bytes=4 << 3
     """
     here(f"export to {path}")
     policy.reshard()
-    on_every_rank(lambda: check_weights(policy.named_parameters(), f"nothing is exported to {path}",
-                                        "start again with a lower --lr"))
+    named = [(hub_name(policy.config, name), weight) for name, weight in policy.named_parameters()]
+    on_every_rank(lambda: check_weights(named, f"nothing is exported to {path}", "start again with a lower --lr"))
     writer = is_main()
     with replaced_folder(path) if writer else contextlib.nullcontext() as folder:
         parts, part, size, total = [], {}, 0, 0  # parts: names in each file; part: the file being filled
@@ -319,7 +343,7 @@ def export(path: str, policy, processor, dtype=torch.bfloat16, file_bytes=4 << 3
             tensor = parameter.detach().to(dtype)
             tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # a collective: all ranks call it
             if writer:
-                part[hub_name(name)] = tensor.cpu().contiguous()
+                part[hub_name(policy.config, name)] = tensor.cpu().contiguous()
                 size, total = size + nbytes, total + nbytes
         if writer:
             flush()

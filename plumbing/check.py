@@ -22,7 +22,7 @@ from plumbing.flags import complain
 
 READ = set("problem question messages conversations images image answer qid id key_words key_word keywords choices "
            "solution".split())  # the columns that `data.sample_from_row` knows
-TINY, HUGE, TIMED, SHOWN = 28, 50_000_000, 20, 3  # a side, pixels; images that are timed, examples that are shown
+HUGE, TIMED, SHOWN = 50_000_000, 20, 3  # pixels; images that are timed, examples that are shown
 
 
 def kind_of(sample: Sample) -> str:
@@ -72,9 +72,9 @@ def content_of(image) -> str:
     return hashlib.sha1(image).hexdigest()
 
 
-def look_at_images(samples: list[Sample]):
+def look_at_images(samples: list[Sample], processor):
     """Prints what is missing, broken, tiny or huge, the seconds per image, and duplicates. InputError: too many."""
-    missing, broken, odd, seconds, twins = [], [], [], [], {}
+    missing, broken, odd, seconds, twins, tiny = [], [], [], [], {}, filters.token_side(processor)
     for sample in samples:
         gone = [image for image in sample.images if isinstance(image, str) and not os.path.isfile(image)]
         missing += [f"{sample.name}: {image}" for image in gone]
@@ -84,7 +84,7 @@ def look_at_images(samples: list[Sample]):
                 if len(seconds) < TIMED:
                     data.load_image(image)
                     seconds.append(time.perf_counter() - began)
-                if min(width, height) < TINY or width * height > HUGE:
+                if min(width, height) < tiny or width * height > HUGE:
                     odd.append(f"{sample.name}: {width} x {height}")
             key = (" ".join(sample.question.split()), *map(content_of, () if gone else sample.images))
             twins.setdefault(key, []).append(sample.qid)
@@ -93,7 +93,7 @@ def look_at_images(samples: list[Sample]):
     print(f"rows by their number of images: {counted(len(sample.images) for sample in samples)}")
     examples("images missing", missing)
     examples("rows with a broken image", list(map(str, broken)))
-    examples(f"images with a side below {TINY} pixels, or of over {HUGE:,}", odd)
+    examples(f"images with a side below {tiny} pixels, or of over {HUGE:,}", odd)
     examples("rows with the text and images of an earlier one", [f"qid {qids[0]} is also {', '.join(qids[1:6])}"
                                                                  for qids in twins.values() if len(qids) > 1])
     if seconds:
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
         stage = given.stage or ("sft" if imitated else "sample")
         config = dataclasses.replace(config, **train.STAGES[stage] | flags, stage=stage)
         look_at_texts(samples, processor)
-        look_at_images(samples)
+        look_at_images(samples, processor)
         samples = data.load_samples(config.data, config.image_root, config.split, log=print)
         samples = filters.usable(samples, config, processor, correct)
         if config.stage != "sample":

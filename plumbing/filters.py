@@ -59,6 +59,12 @@ def check_broken(broken: list[InputError], total: int, done: str, log=print) -> 
         log(f"{done} {first}")
 
 
+def token_side(processor) -> int:
+    """The side in pixels of the square that becomes one token; without a processor, of the family with the smaller."""
+    images = getattr(processor, "image_processor", None)
+    return images.patch_size * images.merge_size if images else 28
+
+
 def sft_verdict(sample: Sample, processor, max_response: float) -> str:
     """"kept", or why a warm-up row is dropped (release: dataset/filter.py). Of images only the headers are read; a
     broken one is left to `drop_long`."""
@@ -72,7 +78,7 @@ def sft_verdict(sample: Sample, processor, max_response: float) -> str:
         sides = [side for image in sample.images for side in image_size(image)]
     except ImageError:
         return "kept"
-    if min(sides, default=28) < 28:
+    if min(sides, default=token_side(processor)) < token_side(processor):
         return "small_image"
     short = processor is None or len(encode_solution(sample, processor)) <= max_response
     return "kept" if short else f"over {max_response} tokens"

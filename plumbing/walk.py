@@ -8,7 +8,9 @@ import contextlib
 import functools
 import inspect
 import io
+import random
 import sys
+import tempfile
 
 import torch
 
@@ -18,6 +20,7 @@ import train
 from engine import policy
 from engine.memory import make_optimizer
 from engine.sampler import Response
+from plumbing.processes import stop_processes
 
 TENSORS = {  # function -> its tensors, as they are called there (a.b: an attribute, or an item), with their shapes
     data.encode_prompt: {"input_ids": "P", "position_ids": "3 P", "encoded.pixel_values": "p 1176", "grid_thw": "u 3"},
@@ -82,3 +85,18 @@ def walk(argv: list[str], texts: list[list[str]]):
     finally:
         sys.setprofile(None)
         train.stream = stream
+
+
+def show_step(seed: int) -> int:
+    """One step of stage 1 with every tensor: two questions; the right response, the teacher's, one without sections."""
+    import demo  # which calls this
+    with tempfile.TemporaryDirectory() as out:
+        demo.make_world(out, seed, captions=8, warmup=8, questions=2, evaluation=1)
+        items = demo.make_items(2, seed, "questions")
+        demo.save_clip(demo.train_clip(items, seed, steps=1, batch=2), f"{out}/clip")
+        texts = [[demo.teach(item.question, item.objects, 0, 0, random.Random(seed)), item.response, item.reasoning]
+                 for item in items]
+        walk(["--stage", "1", "--model", f"{out}/untrained", "--data", f"{out}/world/questions.jsonl", "--out", out,
+              "--clip", f"{out}/clip", "--group_size", "3", "--questions_per_rollout", "2", "--questions_per_update",
+              "1", *demo.TRAINING], texts)
+    return stop_processes(0)

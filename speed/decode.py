@@ -18,38 +18,38 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import torch
-from transformers import AttentionInterface, Qwen2_5_VLConfig
+from transformers import AttentionInterface
 
 import demo
 from engine.policy import ATTENTION, attention, policy_class
 from engine.sampler import BURST, Decoder, Slots, capture
+from engine.weights import model_config
 from logprob import machine_rates, milliseconds
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 LIVE = 800  # keys in a slot: an image and a question of 400 tokens, and a response half done
 
 
-def shape_config(shape: str) -> Qwen2_5_VLConfig:
+def shape_config(shape: str):
     if shape == "tiny":
         return demo.make_model(demo.make_processor(["How many red circles are there?"])).config
-    with open(os.path.join(HERE, "configs", f"qwen2.5-vl-{shape}.json")) as f:
-        return Qwen2_5_VLConfig.from_dict(json.load(f))
+    return model_config(os.path.join(HERE, "configs", f"qwen2.5-vl-{shape}.json"))
 
 
-def random_replica(config: Qwen2_5_VLConfig, device, dtype):
+def random_replica(config, device, dtype):
     """The sampler's copy with drawn weights, made where it is used: nothing is read or written."""
     AttentionInterface.register(ATTENTION, attention)
     with torch.device(device):
-        replica = policy_class()._from_config(config, dtype=dtype)
+        replica = policy_class(config.model_type)._from_config(config, dtype=dtype)
     replica.model.language_model.config._attn_implementation = ATTENTION
     return replica.eval()
 
 
-def bytes_of_step(config: Qwen2_5_VLConfig, replica, slots: int, live: int) -> int:
+def bytes_of_step(replica, slots: int, live: int) -> int:
     """What one decode step has to read; of the embeddings, where they are not the head, next to nothing."""
-    text, itemsize = config.text_config, replica.dtype.itemsize
+    itemsize = replica.dtype.itemsize
     layers = sum(p.numel() for p in replica.model.language_model.layers.parameters())
-    kv = 2 * text.num_hidden_layers * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
+    kv = 2 * sum(layer.self_attn.k_proj.out_features for layer in replica.model.language_model.layers)
     return itemsize * (layers + replica.lm_head.weight.numel() + slots * live * kv)
 
 
@@ -66,7 +66,7 @@ def measure(config, replica, slots: int, live: int, graphs: bool, rate: float, d
         burst()
 
     seconds = milliseconds(timed, device, repeats, 1) / 1e3
-    bound = slots * rate / bytes_of_step(config, replica, slots, live)
+    bound = slots * rate / bytes_of_step(replica, slots, live)
     tokens = slots * BURST / seconds
     return dict(slots=slots, live_keys=live, cuda_graphs=graphs, tokens_per_s=tokens, bound_tokens_per_s=bound,
                 of_bound=tokens / bound, ms_per_step=1e3 * seconds / BURST)

@@ -18,14 +18,15 @@ PEAKS = {"H100": 989e12, "H200": 989e12}  # dense bf16 of the SXM modules, by th
 def text_flops(config, prompt_length: int, response_lengths: list[int]) -> float:
     """The decoder and its head over one group: a prompt once, its G responses behind it."""
     H, P, N = config.hidden_size, prompt_length, sum(response_lengths)
-    D = H // config.num_attention_heads
-    weights = 2 * H * H + 2 * H * config.num_key_value_heads * D + 3 * H * config.intermediate_size  # of a layer
+    D = getattr(config, "head_dim", None) or H // config.num_attention_heads
+    Q = config.num_attention_heads * D
+    weights = 2 * H * Q + 2 * H * config.num_key_value_heads * D + 3 * H * config.intermediate_size  # of a layer
     seen = P * (P + 1) / 2 + sum(n * P + n * (n + 1) / 2 for n in response_lengths)  # pairs of query and key
-    return config.num_hidden_layers * (2 * weights * (P + N) + 4 * H * seen) + 2 * N * H * config.vocab_size
+    return config.num_hidden_layers * (2 * weights * (P + N) + 4 * Q * seen) + 2 * N * H * config.vocab_size
 
 
 def vision_flops(config, height: int, width: int) -> float:
-    """The vision tower over one image of height x width patches: blocks see windows of patches, a few see all."""
+    """Qwen2.5-VL's vision tower over one image of height x width patches: blocks see windows of them, a few see all."""
     H, merged, side = config.hidden_size, config.spatial_merge_size**2, config.window_size // config.patch_size
     patches, pixels = height * width, config.in_channels * config.temporal_patch_size * config.patch_size**2
     tiles = [[min(side, length - start) for start in range(0, length, side)] for length in (height, width)]

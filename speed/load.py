@@ -62,7 +62,7 @@ def make_checkpoint(folder: str, config_path: str | None, file_bytes: int) -> in
             json.dump(SCALED, f)
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_pretrained(folder))
-    shapes = {hub_name(name): parameter.shape for name, parameter in model.named_parameters()}
+    shapes = {hub_name(model.config, name): parameter.shape for name, parameter in model.named_parameters()}
     parts, size = [[]], 0
     for name, shape in shapes.items():
         if parts[-1] and size + 2 * shape.numel() > file_bytes:

@@ -1,4 +1,5 @@
-"""What several test files share: a tiny untrained Qwen2.5-VL folder, its processor, and a few samples."""
+"""What several test files share: a tiny untrained model folder of a family, its processor, and a few samples."""
+import functools
 import os
 import sys
 
@@ -9,7 +10,7 @@ sys.path.insert(0, ROOT)
 import pytest
 import torch
 from PIL import Image
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 import data
 import demo
@@ -27,20 +28,48 @@ def pytest_collection_finish(session):
         start_server()
 
 
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory):
-    """A Hugging Face folder: two vision blocks (windowed, full), two decoder layers, grouped heads, tied embeddings."""
-    folder = str(tmp_path_factory.mktemp("tiny"))
-    texts = ["How many red circles are there?", "a blue square", *map(str, range(100))]
-    processor = demo.make_processor(texts)
-    demo.make_model(processor, vision_depth=2, initializer_range=0.2).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+# Before a test: it runs on a tiny model of each of these, instead of on Qwen2.5-VL alone.
+both_families = pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"], indirect=True)
+all_families = pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen2_vl"], indirect=True)
 
 
 @pytest.fixture(scope="session")
-def processor(tiny_folder):
-    return load_processor(tiny_folder, 28 * 28, 16 * 28 * 28)
+def family(request):
+    return getattr(request, "param", "qwen2_5_vl")
+
+
+@pytest.fixture(scope="session")
+def make_folder(tmp_path_factory):
+    """Family -> a folder of it, made once."""
+    @functools.cache
+    def make(family):
+        folder = str(tmp_path_factory.mktemp(family))
+        texts = ["How many red circles are there?", "a blue square", *map(str, range(100))]
+        processor = demo.make_processor(texts, family)
+        demo.make_model(processor, vision_depth=2, initializer_range=0.2, family=family).save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(make_folder, family):
+    """A Hugging Face folder: two vision blocks (windowed, full), two decoder layers, grouped heads, tied embeddings.
+
+    Of Qwen3-VL: heads that are wider together than the hidden size, deepstack after the second block."""
+    return make_folder(family)
+
+
+@pytest.fixture(scope="session")
+def side(tiny_folder):
+    """The side in pixels of the square that is one token: two patches of 14 pixels, in Qwen3-VL of 16."""
+    return 2 * AutoConfig.from_pretrained(tiny_folder).vision_config.patch_size
+
+
+@pytest.fixture(scope="session")
+def processor(tiny_folder, side):
+    return load_processor(tiny_folder, side**2, 16 * side**2)
 
 
 def picture(width, height, seed):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoProcessor, Qwen2_5_VLConfig
+from transformers import AutoConfig, AutoProcessor
 
 import data
 from conftest import picture
@@ -120,9 +120,11 @@ def test_forward_flops_are_those_of_the_products_and_of_the_attention_that_runs(
     assert expected == counted + sum(attended)
 
 
-@pytest.mark.parametrize("size, total", [("3b", 3_754_622_976), ("7b", 8_292_166_656)])
-def test_shapes_have_the_parameters_of_the_real_models(size, total):
-    assert shapes.parameters(Qwen2_5_VLConfig.from_pretrained(f"{ROOT}/speed/configs/qwen2.5-vl-{size}.json")) == total
+@pytest.mark.parametrize("name, total", [
+    ("qwen2.5-vl-3b", 3_754_622_976), ("qwen2.5-vl-7b", 8_292_166_656), ("qwen3-vl-2b", 2_127_532_032),
+    ("qwen3-vl-4b", 4_437_815_808), ("qwen3-vl-8b", 8_767_123_696)])
+def test_shapes_have_the_parameters_of_the_real_models(name, total):
+    assert shapes.parameters(AutoConfig.from_pretrained(f"{ROOT}/speed/configs/{name}.json")) == total
 
 
 def test_a_shape_with_a_large_vocabulary_has_a_tokenizer_of_that_size(tmp_path):

@@ -18,7 +18,7 @@ SIZES = dict(captions=80, warmup=64, questions=12, evaluation=6)
 STEPS = dict(clip=2, base=2, sft=2, stage1=1, stage2=1)
 
 
-def tiny_demo(out: str):
+def tiny_demo(out: str, family: str):
     """An untrained model is right about nothing, so the questions go into the buckets in turn."""
     write_buckets = data.write_buckets
 
@@ -30,15 +30,15 @@ def tiny_demo(out: str):
     with mock.patch.object(data, "write_buckets", in_turn), mock.patch.multiple(
             demo, SHARED=[*demo.SHARED, *short], TRAINING=[*demo.TRAINING, *short],
             REINFORCED=[*demo.REINFORCED, *short, "--questions_per_rollout=8", "--questions_per_update=2"]):
-        summary = demo.run(out, 0, SIZES, STEPS)
+        summary = demo.run(out, 0, SIZES, STEPS, family=family)
     assert summary == (json.load(open(f"{out}/summary.json")) if demo.is_main() else {})
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_the_five_stages_run_and_summarise(processes, tmp_path):
+@pytest.mark.parametrize("processes, family", [(1, "qwen2_5_vl"), (2, "qwen2_5_vl"), (2, "qwen3_vl")])
+def test_the_five_stages_run_and_summarise(processes, family, tmp_path):
     """On one process or two there is one summary, and one process prints."""
     out = str(tmp_path / "demo")
-    first, *others = ranks(processes, tiny_demo, out)
+    first, *others = ranks(processes, tiny_demo, out, family)
     summary = json.load(open(f"{out}/summary.json"))
     assert list(summary["phases"]) == ["sft", "stage1", "stage2"]
     for name, figures in summary["phases"].items():

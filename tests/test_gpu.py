@@ -70,7 +70,7 @@ def check_attention(heads, kv_heads, D, T, segments, causal, device, dtype):
     batch = [x.transpose(0, 1)[None] for x in leaves]  # (1, heads, T, D), as transformers' layers call it
     if causal:
         layout = Layout(*sizes, torch.tensor(sum(keys, []), device=device))
-        out, _ = attention(None, *batch, layout, scaling=scale)
+        out, _ = attention(None, *batch, None, seen=layout, scaling=scale)
     else:
         names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
         out, _ = attention(None, *batch, None, scaling=scale, **dict(zip(names, sizes)))
@@ -110,10 +110,11 @@ def test_decoding_attention_is_that_of_the_last_query_of_a_causal_row(device, si
     g = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, n, 200, 128, generator=g).to(device, sixteen) for n in (28, 4, 4))
     ends = torch.tensor([0, 200], dtype=torch.int32, device=device)
-    whole, _ = attention(None, query, key, value, Layout(ends, ends, 200, 200, torch.arange(200, device=device)),
+    layout = Layout(ends, ends, 200, 200, torch.arange(200, device=device))
+    whole, _ = attention(None, query, key, value, None, seen=layout,
                          scaling=128**-0.5)
     length = torch.tensor([200], device=device)
-    last, _ = attention(None, query[:, :, -1:].contiguous(), key, value, Live(length), scaling=128**-0.5)
+    last, _ = attention(None, query[:, :, -1:].contiguous(), key, value, None, seen=Live(length), scaling=128**-0.5)
     close(last[:, 0], whole[:, -1].cpu().double(), sixteen)
 
 

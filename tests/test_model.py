@@ -21,6 +21,7 @@ from engine.policy import Policy, dummy_group, micro_batches, pack, varlen
 from engine.sampler import generate, sync
 from engine.weights import export, hub_name, load_processor
 from plumbing.processes import start_processes
+from conftest import all_families, both_families
 from ranks import ranks
 
 
@@ -55,6 +56,7 @@ def padded_logprobs(model, groups, temperature):
     return torch.cat(out)
 
 
+@all_families
 @pytest.mark.parametrize("chosen", [(0, 1, 2, 3, 4), (2,), (3,)])
 def test_packed_logprobs_and_gradients_equal_the_padded_batch(processes, tiny_folder, prompts, chosen):
     """In float64, so that rounding hides nothing: the patch embedding is a product here and a convolution there."""
@@ -119,12 +121,13 @@ def test_packed_entropy_is_that_of_the_full_distribution(replica, prompts):
     _, entropies = replica(pack(groups), T)
     packed = pack(groups)
     hidden = replica.model.language_model(
-        inputs_embeds=replica.embed(packed.input_ids, packed.pixel_values, packed.grid_thw), use_cache=False,
-        position_ids=packed.position_ids, attention_mask={"full_attention": packed.layout}).last_hidden_state
+        **replica.embed(packed.input_ids, packed.pixel_values, packed.grid_thw), use_cache=False,
+        position_ids=packed.position_ids, seen=packed.layout).last_hidden_state
     logits = replica.lm_head(hidden)[0, packed.predictors] / T
     torch.testing.assert_close(entropies, torch.distributions.Categorical(logits=logits).entropy(), atol=1e-5, rtol=0)
 
 
+@all_families
 def test_logprobs_change_when_the_image_does(replica, samples, prompts, processor):
     flipped = data.encode_prompt(
         data.Sample("a", samples[0].question, (samples[0].images[0].rotate(90),), "2"), processor)
@@ -134,12 +137,14 @@ def test_logprobs_change_when_the_image_does(replica, samples, prompts, processo
     assert (before - after).abs().max() > 1e-3
 
 
+@both_families
 def test_a_response_does_not_see_its_siblings(replica, prompts):
     alone, _ = replica(pack([(prompts[0], [[5, 6, 7]])]))
     together, _ = replica(pack([(prompts[0], [[9, 9, 9, 9], [5, 6, 7]])]))
     torch.testing.assert_close(together[4:], alone, atol=1e-5, rtol=0)
 
 
+@both_families
 def test_a_dummy_row_has_no_gradient_but_runs_the_vision_tower(policy):
     logprobs, _ = policy(pack([dummy_group()]))
     (0.0 * logprobs.sum()).backward()
@@ -166,6 +171,7 @@ def test_a_group_cut_over_rows_gives_the_same_logprobs(replica, prompts):
     torch.testing.assert_close(torch.cat(pieces), whole, atol=1e-5, rtol=0)
 
 
+@all_families
 def test_loading_shards_equals_from_pretrained(policy, tiny_folder):
     theirs = AutoModelForImageTextToText.from_pretrained(tiny_folder, dtype=torch.float32)
     for (name, ours), (_, reference) in zip(policy.named_parameters(), theirs.named_parameters(), strict=True):
@@ -174,12 +180,13 @@ def test_loading_shards_equals_from_pretrained(policy, tiny_folder):
         assert torch.equal(ours, reference), name
 
 
+@both_families
 def test_an_untied_head_is_loaded_scored_and_exported(tiny_folder, processes, processor, prompts, tmp_path):
-    """Qwen2.5-VL 7B has a head of its own, 3B shares the embeddings."""
+    """Qwen2.5-VL 7B has a head of its own, 3B shares the embeddings; in Qwen3-VL 8B and 32B have one."""
     config = AutoConfig.from_pretrained(tiny_folder)
     config.tie_word_embeddings = False
     torch.manual_seed(1)
-    theirs = Qwen2_5_VLForConditionalGeneration(config)
+    theirs = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     theirs.save_pretrained(tmp_path / "untied")
     policy = Policy.load(str(tmp_path / "untied"), *processes[:1], torch.float64, processes[1], torch.float64)
     assert policy.lm_head.weight is not policy.get_input_embeddings().weight
@@ -224,6 +231,35 @@ def read_and_export(tiny_folder, *folders):
         for (name, ours), (_, reference) in zip(policy.named_buffers(), theirs.named_buffers(), strict=True):
             assert torch.equal(ours, reference), name
         export(folder + "/two", policy, load_processor(tiny_folder, 784, 12544), file_bytes=80_000)
+
+
+def gradients_and_export(groups, processor, folder, out):
+    """Of as many ranks as there are: each has its share of the groups, and rank 0 writes what all have together."""
+    device, mesh = start_processes()
+    policy = Policy.load(folder, device, torch.float64, mesh, torch.float64)
+    logprobs, _ = policy(pack(groups[mesh.get_rank() :: mesh.size()]))
+    (logprobs * torch.linspace(-1, 1, len(logprobs))).sum().backward()
+    gradients = {name: parameter.grad.full_tensor() for name, parameter in policy.named_parameters()}
+    if mesh.get_rank() == 0:
+        save_file(gradients, out + ".safetensors")
+    export(out, policy, processor, torch.float64)
+
+
+@both_families
+def test_two_ranks_equal_one_when_one_has_no_image(processes, tiny_folder, processor, prompts, tmp_path):
+    """Rank 0 has rows with one and two images, rank 1 one of text alone: gradients of every weight, and the export."""
+    groups, two = responses_to([prompts[i] for i in (0, 2, 3)]), str(tmp_path / "two")
+    ranks(2, gradients_and_export, groups, processor, tiny_folder, two)
+    policy = Policy.load(tiny_folder, processes[0], torch.float64, processes[1], torch.float64)
+    for share in (groups[::2], groups[1::2]):
+        logprobs, _ = policy(pack(share))
+        (logprobs * torch.linspace(-1, 1, len(logprobs))).sum().backward()
+    found, weights = load_file(two + ".safetensors"), load_file(os.path.join(two, "model.safetensors"))
+    for name, parameter in policy.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad.full_tensor(), atol=1e-6, rtol=1e-5, msg=name)
+        assert torch.equal(weights[hub_name(policy.config, name)], parameter.full_tensor()), name
+    named = "deepstack" if policy.config.model_type == "qwen3_vl" else "merger"
+    assert all(gradient.any() for name, gradient in found.items() if named in name and name.endswith("weight"))
 
 
 def hub_folder(folder, tied: bool) -> str:
@@ -281,9 +317,10 @@ def test_sync_makes_the_replica_the_rounded_policy(policy, tiny_folder, processe
         assert torch.equal(master.full_tensor().bfloat16(), copy)
 
 
+@both_families
 @pytest.mark.parametrize("file_bytes", [4 << 30, 100_000])
-def test_an_export_loads_everywhere_and_answers_alike(policy, replica, tiny_folder, processor, prompts, tmp_path,
-                                                      file_bytes):
+def test_an_export_loads_everywhere_and_answers_alike(policy, replica, tiny_folder, processor, prompts, side,
+                                                      tmp_path, file_bytes):
     folder = str(tmp_path / "model")
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -300,17 +337,18 @@ def test_an_export_loads_everywhere_and_answers_alike(policy, replica, tiny_fold
               for model in (replica, reloaded)]
     assert greedy[0] == greedy[1]
     size = AutoProcessor.from_pretrained(folder).image_processor.size
-    assert (size["shortest_edge"], size["longest_edge"]) == (28 * 28, 16 * 28 * 28)  # training's limits travel along
+    assert (size["shortest_edge"], size["longest_edge"]) == (side**2, 16 * side**2)  # training's limits travel along
 
 
+@all_families
 def test_export_writes_the_names_of_the_hub(policy, processor, tiny_folder, tmp_path):
     export(str(tmp_path / "model"), policy, processor, torch.float32)
     ours, theirs = (load_file(os.path.join(f, "model.safetensors")).keys()
                     for f in (str(tmp_path / "model"), tiny_folder))
     assert set(ours) == set(theirs)
-    assert hub_name("model.visual.blocks.0.x") == "visual.blocks.0.x"
-    assert hub_name("model.language_model.layers.0.x") == "model.layers.0.x"
-    assert hub_name("lm_head.weight") == "lm_head.weight"
+    ours = ("model.visual.blocks.0.x", "model.language_model.layers.0.x", "lm_head.weight")
+    hubs = ours if policy.config.model_type == "qwen3_vl" else ("visual.blocks.0.x", "model.layers.0.x", ours[2])
+    assert tuple(hub_name(policy.config, name) for name in ours) == hubs
 
 
 def test_a_failed_export_leaves_the_old_one(policy, processor, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="needs Triton, to interpret the kernels or 
 
 import torch
 from torch.autograd.profiler import profile
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 import train
 from data import InputError
@@ -32,6 +32,7 @@ from engine.plan import (
 )
 from engine.policy import Policy, dummy_group, pack
 from engine.sampler import BURST, generate
+from conftest import both_families
 from kernels import logprob
 from train import read_config
 from triton_interpreter import interpreted
@@ -40,17 +41,23 @@ from triton_interpreter import interpreted
 CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "speed", "configs")
 
 
-def resized(config: Qwen2_5_VLConfig, hidden=192, mlp=512, layers=2, blocks=3, vision_hidden=64, vision_mlp=128):
+def resized(config, hidden=192, mlp=512, layers=2, blocks=3, vision_hidden=64, vision_mlp=128):
     """A tiny model's config with layers in which the activations are what counts."""
     changed = config.to_dict()
     text, vision = changed["text_config"], changed["vision_config"]
     head = hidden // 4
     text |= dict(hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=4,
                  num_key_value_heads=2, layer_types=["full_attention"] * layers)
+    if "head_dim" in text:  # Qwen3-VL: heads that are wider together than the hidden size
+        text["head_dim"] = head = hidden // 2 // 2
+        vision["deepstack_visual_indexes"] = [0, blocks - 1]
     text["rope_parameters"]["mrope_section"] = [head // 8, head // 8, head // 2 - 2 * (head // 8)]
     vision |= dict(depth=blocks, hidden_size=vision_hidden, intermediate_size=vision_mlp, num_heads=4,
                    out_hidden_size=hidden, fullatt_block_indexes=[blocks - 1], window_size=448)  # few windows
-    return Qwen2_5_VLConfig.from_dict(changed)
+    if "embed_dim" in vision:  # Qwen2-VL calls them otherwise
+        vision |= dict(embed_dim=vision_hidden, mlp_ratio=vision_mlp // vision_hidden, hidden_size=hidden)
+        vision.pop("intermediate_size")
+    return type(config).from_dict(changed)
 
 
 def allocated_peak(function) -> int:
@@ -112,21 +119,23 @@ STEPS = {  # name: (changes of the model, flags)
 }
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("family, name", [
+    *(("qwen2_5_vl", name) for name in STEPS), *(("qwen3_vl", name) for name in STEPS if "mlp" not in name),
+    ("qwen2_vl", "vision, all kept")], indirect=["family"])
 def test_the_planned_peak_of_a_step_is_within_a_tenth_of_the_allocators(tiny_folder, processes, tmp_path, name):
     """The worst row forward and backward in FSDP2; gradients from an earlier row are there already."""
     changes, flags = STEPS[name]
     config = settings("--token_budget", "3600", "--max_prompt", "600", "--max_response", "600", "--group_size", "4",
                       "--max_pixels", "200000", *flags)
-    model_config = resized(Qwen2_5_VLConfig.from_pretrained(tiny_folder), **changes)
-    Qwen2_5_VLForConditionalGeneration(model_config).save_pretrained(tmp_path)
+    model_config = resized(AutoConfig.from_pretrained(tiny_folder), **changes)
+    AutoModelForImageTextToText.from_config(model_config, dtype=torch.float32).save_pretrained(tmp_path)
     policy = Policy.load(str(tmp_path), processes[0], torch.float32, processes[1], getattr(torch, config.dtype))
     policy.model.visual.requires_grad_(not config.freeze_vision)
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
         policy.train()
     groups = worst_groups(config, model_config)
-    row = worst_row(config)
+    row = worst_row(config, model_config.vision_config)
     packed = pack(groups)
     assert packed.input_ids.shape[1] == row.tokens == config.token_budget and len(packed.targets) == row.response
     assert len(packed.pixel_values) == pytest.approx(row.prompts * row.patches, rel=0.06)  # a rectangle of patches
@@ -163,6 +172,7 @@ def test_the_head_takes_what_is_planned(N, chunk):
     assert found == pytest.approx(head_bytes(N, H, V, 4, chunk), rel=0.1)
 
 
+@both_families
 def test_the_planned_peak_of_a_rollout_is_within_a_tenth_of_the_allocators(tiny_folder, replica, processor,
                                                                            monkeypatch):
     """Every slot's cache at its full length; a cache this long is most of it."""
@@ -176,7 +186,8 @@ def test_the_planned_peak_of_a_rollout_is_within_a_tenth_of_the_allocators(tiny_
     rollout()
     shape = shape_of(tiny_folder)
     cache = next(iter(rollout_bytes(config, shape, 16).values()))
-    assert cache == 2 * 4 * 16 * (300 + 2000 + BURST) * 2 * 2 * 32  # K and V, fp32, slots, tokens, layers, heads, width
+    head = replica.config.text_config.to_dict().get("head_dim", 32)
+    assert cache == 2 * 4 * 16 * (300 + 2000 + BURST) * 2 * 2 * head  # K and V, fp32, .., layers, heads
     monkeypatch.setattr(plan, "PREFILL", 300)  # both prompts are in one row of 600 tokens
     assert allocated_peak(rollout) == pytest.approx(sum(rollout_bytes(config, shape, 16).values()), rel=0.1)
 
@@ -214,7 +225,7 @@ def test_the_rehearsed_rollout_is_what_generate_takes_at_most(tiny_folder, repli
     ["--max_prompt", "8", "--max_response", "8", "--token_budget", "16", "--slots", "8"]])
 def test_the_worst_row_can_be_packed_whatever_the_limits(tiny_folder, flags):
     """Prompts of any size, images of one token, budgets below one chunk of logits: every response has a token."""
-    config, model_config = settings(*flags), Qwen2_5_VLConfig.from_pretrained(tiny_folder)
+    config, model_config = settings(*flags), AutoConfig.from_pretrained(tiny_folder)
     groups = worst_groups(config, model_config)
     packed = pack(groups)
     assert len(packed.targets) == len(packed.predictors) == sum(len(ids) for _, replies in groups for ids in replies)

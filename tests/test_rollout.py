@@ -14,6 +14,7 @@ from engine.sampler import Decoder, Response, Slots, capture, generate, stream
 from engine.sampler import sync
 from kernels import decode, logprob, ops, sample
 from kernels.ops import draw, linear_logits
+from conftest import both_families
 from tape import record
 from data import seed_of
 from triton_interpreter import interpreted
@@ -51,6 +52,7 @@ def hf_greedy(model, prompts, max_new_tokens, never):
     return out
 
 
+@both_families
 @pytest.mark.parametrize("slots, length, path", [(10, 20, "eager"), (4, 20, "eager"), (2, 20, "eager"),
                                                  (4, 20, "replayed"), (10, 9, "kernels")], indirect=["path"])
 def test_greedy_equals_hugging_face_generate(tiny_folder, replica, prompts, vocab_size, slots, length, path):
@@ -78,6 +80,7 @@ def test_greedy_stops_at_any_end_token(replica, prompts, vocab_size):
     assert not free.finished and len(free.ids) == 12
 
 
+@both_families
 @pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.7, 1.0), (1.2, 0.9)])
 def test_sampled_logprobs_equal_a_full_forward(replica, prompts, vocab_size, temperature, top_p):
     replies = generate(replica, prompts, [seed_of(1, i) for i in range(5)], 4, 25, temperature, top_p, 8, vocab_size)
@@ -152,6 +155,7 @@ class OnMeta(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@both_families
 @torch.no_grad()
 @pytest.mark.parametrize("temperature, top_p", [(0.0, 1.0), (1.2, 0.9)])
 def test_a_burst_waits_for_no_value(replica, vocab_size, temperature, top_p):
