@@ -45,8 +45,8 @@ from plumbing.run_folder import checkpoints, replaced_folder
 # What the loaders of transformers, huggingface_hub, safetensors, torch, jinja and open_clip raise on bad files.
 # RuntimeError includes endless recursion, LookupError an unknown activation, ArithmeticError a division by no heads.
 FOREIGN = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError,
-           ImportError, AssertionError, SafetensorError, StrictDataclassError, TemplateError, UnpicklingError,
-           dcp.api.CheckpointException)
+           ImportError, AssertionError, StopIteration, SafetensorError, StrictDataclassError, TemplateError,
+           UnpicklingError, dcp.api.CheckpointException)
 
 
 class Family(NamedTuple):

@@ -348,7 +348,7 @@ def bad_tensors(name):
             (put(name, torch.zeros_like), f"{name} holds nothing but zeros"),
             (put(name, lambda tensor: tensor.to(torch.int8)), f"{name} is stored as I8"),
             (put(name, lambda tensor: tensor.bool()), f"{name} is stored as BOOL"),
-            (lambda tensors: tensors.pop(name), name), (put(name, lambda tensor: tensor[:-1]), name),
+            (lambda tensors: tensors.pop(name), name), (put(name, lambda tensor: tensor[:-1]), f"{name}|size mismatch"),
             (lambda tensors: tensors.update(other=tensors[name].clone()), "other"),
             (b"\xff" * 100, "is torn"), (FOLDER, "is torn|is missing")]
 
