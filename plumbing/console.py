@@ -58,13 +58,13 @@ def learned(folder: str, metrics: tuple[str, ...]) -> str:
 
 def before_and_after(folders: dict[str, str]) -> str:
     """The first responses of three models to the question whose description got better with the second model, and
-    whose answer with the third.
+    whose answer was wrong before and is right in the end.
 
     folders: of evaluations of the same questions, each with the title of its response."""
     files = [read_json(f"{folder}/responses.jsonl").values() for folder in folders]
     asked = [[row["responses"][0] | row for row in rows] for rows in zip(*files)]
     best = max(asked, key=lambda rows: rows[1]["keyword"] - rows[0]["keyword"] + rows[2]["keyword"]
-               + rows[2]["accuracy"] - rows[1]["accuracy"])
+               + rows[2]["accuracy"] - rows[0]["accuracy"])
     images = ", ".join(map(os.path.relpath, best[0]["images"]))
     lines = [f"{best[0]['question']} (gold answer {best[0]['answer']}, image {images})"]
     for title, row in zip(folders.values(), best):
