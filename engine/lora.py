@@ -2,17 +2,16 @@
 
     y = W x + (alpha / r) B A x        W (out, in) frozen; A (r, in), B (out, r) trained, in float32
 
-`add_adapters(policy, lora)` puts A and B into every linear layer that is named, as its children `lora_A` and `lora_B`.
+`add_adapters(model, config)` puts A and B into the linear layers that --lora_targets names, as `lora_A` and `lora_B`.
 B starts at zero, so the first step is the base model's, bit for bit. With adapters off the same weights are the
 reference policy, and no second copy is needed. W and its adapters are one FSDP unit: gathered in bfloat16, gradients
-summed in float32. `export` writes the merged weights, and `save_adapter` A and B alone, as PEFT loads them.
+summed in float32. The sampler keeps adapters on: weights merged in bfloat16 are rounded, and so another policy.
 """
 import contextlib
 import difflib
 import json
 import math
 import os
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,18 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from data import InputError, seed_of
-
-TARGETS = {"all-linear": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-           "attention": ("q_proj", "k_proj", "v_proj", "o_proj")}
-VISION = ("qkv", "proj", *TARGETS["all-linear"])  # of the vision tower's blocks
-
-
-class Lora(NamedTuple):
-    """Which layers get adapters, and how large."""
-    rank: int  # r
-    alpha: float
-    targets: str = "all-linear"  # or attention, or names with commas between
-    vision: bool = False  # the blocks of the vision tower as well
+from plumbing.run_folder import replaced_folder, write_text
 
 
 class AdaptedLinear(nn.Linear):
@@ -43,13 +31,8 @@ class AdaptedLinear(nn.Linear):
         y = super().forward(x)
         if not self.adapters_on:
             return y
-        low = F.linear(x.to(self.lora_A.dtype), self.lora_A)  # (.., r)
-        return y + (self.scale * F.linear(low, self.lora_B)).to(y.dtype)  # Eq. LORA: y = W x + (alpha / r) B A x
-
-    def delta(self) -> Tensor:
-        """What the adapters add to the weight, (out, in) in float32; a collective where they are sharded."""
-        A, B = (x.full_tensor() if isinstance(x, DTensor) else x for x in (self.lora_A.detach(), self.lora_B.detach()))
-        return self.scale * B.float() @ A.float()
+        low = self.scale * F.linear(x.to(self.lora_A.dtype), self.lora_A)  # (.., r)
+        return y + F.linear(low, self.lora_B).to(y.dtype)  # Eq. LORA: y = W x + (alpha / r) B A x
 
 
 def adapted(model) -> dict[str, AdaptedLinear]:
@@ -57,50 +40,48 @@ def adapted(model) -> dict[str, AdaptedLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, AdaptedLinear)}
 
 
-def is_adapter(name: str) -> bool:
-    """Whether this is the name of an adapter's parameter."""
-    return name.endswith(("lora_A", "lora_B"))
+def base_weights(model) -> list[tuple[str, nn.Parameter]]:
+    """Names and weights of a model without its adapters: what a Hugging Face folder holds."""
+    return [(name, weight) for name, weight in model.named_parameters() if not name.endswith(("lora_A", "lora_B"))]
 
 
-def chosen(model, lora: Lora) -> dict[str, nn.Linear]:
-    """The linear layers that get adapters, by name. InputError: the targets match nothing, or the rank does not fit."""
-    names = TARGETS.get(lora.targets) or tuple(name.strip() for name in lora.targets.split(","))
-    places = {"model.language_model.layers.": names} | ({"model.visual.blocks.": VISION} if lora.vision else {})
+def chosen(model, config) -> dict[str, nn.Linear]:
+    """The linear layers that get adapters, by name. InputError: a target that no layer has, a rank that is too high."""
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    found = {name: module for name, module in linears.items() for place, ends in places.items()
-             if name.startswith(place) and name.rpartition(".")[2] in ends}
-    known = {name.rpartition(".")[2] for name in linears if name.startswith("model.language_model.layers.")}
-    for name in set(names) - known:
-        near = difflib.get_close_matches(name, known, 1) or sorted(known)
-        raise InputError(f"--lora_targets {lora.targets}: no decoder layer has {name}; did you mean {', '.join(near)}?")
-    smallest = min(min(module.weight.shape) for module in found.values())
-    if not 1 <= lora.rank <= smallest:
-        raise InputError(f"--lora_rank {lora.rank}: the smallest layer it is for has {smallest} rows or columns: give "
-                         f"1 to {smallest}")
-    return found
+    kinds = {name: name.rpartition(".")[2] for name in linears if name.startswith("model.language_model.layers.")}
+    known, asked = sorted(set(kinds.values())), config.lora_targets  # known: q_proj, .., gate_proj, ..
+    targets = {"all-linear": known, "attention": ["q_proj", "k_proj", "v_proj", "o_proj"]}.get(asked, asked.split(","))
+    for target in set(targets) - set(known):
+        near = difflib.get_close_matches(target, ["all-linear", "attention", *known], 1) or known
+        raise InputError(f"--lora_targets {asked}: no decoder layer has {target}; did you mean {', '.join(near)}?")
+    layers = {name: linears[name] for name, kind in kinds.items() if kind in targets}
+    if config.lora_vision:
+        layers |= {name: module for name, module in linears.items() if name.startswith("model.visual.blocks.")}
+    most = min(min(module.weight.shape) for module in layers.values())
+    if not 1 <= config.lora_rank <= most:
+        raise InputError(f"--lora_rank {config.lora_rank}: the smallest layer has {most} rows or columns: at most {most}")
+    return layers
 
 
-def add_adapters(model, lora: Lora, dtype=torch.float32) -> None:
-    """Freeze a model and give its chosen layers adapters; on the meta device, before the model is sharded.
+def add_adapters(model, config, dtype: torch.dtype) -> None:
+    """Freeze a model and give its chosen layers empty adapters, before it is sharded.
 
     dtype: float32 where they are trained, that of computing in the sampler's copy.
     """
     model.requires_grad_(False)
-    for module in chosen(model, lora).values():
-        make, (rows, columns) = dict(device=module.weight.device, dtype=dtype), module.weight.shape
-        module.__class__, module.adapters_on, module.scale = AdaptedLinear, True, lora.alpha / lora.rank
-        module.lora_A = nn.Parameter(torch.empty(lora.rank, columns, **make))
-        module.lora_B = nn.Parameter(torch.empty(rows, lora.rank, **make))
+    for module in chosen(model, config).values():
+        (rows, columns), make = module.weight.shape, dict(device=module.weight.device, dtype=dtype)
+        module.__class__, module.adapters_on, module.scale = AdaptedLinear, True, config.lora_alpha / config.lora_rank
+        module.lora_A = nn.Parameter(torch.empty(config.lora_rank, columns, **make))
+        module.lora_B = nn.Parameter(torch.empty(rows, config.lora_rank, **make))
 
 
 @torch.no_grad()
 def start_adapters(model, seed: int) -> None:
     """A as PEFT draws it, uniform within 1 / sqrt(in), from the seed and the layer's name alone; B zero."""
     for name, module in adapted(model).items():
-        A = module.lora_A
-        bound = 1 / math.sqrt(A.shape[1])
-        generator = torch.Generator().manual_seed(seed_of(seed, name))
-        drawn = torch.empty(A.shape).uniform_(-bound, bound, generator=generator).to(A.device, A.dtype)
+        A, generator = module.lora_A, torch.Generator().manual_seed(seed_of(seed, name))
+        drawn = (torch.rand(A.shape, generator=generator) * 2 - 1).to(A.device, A.dtype) / math.sqrt(A.shape[1])
         A.copy_(distribute_tensor(drawn, A.device_mesh, A.placements) if isinstance(A, DTensor) else drawn)
         module.lora_B.zero_()
 
@@ -117,21 +98,41 @@ def adapters_off(model):
 
 
 @torch.no_grad()
-def save_adapter(folder: str, model, lora: Lora, base: str, writer: bool) -> None:
+def share_frozen(policy, replica) -> None:
+    """Let the sampler's copy use the frozen weights of a policy that one process holds whole, instead of its own."""
+    for master, copy in zip(policy.parameters(), replica.parameters(), strict=True):
+        if not master.requires_grad:
+            copy.data = master.to_local() if isinstance(master, DTensor) else master.data
+    replica.to(policy.device)
+
+
+def whole(weight: Tensor) -> Tensor:
+    """A weight as one tensor; a collective where it is sharded."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+@torch.no_grad()
+def merged(model, name: str, dtype: torch.dtype) -> Tensor:
+    """A whole weight in dtype with what its adapters add, W + (alpha / r) B A; a collective where it is sharded."""
+    module, weight = model.get_submodule(name.rpartition(".")[0]), model.get_parameter(name)
+    if not isinstance(module, AdaptedLinear) or not name.endswith("weight"):
+        return whole(weight.to(dtype))  # before gathering: half the traffic
+    low, high = whole(module.lora_A).float(), whole(module.lora_B).float()
+    return (whole(weight).float() + module.scale * high @ low).to(dtype)
+
+
+@torch.no_grad()
+def save_adapter(folder: str, model, base: str, writer: bool) -> None:
     """Write A and B as PEFT's adapter_config.json and adapter_model.safetensors; a collective, one rank writes."""
-    tensors = {}
-    for name, module in adapted(model).items():
-        for part in ("lora_A", "lora_B"):
-            tensor = getattr(module, part).detach()
-            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            tensors[f"base_model.model.{name}.{part}.weight"] = tensor.cpu().contiguous()
-    if not writer:
+    layers = adapted(model)
+    tensors = {f"base_model.model.{name}.{part}.weight": whole(getattr(module, part)).cpu().contiguous()
+               for name, module in layers.items() for part in ("lora_A", "lora_B")}
+    if not writer or not layers:
         return
-    os.makedirs(folder, exist_ok=True)
-    # PEFT takes names of layers or one regular expression; only the latter tells the decoder from the vision tower.
-    names = "|".join(name.replace(".", r"\.") for name in adapted(model))
-    about = dict(peft_type="LORA", task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0,
-                 bias="none", target_modules=f"({names})", base_model_name_or_path=base)
-    with open(os.path.join(folder, "adapter_config.json"), "w") as file:
-        json.dump(about, file, indent=1)
-    save_file(tensors, os.path.join(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
+    first = next(iter(layers.values()))
+    rank, scale = first.lora_A.shape[0], first.scale
+    about = dict(peft_type="LORA", task_type="CAUSAL_LM", r=rank, lora_alpha=rank * scale, lora_dropout=0.0,
+                 bias="none", target_modules=list(layers), base_model_name_or_path=base)
+    with replaced_folder(folder) as writing:
+        write_text(os.path.join(writing, "adapter_config.json"), json.dumps(about, indent=1))
+        save_file(tensors, os.path.join(writing, "adapter_model.safetensors"), metadata={"format": "pt"})

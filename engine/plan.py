@@ -16,10 +16,12 @@ Symbols: T tokens in the row, N response tokens, p image patches, H hidden size,
 vision tower), V vocabulary, b bytes of the compute dtype. GB are 2^30 bytes, as in the size of an "80 GB" GPU.
 """
 import dataclasses
+import os
 from typing import NamedTuple
 
 import torch
 
+from engine.lora import chosen
 from engine.policy import policy_class
 from engine.weights import model_config
 from engine.sampler import BURST, PREFILL
@@ -31,7 +33,7 @@ USABLE = 0.92  # of a GPU: the rest is the CUDA context, NCCL's buffers and hole
 MOST_SLOTS = 256  # more rows hardly make decoding faster, and a longer tail of it waits for the last of them
 CLIP_PARAMETERS = 428e6  # open_clip's ViT-L-14-336, in float32
 PROMPT_TEXT = 100  # tokens of a prompt beside its image: instruction, template, a short question
-ADAM_BYTES = {"float32": 4, "bfloat16": 2}
+CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "speed", "configs")
 
 
 class Shape:
@@ -40,6 +42,7 @@ class Shape:
     def __init__(self, config):
         with torch.device("meta"):  # no memory is taken
             policy = policy_class()(config)
+        self.model = policy
         text, vision, tower = config.text_config, config.vision_config, policy.model.visual
         self.total, self.vision, self.layer, self.block = (
             sum(p.numel() for p in part.parameters())
@@ -54,8 +57,12 @@ class Shape:
 
 
 def shape_of(path: str) -> Shape:
-    """The shape of a Hugging Face folder, a hub name or a bare config.json; no weight is read. InputError: no model."""
-    return Shape(model_config(path))
+    """The shape of a Hugging Face folder, a hub name or a bare config.json; no weight is read. InputError: no model.
+
+    The hub's models are known without it, with or without their owner: Qwen/Qwen2.5-VL-3B-Instruct, qwen2.5-vl-3b.
+    """
+    known = os.path.join(CONFIGS, os.path.basename(path).lower().removesuffix("-instruct") + ".json")
+    return Shape(model_config(path if os.path.exists(path) or not os.path.exists(known) else known))
 
 
 # ------------------------------------------------------------------------------------ the worst row
@@ -96,16 +103,25 @@ def with_copy(b: int) -> int:
     return 4 + b * (b < 4)
 
 
+def trained_parameters(config, shape: Shape) -> int:
+    """All, all but the vision tower's, or those of the adapters: A (r, in) and B (out, r) of each layer."""
+    if config.lora_rank:
+        return config.lora_rank * sum(sum(layer.weight.shape) for layer in chosen(shape.model, config).values())
+    return shape.total - shape.vision * config.freeze_vision
+
+
 def always_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
     """What is there in every phase."""
-    b, trained = bytes_of(config), shape.total - shape.vision * config.freeze_vision
+    b, trained = bytes_of(config), trained_parameters(config, shape)
     if config.stage == "sample":
         return {"sampler's copy of the weights": b * shape.total}
-    rows = {"master weights, fp32": 4 * shape.total / gpus,
-            f"Adam's moments, {config.adam_dtype}": 2 * ADAM_BYTES[config.adam_dtype] * trained / gpus}
-    if config.stage != "sft":
-        rows["sampler's copy of the weights"] = b * shape.total
-    if config.stage != "sft" and config.kl_coef > 0 and not config.ref_offload:
+    rows = {"master weights, fp32": 4 * shape.total / gpus, "Adam's moments, fp32": 8 * trained / gpus}
+    if config.lora_rank:
+        rows |= {"master weights, fp32": 4 * trained / gpus, "frozen weights": b * shape.total / gpus}
+    if config.stage != "sft":  # with adapters, one GPU's sampler has copies of these only
+        rows["sampler's copy of the weights"] = b * (trained * (config.lora_rank > 0)
+                                                     + shape.total * (config.lora_rank == 0 or gpus > 1))
+    if config.stage != "sft" and config.kl_coef > 0 and not config.ref_offload and not config.lora_rank:
         rows["reference policy"] = b * shape.total / gpus
     if config.clip_weight > 0:
         rows["CLIP, fp32"] = 4 * CLIP_PARAMETERS
@@ -124,9 +140,9 @@ def rollout_bytes(config, shape: Shape, slots: int) -> dict[str, float]:
             "reading prompts, drawing tokens": max(text, vision, drawing)}
 
 
-def head_bytes(N: int, H: int, V: int, b: int, chunk: int = CHUNK) -> float:
+def head_bytes(N: int, H: int, V: int, b: int, chunk: int = CHUNK, frozen: bool = False) -> float:
     """kernels.logprob with a loss on top: one chunk of fp32 logits, and both gradients; then the weight's is cast."""
-    return b * N * H + max(4 * min(N, chunk) * V + 4 * V * H, with_copy(b) * V * H)
+    return b * N * H + max(4 * min(N, chunk) * V + 4 * V * H * (not frozen), with_copy(b) * V * H * (not frozen))
 
 
 def training_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
@@ -135,33 +151,33 @@ def training_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
     What autograd keeps of a decoder layer, per token. Two norms: their fp32 input 4 H and normalised input b H; the
     input of the projections after each b H; queries, attention's result and its copy 3 b H; of the MLP gate, its
     activation, the other half and the product 4 b I; and the gathered keys and values. With gradient checkpointing only
-    the layer's input b H is kept, and one layer at a time has all of it. Its backward adds 2 b (H + I). A vision block
-    is the same, but for keys and values as wide as the queries and a rotation in fp32.
+    the layer's input b H is kept, and one layer at a time has all of it. Its backward adds 2 b (H + I). With LoRA the
+    inputs of frozen weights, norms and patch embedding, are not kept. A vision block is the same, but for keys and values as wide as the queries and a rotation in fp32.
     """
-    b, row, H, V = bytes_of(config), worst_row(config), shape.hidden, shape.vocab
+    b, row, H, V, lora = bytes_of(config), worst_row(config), shape.hidden, shape.vocab, config.lora_rank > 0
     T, p, Hv = row.tokens, row.prompts * row.patches, shape.vision_hidden
     keys = T + row.prompts * row.prompt * (config.group_size if config.stage != "sft" else 1)
-    layer = T * ((8 if b < 4 else 4) * H + 7 * b * H + 4 * b * shape.mlp) + 2 * b * keys * shape.kv
-    block = p * (8 * Hv + 12 * b * Hv + 4 * b * shape.vision_mlp)
+    layer = T * ((8 if b < 4 else 4) * H + (5 if lora else 7) * b * H + 4 * b * shape.mlp) + 2 * b * keys * shape.kv
+    block = p * (8 * Hv + (10 if lora else 12) * b * Hv + 4 * b * shape.vision_mlp)
     layer_step, block_step = T * 2 * b * (H + shape.mlp), p * b * (3.5 * Hv + 2 * shape.vision_mlp)
     if config.gradient_checkpointing:
         layer_step, block_step = layer_step + layer, block_step + block
         layer, block = T * b * H, p * b * Hv
-    pixels, blocks_kept, merger_kept = p * shape.patch * with_copy(b), shape.blocks * block, p * 17 * Hv
-    if config.freeze_vision:
+    pixels, blocks_kept, merger_kept = p * shape.patch * (4 if lora else with_copy(b)), shape.blocks * block, p * 17 * Hv
+    if config.freeze_vision or lora and not config.lora_vision:
         blocks_kept = merger_kept = block_step = 0.0
     kept = shape.layers * layer + pixels + blocks_kept + merger_kept  # the merger's norm and MLP, the rotation's tables
-    head = head_bytes(row.response, H, V, b) + b * row.response * H  # and the hidden states picked for it
+    head = head_bytes(row.response, H, V, b, frozen=lora) + b * row.response * H  # and the hidden states picked for it
     # Two layers' weights, one's gradients and their fp32 sum, and the head's gradient.
-    gathered = b * shape.root + (3 * b + 4) * shape.layer + b * V * H
+    gathered = b * shape.root + (2 * b if lora else 3 * b + 4) * shape.layer + b * V * H * (not lora)
     moments = {  # name: (activations, weights that are gathered and their gradients)
         "the head": (kept + T * (4 + 1.5 * b) * H + head, b * (shape.root + 2 * shape.layer)),
         "a decoder layer": (kept + layer_step, gathered),
         "a vision block": (pixels + blocks_kept + block_step, gathered),
-        "the embeddings' gradient": (0.0, (2 * b + 4) * shape.root),
+        "the embeddings' gradient": (0.0, (2 * b + 4) * shape.root * (not lora)),
     }
     name, (activations, weights) = max(moments.items(), key=lambda item: sum(item[1]))
-    return {"gradients, fp32": 4 * (shape.total - shape.vision * config.freeze_vision) / gpus,
+    return {"gradients, fp32": 4 * trained_parameters(config, shape) / gpus,
             "gathered weights, their gradients": weights,
             f"activations of {T} tokens, {row.prompts} images, most in {name}": activations}
 
@@ -201,8 +217,8 @@ def make_plan(config, shape: Shape, gpus: int, room: float) -> Plan:
 def savings(config) -> dict:
     """Settings that save memory, by name, the cheapest first; the last changes the training."""
     budget = max(config.token_budget // 2, config.max_prompt + config.max_response)
-    values = dict(gradient_checkpointing=True, token_budget=budget, slots=0, ref_offload=True, adam_dtype="bfloat16",
-                  freeze_vision=True)
+    values = dict(gradient_checkpointing=True, token_budget=budget, slots=0, ref_offload=True,
+                  freeze_vision=True, lora_rank=16)
     return {name: value for name, value in values.items() if getattr(config, name) != value}
 
 

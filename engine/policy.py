@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from data import InputError, Prompt
+from engine.lora import add_adapters, start_adapters
 from engine.weights import find_model, generation_config, model_config, read_weights
 from kernels.ops import (backend, check_linear_logprob, choose_grpo_loss, decode_attention, linear_logprob,
                          linear_logprob_loss)
@@ -219,17 +220,20 @@ class Policy:
 
     def prepare_training(self, freeze_vision: bool, gradient_checkpointing: bool):
         """Choose what is trained, and whether activations are kept or computed again."""
-        self.model.visual.requires_grad_(not freeze_vision)
+        if freeze_vision:
+            self.model.visual.requires_grad_(False)
         if gradient_checkpointing:
             self.gradient_checkpointing_enable({"use_reentrant": False})
             self.train()  # transformers computes activations again in this mode only
 
     @staticmethod
-    def load(path, device, dtype=torch.float32, mesh=None, compute_dtype=torch.bfloat16, offload=False):
+    def load(path, device, dtype=torch.float32, mesh=None, compute_dtype=torch.bfloat16, offload=False,
+             lora=None):
         """Read a Hugging Face folder or hub name; with a mesh into FSDP2 shards, each rank its own rows only.
 
         dtype: what weights are kept in; compute_dtype: what shards compute in; offload: keep the shards on the CPU and
-        bring one layer at a time to the device. Raises InputError for a missing model.
+        bring one layer at a time to the device; lora: a Config whose adapters are added, in float32 if they are shards.
+        Raises InputError for a missing model.
         """
         from transformers import AttentionInterface  # its model code takes a second to import: not for --help
 
@@ -240,12 +244,16 @@ class Policy:
             policy = policy_class()._from_config(config, dtype=dtype)
         for part in (policy.model.visual.config, policy.model.language_model.config):
             part._attn_implementation = ATTENTION
+        if lora:
+            add_adapters(policy, lora, dtype if mesh is None else torch.float32)
         if mesh is not None:
             shard(policy, mesh, compute_dtype, offload)
         policy.to_empty(device="cpu" if offload else device)
         policy.tie_weights()  # to_empty unties the head from the embeddings
         policy.model.visual.patch_embed.forward = functools.partial(embed_patches, policy.model.visual.patch_embed.proj)
         read_weights(policy, folder)
+        if lora:
+            start_adapters(policy, lora.seed)
         for buffer in policy.buffers():  # rope tables, which are no part of the shards
             buffer.data = buffer.data.to(device)
         policy.folder = folder

@@ -23,10 +23,10 @@ from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntry
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.tensor import DTensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from data import InputError
+from engine.lora import base_weights, merged, save_adapter
 from plumbing.processes import barrier, broadcast, here, is_main
 from plumbing.run_folder import checkpoints, replaced_folder
 
@@ -146,7 +146,7 @@ def read_weights(policy, folder: str):
                              "download it again") from error
     reader = HuggingFaceStorageReader(folder)
     stored, wanted = reader.read_metadata().state_dict_metadata, {}
-    for name, parameter in policy.named_parameters():  # a tied head appears once, as the embeddings
+    for name, parameter in base_weights(policy):  # a tied head appears once, as the embeddings
         key = hub_name(name) if hub_name(name) in stored else name
         if key not in stored:
             raise InputError(f"{folder} has no weight {hub_name(name)}: is it a complete Qwen2.5-VL?")
@@ -179,19 +179,19 @@ def export(path: str, policy, processor, dtype=torch.bfloat16, file_bytes=4 << 3
             parts.append(list(part))
             part.clear()
 
-        for name, parameter in policy.named_parameters():
+        for name, parameter in base_weights(policy):
             nbytes = parameter.numel() * dtype.itemsize
             if part and size + nbytes > file_bytes:  # before the next is gathered: an embedding is half a gigabyte
                 flush()
                 size = 0
-            tensor = parameter.detach().to(dtype)
-            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # a collective: all ranks call it
+            tensor = merged(policy, name, dtype)  # a collective: all ranks call it
             if writer:
                 part[hub_name(name)] = tensor.cpu().contiguous()
                 size, total = size + nbytes, total + nbytes
         if writer:
             flush()
             finish_export(folder, policy, processor, dtype, parts, total)
+    save_adapter(os.path.join(os.path.dirname(path), "adapter"), policy, policy.name_or_path, writer)
     barrier()
 
 
@@ -218,6 +218,16 @@ def finish_export(folder, policy, processor, dtype, parts, total):
 # ------------------------------------------------------------------------------------------- resume
 
 
+TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # what is frozen lies in the model's folder
+
+
+def trained_state(policy, optimizer) -> tuple[dict, dict]:
+    """The trained weights and the optimiser's state. A frozen tied head has a second name, and would be saved."""
+    weights, state = get_state_dict(policy, optimizer, options=TRAINED)
+    trained = {name for name, weight in policy.named_parameters() if weight.requires_grad}
+    return {name: weight for name, weight in weights.items() if name in trained}, state
+
+
 def save_checkpoint(folder: str, step: int, policy, optimizer):
     """Write folder/step-NNNNNN, the run's state after `step` steps; the last two are kept, a torn one never counts."""
     here(f"checkpoint after step {step}")
@@ -226,7 +236,7 @@ def save_checkpoint(folder: str, step: int, policy, optimizer):
         shutil.rmtree(path + ".writing", ignore_errors=True)
         os.makedirs(path + ".writing")
     barrier()
-    weights, state = get_state_dict(policy, optimizer)
+    weights, state = trained_state(policy, optimizer)
     dcp.save({"weights": weights, "optimizer": state}, checkpoint_id=path + ".writing")
     if is_main():
         os.rename(path + ".writing", path)
@@ -240,11 +250,12 @@ def load_checkpoint(folder: str, policy, optimizer):
     names = broadcast(checkpoints(folder))
     if not names:
         return
-    weights, state = get_state_dict(policy, optimizer)  # also makes the optimiser's empty state, sharded as this run is
+    weights, state = trained_state(policy, optimizer)  # also makes the optimiser's empty state, sharded as this run is
     saved = {"weights": weights, "optimizer": state}
     path = os.path.join(folder, names[-1])
     try:
         dcp.load(saved, checkpoint_id=path)
     except dcp.api.CheckpointException as error:
         raise InputError(f"checkpoint {path} cannot be read: delete it to resume from the one before") from error
-    set_state_dict(policy, optimizer, model_state_dict=saved["weights"], optim_state_dict=saved["optimizer"])
+    set_state_dict(policy, optimizer, model_state_dict=saved["weights"], optim_state_dict=saved["optimizer"],
+                   options=TRAINED)

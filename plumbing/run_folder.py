@@ -13,7 +13,7 @@ from plumbing.processes import barrier, broadcast, is_main, launch_store, restar
 ASIDE = ".before-restart"  # of a stage's folder: the run that --restart replaces, until the new one is complete
 SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "fused_loss", "save_every", "eval_data", "eval_every",
                "eval_questions", "gradient_checkpointing", "ref_offload", "patience", "plan", "gpus", "gpu_gb",
-               "skip_bad_images"}
+               "skip_bad_images", "recipe"}
 
 
 def write_text(path: str, text: str):

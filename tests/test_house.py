@@ -34,7 +34,7 @@ PAIRS = {("plumbing/check.py", "data.py"),
          ("grading/algebra.py", "grading/equal.py"), ("kernels/logprob.py", "kernels/ops.py")}
 LONG_FILES = {"train.py": 580}
 LONG_FUNCTIONS = {("train.py", "train")}
-GROUPS = {"model", "data", "sampling", "rewards", "GRPO", "optimiser", "memory", "run"}
+GROUPS = {"LoRA", "model", "data", "sampling", "rewards", "GRPO", "optimiser", "memory", "run"}
 
 FILES = sorted(path for path in glob("*.py", root_dir=ROOT) + glob("*/*.py", root_dir=ROOT)
                if not path.startswith("tests"))

@@ -1,14 +1,17 @@
 """LoRA: adapters beside frozen weights are the merged weights, start as the base model, and are PEFT's."""
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import demo
 from data import InputError
-from engine.lora import Lora, adapted, adapters_off, add_adapters, save_adapter, start_adapters
+from engine.lora import adapted, adapters_off, add_adapters, merged, save_adapter, start_adapters
 
-LORA = Lora(rank=4, alpha=8.0)
+
+def lora(rank=4, alpha=8.0, targets="all-linear", vision=False):
+    return SimpleNamespace(lora_rank=rank, lora_alpha=alpha, lora_targets=targets, lora_vision=vision)
 
 
 @pytest.fixture(scope="module")
@@ -16,10 +19,10 @@ def processor():
     return demo.make_processor(["one two three"])
 
 
-def adapted_model(processor, lora=LORA, scale=0.05, **settings):
+def adapted_model(processor, settings=None, scale=0.05):
     """A tiny model with adapters that are not zero, in float64."""
-    model = demo.make_model(processor, **settings)
-    add_adapters(model, lora)
+    model = demo.make_model(processor)
+    add_adapters(model, settings or lora(), torch.float32)
     start_adapters(model, seed=3)
     generator = torch.Generator().manual_seed(1)
     for module in adapted(model).values():
@@ -34,16 +37,16 @@ def logits(model, ids=((5, 9, 2, 7),)):
 def test_adapters_equal_the_merged_weights(processor):
     model = adapted_model(processor)
     before = logits(model)
-    for module in adapted(model).values():
-        module.weight.data += module.delta().double()
+    for name, module in adapted(model).items():
+        module.weight.data = merged(model, f"{name}.weight", torch.float64)
     with adapters_off(model):
-        torch.testing.assert_close(logits(model), before, rtol=0, atol=1e-5)  # delta is float32
+        torch.testing.assert_close(logits(model), before, rtol=0, atol=1e-5)  # merged in float32
 
 
 def test_the_first_step_is_the_base_model_bit_for_bit(processor):
     model = demo.make_model(processor)
     base = logits(model)
-    add_adapters(model, LORA)
+    add_adapters(model, lora(), torch.float32)
     start_adapters(model, seed=3)
     assert torch.equal(logits(model), base)
 
@@ -62,24 +65,24 @@ def test_only_adapters_are_trained_and_their_gradient_is_that_of_the_product(pro
     module = next(iter(adapted(model).values()))
     x, dy = torch.randn(5, module.in_features).double(), torch.randn(5, module.out_features).double()
     module(x).backward(dy)
-    scale = LORA.alpha / LORA.rank
+    scale = 8.0 / 4
     torch.testing.assert_close(module.lora_B.grad, scale * dy.T @ (x @ module.lora_A.T))
     torch.testing.assert_close(module.lora_A.grad, scale * module.lora_B.T @ dy.T @ x)
 
 
-@pytest.mark.parametrize("lora, adapters", [
-    (Lora(4, 8.0), 2 * 7), (Lora(4, 8.0, "attention"), 2 * 4), (Lora(4, 8.0, "q_proj,v_proj"), 2 * 2),
-    (Lora(4, 8.0, "attention", vision=True), 2 * 4 + 5)])  # a vision block: qkv, proj, gate, up, down
-def test_targets_choose_the_layers(processor, lora, adapters):
-    assert len(adapted(adapted_model(processor, lora))) == adapters
+@pytest.mark.parametrize("settings, adapters", [
+    (lora(4, 8.0), 2 * 7), (lora(4, 8.0, "attention"), 2 * 4), (lora(4, 8.0, "q_proj,v_proj"), 2 * 2),
+    (lora(4, 8.0, "attention", vision=True), 2 * 4 + 5)])  # a vision block: qkv, proj, gate, up, down
+def test_targets_choose_the_layers(processor, settings, adapters):
+    assert len(adapted(adapted_model(processor, settings))) == adapters
 
 
-@pytest.mark.parametrize("lora, reason", [
-    (Lora(0, 8.0), "1 to 64"), (Lora(65, 8.0), "1 to 64"), (Lora(4, 8.0, "q_prj"), "did you mean q_proj?"),
-    (Lora(4, 8.0, "lm_head"), "no decoder layer has lm_head")])
-def test_a_rank_or_target_that_does_not_fit_is_refused(processor, lora, reason):
+@pytest.mark.parametrize("settings, reason", [
+    (lora(0, 8.0), "at most 64"), (lora(65, 8.0), "at most 64"), (lora(4, 8.0, "q_prj"), "did you mean q_proj?"),
+    (lora(4, 8.0, "lm_head"), "no decoder layer has lm_head")])
+def test_a_rank_or_target_that_does_not_fit_is_refused(processor, settings, reason):
     with pytest.raises(InputError, match=reason):
-        add_adapters(demo.make_model(processor), lora)
+        add_adapters(demo.make_model(processor), settings, torch.float32)
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="peft is not installed")
@@ -87,8 +90,8 @@ def test_peft_loads_the_adapter_with_equal_outputs_and_gradients(processor, tmp_
     from peft import PeftModel
 
     model = adapted_model(processor)
-    save_adapter(tmp_path, model, LORA, "base", writer=True)
-    theirs = PeftModel.from_pretrained(demo.make_model(processor), tmp_path, is_trainable=True).double()
+    save_adapter(str(tmp_path / "adapter"), model, "base", writer=True)
+    theirs = PeftModel.from_pretrained(demo.make_model(processor), tmp_path / "adapter", is_trainable=True).double()
     ours_out, their_out = logits(model), logits(theirs)
     torch.testing.assert_close(their_out, ours_out, rtol=0, atol=1e-6)  # the file is float32
     for out in (ours_out, their_out):
