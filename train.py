@@ -45,7 +45,6 @@ import data
 import rewards
 from data import InputError, Prompt, Sample, seed_of
 from engine.clip import load_clip
-from engine.lora import adapters_off
 from engine.memory import REHEARSED, fit_plan, load_models, make_optimizer, rehearse
 from engine.plan import GB, shape_of, table
 from engine.policy import Group, Policy, choose_loss, dummy_group, micro_batches, pack
@@ -454,7 +453,7 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: in
             if config.old_logprobs == "policy":
                 batch.old_logprobs, _ = run.policy(pack(batch.groups, device), config.temperature)
         if run.ref_policy is not None:  # in a loop of its own, so that one policy at a time is gathered
-            with adapters_off(run.ref_policy):  # with LoRA the reference is the policy without its adapters
+            with run.ref_policy.adapters_off():  # with LoRA the reference is the policy without its adapters
                 for batch in chain(*minibatches):
                     batch.ref_logprobs, _ = run.ref_policy(pack(batch.groups, device), config.temperature)
             run.ref_policy.reshard()  # a forward without a backward would leave its embeddings and head gathered

@@ -7,7 +7,6 @@ B starts at zero, so the first step is the base model's, bit for bit. With adapt
 reference policy, and no second copy is needed. W and its adapters are one FSDP unit: gathered in bfloat16, gradients
 summed in float32. The sampler keeps adapters on: weights merged in bfloat16 are rounded, and so another policy.
 """
-import contextlib
 import difflib
 import json
 import math
@@ -59,7 +58,7 @@ def chosen(model, config) -> dict[str, nn.Linear]:
         layers |= {name: module for name, module in linears.items() if name.startswith("model.visual.blocks.")}
     most = min(min(module.weight.shape) for module in layers.values())
     if not 1 <= config.lora_rank <= most:
-        raise InputError(f"--lora_rank {config.lora_rank}: the smallest layer has {most} rows or columns: at most {most}")
+        raise InputError(f"--lora_rank {config.lora_rank}: a layer has only {most} rows or columns: at most {most}")
     return layers
 
 
@@ -84,17 +83,6 @@ def start_adapters(model, seed: int) -> None:
         drawn = (torch.rand(A.shape, generator=generator) * 2 - 1).to(A.device, A.dtype) / math.sqrt(A.shape[1])
         A.copy_(distribute_tensor(drawn, A.device_mesh, A.placements) if isinstance(A, DTensor) else drawn)
         module.lora_B.zero_()
-
-
-@contextlib.contextmanager
-def adapters_off(model):
-    """The base model, which is the reference policy. A model without adapters stays as it is."""
-    layers = adapted(model).values()
-    for module in layers:
-        module.adapters_on = False
-    yield
-    for module in layers:
-        module.adapters_on = True
 
 
 @torch.no_grad()

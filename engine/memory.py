@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from data import InputError, Prompt, mrope_positions
-from engine.lora import adapters_off, share_frozen
+from engine.lora import share_frozen
 from engine.plan import GB, USABLE, Shape, always_bytes, largest_image, most_slots, shape_of, table, worst_row
 from engine.policy import Group, Policy, pack
 from engine.sampler import BURST, PREFILL, Decoder, Slots, capture, uniform_numbers
@@ -135,7 +135,7 @@ def rehearse(config, policy, ref_policy, replica, optimizer, vocab_size: int, tr
         with timer("logprobs"), torch.no_grad():  # as in train.rl_step
             policy(pack(groups, policy.device), config.temperature)
             if ref_policy is not None:
-                with adapters_off(ref_policy):
+                with ref_policy.adapters_off():
                     ref_policy(pack(groups, policy.device), config.temperature)
                 ref_policy.reshard()
         peaks["log-probs"] = peak_memory(forget=True)

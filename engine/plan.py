@@ -152,7 +152,8 @@ def training_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
     input of the projections after each b H; queries, attention's result and its copy 3 b H; of the MLP gate, its
     activation, the other half and the product 4 b I; and the gathered keys and values. With gradient checkpointing only
     the layer's input b H is kept, and one layer at a time has all of it. Its backward adds 2 b (H + I). With LoRA the
-    inputs of frozen weights, norms and patch embedding, are not kept. A vision block is the same, but for keys and values as wide as the queries and a rotation in fp32.
+    inputs of frozen weights, norms and patch embedding, are not kept. A vision block is the same, but for keys and
+    values as wide as the queries and a rotation in fp32.
     """
     b, row, H, V, lora = bytes_of(config), worst_row(config), shape.hidden, shape.vocab, config.lora_rank > 0
     T, p, Hv = row.tokens, row.prompts * row.patches, shape.vision_hidden
@@ -163,7 +164,8 @@ def training_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
     if config.gradient_checkpointing:
         layer_step, block_step = layer_step + layer, block_step + block
         layer, block = T * b * H, p * b * Hv
-    pixels, blocks_kept, merger_kept = p * shape.patch * (4 if lora else with_copy(b)), shape.blocks * block, p * 17 * Hv
+    pixels = p * shape.patch * (4 if lora else with_copy(b))
+    blocks_kept, merger_kept = shape.blocks * block, p * 17 * Hv
     if config.freeze_vision or lora and not config.lora_vision:
         blocks_kept = merger_kept = block_step = 0.0
     kept = shape.layers * layer + pixels + blocks_kept + merger_kept  # the merger's norm and MLP, the rotation's tables

@@ -11,6 +11,7 @@ Three ideas carry the file.
 
 Symbols: T tokens in a row, N response tokens, P prompt tokens, G responses of a group, H hidden size.
 """
+import contextlib
 import functools
 from collections.abc import Callable
 from itertools import groupby
@@ -225,6 +226,16 @@ class Policy:
         if gradient_checkpointing:
             self.gradient_checkpointing_enable({"use_reentrant": False})
             self.train()  # transformers computes activations again in this mode only
+
+    @contextlib.contextmanager
+    def adapters_off(self):
+        """Within, LoRA's adapters do nothing: the base model, which is the reference policy. See engine/lora.py."""
+        layers = [module for module in self.modules() if hasattr(module, "adapters_on")]
+        for module in layers:
+            module.adapters_on = False
+        yield
+        for module in layers:
+            module.adapters_on = True
 
     @staticmethod
     def load(path, device, dtype=torch.float32, mesh=None, compute_dtype=torch.bfloat16, offload=False,

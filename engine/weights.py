@@ -37,7 +37,10 @@ def find_model(path: str, patterns=("*.json", "*.safetensors", "*.txt", "*.jinja
     """The local folder of a model: `path` itself, or the hub's copy of it, such files of it, downloaded once."""
     if os.path.isdir(path):
         if not os.path.exists(os.path.join(path, "config.json")):
-            raise InputError(f"{path} has no config.json: give a Hugging Face model folder or a hub name")
+            adapter = os.path.exists(os.path.join(path, "adapter_config.json"))
+            raise InputError(f"{path} has no config.json: " + (
+                "it is an adapter: give the merged model, which training writes beside it" if adapter else
+                "give a Hugging Face model folder or a hub name"))
         return path
     try:
         return snapshot_download(path, allow_patterns=list(patterns))

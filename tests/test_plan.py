@@ -16,7 +16,6 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 import train
 from data import InputError
 from engine import memory, plan, sampler
-from engine.lora import adapters_off
 from engine.memory import blank_prompt, make_optimizer, worst_groups, worst_prompts, worst_rollout
 from engine.plan import (
     GB,
@@ -142,7 +141,7 @@ def test_the_planned_peak_of_a_step_is_within_a_tenth_of_the_allocators(tiny_fol
     @torch.no_grad()
     def score():
         for model in (policy, reference):
-            with adapters_off(reference):
+            with reference.adapters_off():
                 model(pack(groups))
         reference.reshard()
 
