@@ -370,8 +370,9 @@ def evaluate(world: str, clip: str, model: str, out: str) -> dict[str, tuple[flo
     return {name: results[name] for name in FIGURES}
 
 
-def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int]) -> dict:
+def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int], lora_rank: int = 0) -> dict:
     """The world, its base models, the stages and their evaluation. Rank 0 returns and writes out/summary.json."""
+    adapters = ["--lora_rank", lora_rank, "--lr", "1e-3"] if lora_rank else []  # of RL, with a learning rate of its own
     start_processes()
     world, clip, base = f"{out}/world", f"{out}/clip", f"{out}/base/sft/model"
     makers = [lambda: make_world(out, seed, **sizes),  # rank 0's: on others transformers saves no model
@@ -383,8 +384,8 @@ def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int]) -> di
         "sft": lambda: stage("sft", out, seed, steps["sft"], "--model", base, "--data", f"{world}/warmup.jsonl"),
         "sample": lambda: call(train, "--stage", "sample", "--out", out, "--seed", seed, "--data",
                                f"{world}/questions.jsonl", *TRAINING),
-        "stage1": lambda: stage("1", out, seed, steps["stage1"], "--clip", clip),
-        "stage2": lambda: stage("2", out, seed, steps["stage2"], "--clip", clip),
+        "stage1": lambda: stage("1", out, seed, steps["stage1"], "--clip", clip, *adapters),
+        "stage2": lambda: stage("2", out, seed, steps["stage2"], "--clip", clip, *adapters),
     }
     seconds, results = {}, {}
     for name, phase in phases.items():
@@ -454,6 +455,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", default="runs/demo", help="everything is written here (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of world, models and sampling (default: %(default)s)")
     parser.add_argument("--ablate", action="store_true", help="afterwards compare with either stage alone")
+    parser.add_argument("--lora_rank", type=int, default=0, help="of adapters, which alone are trained in RL; 0: all")
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error(f"--seed {args.seed} is negative")
@@ -462,7 +464,7 @@ def main(argv: list[str] | None = None) -> int:
         return launch(processes, sys.argv[1:] if argv is None else argv)
     from transformers.utils.logging import disable_progress_bar
     disable_progress_bar()  # of transformers, when it saves the tiny model
-    run(args.out, args.seed, SIZES, STEPS)
+    run(args.out, args.seed, SIZES, STEPS, args.lora_rank)
     if args.ablate:
         ablate(args.out, args.seed, STEPS)
     return 0

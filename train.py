@@ -161,8 +161,7 @@ STAGES = {
         model="{out}/stage1/model", data="{out}/sample/medium.jsonl", save_every=5, epochs=2,
         questions_per_rollout=512, questions_per_update=128, accuracy_weight=0.9, format_weight=0.1),
 }
-RECIPES = {"none": {}, "small": dict(  # one card of 24 GB, 3 B parameters
-    lora_rank=16, token_budget=4096, max_pixels=401408, max_prompt=1024)}
+RECIPES = {"none": {}, "small": dict(lora_rank=16, token_budget=8192)}  # small: all stages of a 3B on one 24 GB card
 FOLDERS = {"sft": "sft", "sample": "sample", "1": "stage1", "2": "stage2"}  # below config.out
 # A setting NAME_weight makes NAME a part of the reward: rewards.score computes it under this name.
 PARTS = tuple(name.removesuffix("_weight") for name in Config.__annotations__ if name.endswith("_weight"))
