@@ -63,10 +63,7 @@ def chosen(model, config) -> dict[str, nn.Linear]:
 
 
 def add_adapters(model, config, dtype: torch.dtype) -> None:
-    """Freeze a model and give its chosen layers empty adapters, before it is sharded.
-
-    dtype: float32 where they are trained, that of computing in the sampler's copy.
-    """
+    """Freeze a model and give its chosen layers empty adapters of this type, before it is sharded."""
     model.requires_grad_(False)
     for module in chosen(model, config).values():
         (rows, columns), make = module.weight.shape, dict(device=module.weight.device, dtype=dtype)
@@ -118,9 +115,9 @@ def save_adapter(folder: str, model, base: str, writer: bool) -> None:
     if not writer or not layers:
         return
     first = next(iter(layers.values()))
-    rank, scale = first.lora_A.shape[0], first.scale
-    about = dict(peft_type="LORA", task_type="CAUSAL_LM", r=rank, lora_alpha=rank * scale, lora_dropout=0.0,
-                 bias="none", target_modules=list(layers), base_model_name_or_path=base)
+    rank = len(first.lora_A)
+    about = dict(peft_type="LORA", task_type="CAUSAL_LM", r=rank, lora_alpha=rank * first.scale,
+                 target_modules=list(layers), base_model_name_or_path=base)
     with replaced_folder(folder) as writing:
         write_text(os.path.join(writing, "adapter_config.json"), json.dumps(about, indent=1))
         save_file(tensors, os.path.join(writing, "adapter_model.safetensors"), metadata={"format": "pt"})

@@ -104,7 +104,7 @@ def with_copy(b: int) -> int:
 
 
 def trained_parameters(config, shape: Shape) -> int:
-    """All, all but the vision tower's, or those of the adapters: A (r, in) and B (out, r) of each layer."""
+    """All, all but the vision tower's, or those of the adapters."""
     if config.lora_rank:
         return config.lora_rank * sum(sum(layer.weight.shape) for layer in chosen(shape.model, config).values())
     return shape.total - shape.vision * config.freeze_vision
@@ -115,17 +115,16 @@ def always_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
     b, trained = bytes_of(config), trained_parameters(config, shape)
     if config.stage == "sample":
         return {"sampler's copy of the weights": b * shape.total}
-    rows = {"master weights, fp32": 4 * shape.total / gpus, "Adam's moments, fp32": 8 * trained / gpus}
-    if config.lora_rank:
-        rows |= {"master weights, fp32": 4 * trained / gpus, "frozen weights": b * shape.total / gpus}
+    lora = config.lora_rank > 0
+    rows = {"master weights, fp32": 4 * (trained if lora else shape.total) / gpus,
+            "frozen weights": b * shape.total * lora / gpus, "Adam's moments, fp32": 8 * trained / gpus}
     if config.stage != "sft":  # with adapters, one GPU's sampler has copies of these only
-        rows["sampler's copy of the weights"] = b * (trained * (config.lora_rank > 0)
-                                                     + shape.total * (config.lora_rank == 0 or gpus > 1))
-    if config.stage != "sft" and config.kl_coef > 0 and not config.ref_offload and not config.lora_rank:
+        rows["sampler's copy of the weights"] = b * (trained * lora + shape.total * (not lora or gpus > 1))
+    if config.stage != "sft" and config.kl_coef > 0 and not config.ref_offload and not lora:
         rows["reference policy"] = b * shape.total / gpus
     if config.clip_weight > 0:
         rows["CLIP, fp32"] = 4 * CLIP_PARAMETERS
-    return rows
+    return {name: size for name, size in rows.items() if size}
 
 
 def rollout_bytes(config, shape: Shape, slots: int) -> dict[str, float]:
@@ -142,7 +141,8 @@ def rollout_bytes(config, shape: Shape, slots: int) -> dict[str, float]:
 
 def head_bytes(N: int, H: int, V: int, b: int, chunk: int = CHUNK, frozen: bool = False) -> float:
     """kernels.logprob with a loss on top: one chunk of fp32 logits, and both gradients; then the weight's is cast."""
-    return b * N * H + max(4 * min(N, chunk) * V + 4 * V * H * (not frozen), with_copy(b) * V * H * (not frozen))
+    weight = V * H * (not frozen)
+    return b * N * H + max(4 * min(N, chunk) * V + 4 * weight, with_copy(b) * weight)
 
 
 def training_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:

@@ -23,7 +23,7 @@ from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntry
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from data import InputError
 from engine.lora import base_weights, merged, save_adapter
@@ -221,14 +221,10 @@ def finish_export(folder, policy, processor, dtype, parts, total):
 # ------------------------------------------------------------------------------------------- resume
 
 
-TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # what is frozen lies in the model's folder
-
-
-def trained_state(policy, optimizer) -> tuple[dict, dict]:
-    """The trained weights and the optimiser's state. A frozen tied head has a second name, and would be saved."""
-    weights, state = get_state_dict(policy, optimizer, options=TRAINED)
-    trained = {name for name, weight in policy.named_parameters() if weight.requires_grad}
-    return {name: weight for name, weight in weights.items() if name in trained}, state
+def state_of(policy, optimizer) -> dict:
+    """What a checkpoint holds: the weights that are trained, as they are, and the optimiser's state."""
+    weights = {name: weight.detach() for name, weight in policy.named_parameters() if weight.requires_grad}
+    return {"weights": weights, "optimizer": get_optimizer_state_dict(policy, optimizer)}
 
 
 def save_checkpoint(folder: str, step: int, policy, optimizer):
@@ -239,8 +235,7 @@ def save_checkpoint(folder: str, step: int, policy, optimizer):
         shutil.rmtree(path + ".writing", ignore_errors=True)
         os.makedirs(path + ".writing")
     barrier()
-    weights, state = trained_state(policy, optimizer)
-    dcp.save({"weights": weights, "optimizer": state}, checkpoint_id=path + ".writing")
+    dcp.save(state_of(policy, optimizer), checkpoint_id=path + ".writing")
     if is_main():
         os.rename(path + ".writing", path)
         for old in checkpoints(folder)[:-2]:
@@ -253,12 +248,10 @@ def load_checkpoint(folder: str, policy, optimizer):
     names = broadcast(checkpoints(folder))
     if not names:
         return
-    weights, state = trained_state(policy, optimizer)  # also makes the optimiser's empty state, sharded as this run is
-    saved = {"weights": weights, "optimizer": state}
+    saved = state_of(policy, optimizer)  # also makes the optimiser's empty state, sharded as this run is
     path = os.path.join(folder, names[-1])
     try:
-        dcp.load(saved, checkpoint_id=path)
+        dcp.load(saved, checkpoint_id=path)  # the weights in place
     except dcp.api.CheckpointException as error:
         raise InputError(f"checkpoint {path} cannot be read: delete it to resume from the one before") from error
-    set_state_dict(policy, optimizer, model_state_dict=saved["weights"], optim_state_dict=saved["optimizer"],
-                   options=TRAINED)
+    set_optimizer_state_dict(policy, optimizer, saved["optimizer"])
