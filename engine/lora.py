@@ -84,11 +84,12 @@ def start_adapters(model, seed: int) -> None:
 
 @torch.no_grad()
 def share_frozen(policy, replica) -> None:
-    """Let the sampler's copy use the frozen weights of a policy that one process holds whole, instead of its own."""
-    for master, copy in zip(policy.parameters(), replica.parameters(), strict=True):
+    """Give the sampler's copy, on the meta device, the frozen weights of a policy that one process holds whole."""
+    for name, master in policy.named_parameters():
         if not master.requires_grad:
-            copy.data = master.to_local() if isinstance(master, DTensor) else master.data
-    replica.to(policy.device)
+            module, _, part = name.rpartition(".")
+            local = master.to_local() if isinstance(master, DTensor) else master
+            setattr(replica.get_submodule(module), part, nn.Parameter(local.detach(), requires_grad=False))
 
 
 def whole(weight: Tensor) -> Tensor:

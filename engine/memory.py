@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 
 from data import InputError, Prompt, mrope_positions
-from engine.lora import share_frozen
 from engine.plan import GB, USABLE, Shape, always_bytes, largest_image, most_slots, shape_of, table, worst_row
 from engine.policy import Group, Policy, pack
 from engine.sampler import BURST, PREFILL, Decoder, Slots, capture, uniform_numbers
@@ -62,10 +61,8 @@ def load_models(config, folder: str, device, mesh):
     if config.stage in ("1", "2") and config.kl_coef > 0:
         ref_policy = policy if lora else Policy.load(folder, device, dtype, mesh, dtype, config.ref_offload).eval()
     if config.stage != "sft" or config.eval_every:
-        shared = adapters and dist.get_world_size() == 1
-        replica = Policy.load(folder, "cpu" if shared else device, dtype, lora=adapters).eval()
-        if shared:
-            share_frozen(policy, replica)
+        shared = policy if adapters and dist.get_world_size() == 1 else None
+        replica = Policy.load(folder, device, dtype, lora=adapters, shared=shared).eval()
     return policy, ref_policy, replica
 
 

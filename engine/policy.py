@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from data import InputError, Prompt
-from engine.lora import add_adapters, start_adapters
+from engine.lora import add_adapters, share_frozen, start_adapters
 from engine.weights import find_model, generation_config, model_config, read_weights
 from kernels.ops import (backend, check_linear_logprob, choose_grpo_loss, decode_attention, linear_logprob,
                          linear_logprob_loss)
@@ -239,12 +239,12 @@ class Policy:
 
     @staticmethod
     def load(path, device, dtype=torch.float32, mesh=None, compute_dtype=torch.bfloat16, offload=False,
-             lora=None):
+             lora=None, shared=None):
         """Read a Hugging Face folder or hub name; with a mesh into FSDP2 shards, each rank its own rows only.
 
         dtype: what weights are kept in; compute_dtype: what shards compute in; offload: keep the shards on the CPU and
-        bring one layer at a time to the device; lora: a Config whose adapters are added, in float32 if they are shards.
-        Raises InputError for a missing model.
+        bring one layer at a time to the device; lora: a Config whose adapters are added, in float32 where there is a
+        mesh; shared: a policy of one process whose frozen weights are used. Raises InputError for a missing model.
         """
         from transformers import AttentionInterface  # its model code takes a second to import: not for --help
 
@@ -259,8 +259,11 @@ class Policy:
             add_adapters(policy, lora, dtype if mesh is None else torch.float32)
         if mesh is not None:
             shard(policy, mesh, compute_dtype, offload)
-        policy.to_empty(device="cpu" if offload else device)
-        policy.tie_weights()  # to_empty unties the head from the embeddings
+        if shared is not None:
+            share_frozen(shared, policy)
+        place = "cpu" if offload else device
+        policy._apply(lambda x: torch.empty_like(x, device=place) if x.device.type == "meta" else x)
+        policy.tie_weights()  # now the head is another tensor than the embeddings
         policy.model.visual.patch_embed.forward = functools.partial(embed_patches, policy.model.visual.patch_embed.proj)
         read_weights(policy, folder)
         if lora:
