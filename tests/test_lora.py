@@ -181,6 +181,15 @@ def test_two_processes_equal_one_with_adapters(run, tiny_folder, questions, tmp_
     compare_metrics(str(tmp_path / "stage1"), run)
 
 
+def test_bfloat16_weights_and_float32_adapters_are_sharded_together(tiny_folder, questions, tmp_path):
+    """As on GPUs: two ranks, activations computed again, adapters in both towers."""
+    argv = stage_1(tiny_folder, questions, tmp_path, *FLAGS[:4], "--lr", "1e-3", "--dtype", "bfloat16",
+                   "--gradient_checkpointing", "True", "--lora_vision", "True")
+    ranks(2, train.main, argv)
+    (step,) = metrics(tmp_path / "stage1")
+    assert step["opt/skipped"] == 0 and step["opt/grad_norm"] > 0 and step["policy/sampler_gap"] < 0.05
+
+
 def test_the_export_of_untrained_adapters_is_the_base_bit_for_bit(tiny_folder, processes, processor, tmp_path):
     policy = Policy.load(tiny_folder, processes[0], torch.float32, processes[1], torch.float32, lora=settings())
     plain = Policy.load(tiny_folder, processes[0], torch.float32, processes[1], torch.float32)
