@@ -386,8 +386,9 @@ def evaluate(world: str, clip: str, model: str, out: str) -> dict[str, tuple[flo
 
 
 def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int], say=print0,
-        family: str = "qwen2_5_vl") -> dict:
+        family: str = "qwen2_5_vl", lora_rank: int = 0) -> dict:
     """The world, its base models, the stages and their evaluation. Rank 0 returns and writes out/summary.json."""
+    adapters = ["--lora_rank", lora_rank, "--lr", "1e-3"] if lora_rank else []  # of RL, with a learning rate of its own
     start_processes()
     world, clip, base = f"{out}/world", f"{out}/clip", f"{out}/base/sft/model"
     makers = [lambda: make_world(out, seed, **sizes, family=family),  # rank 0's: on others transformers saves no model
@@ -399,8 +400,8 @@ def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int], say=p
         "sft": lambda: stage("sft", out, seed, steps["sft"], "--model", base, "--data", f"{world}/warmup.jsonl"),
         "sample": lambda: call(train, "--stage", "sample", "--out", out, "--seed", seed, "--data",
                                f"{world}/questions.jsonl", *TRAINING),
-        "stage1": lambda: stage("1", out, seed, steps["stage1"], "--clip", clip),
-        "stage2": lambda: stage("2", out, seed, steps["stage2"], "--clip", clip),
+        "stage1": lambda: stage("1", out, seed, steps["stage1"], "--clip", clip, *adapters),
+        "stage2": lambda: stage("2", out, seed, steps["stage2"], "--clip", clip, *adapters),
     }
     seconds, results = {}, {}
     for name, phase in phases.items():
@@ -466,6 +467,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of world, models and sampling (default: %(default)s)")
     parser.add_argument("--family", default="qwen2_5_vl", choices=FAMILIES, help="of the model (default: %(default)s)")
     parser.add_argument("--ablate", action="store_true", help="afterwards compare with either stage alone")
+    parser.add_argument("--lora_rank", type=int, default=0, help="of adapters, which alone are trained in RL; 0: all")
     parser.add_argument("--verbose", action="store_true", help="show the log of all stages, not only OUT/log.txt")
     parser.add_argument("--walk", action="store_true", help="only print every tensor of one RL step")
     args = parser.parse_args(argv)
@@ -486,7 +488,7 @@ def main(argv: list[str] | None = None) -> int:
     with log_to(f"{args.out}/log.txt", args.verbose) as say:
         start_processes()
         say(f"about {WORK / work_per_second() / 60:.0f} minutes; the log is {args.out}/log.txt")
-        run(args.out, args.seed, SIZES, STEPS, say, args.family)
+        run(args.out, args.seed, SIZES, STEPS, say, args.family, args.lora_rank)
         if args.ablate:
             ablate(args.out, args.seed, STEPS, say)
     return 0

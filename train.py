@@ -43,7 +43,7 @@ import data
 import rewards
 from data import InputError, Prompt, Sample, seed_of
 from engine.clip import load_clip
-from engine.memory import REHEARSED, fit_plan, make_optimizer, rehearse
+from engine.memory import REHEARSED, fit_plan, load_models, make_optimizer, rehearse
 from engine.plan import GB, shape_of, table
 from engine.policy import Group, Policy, choose_loss, dummy_group, micro_batches, pack
 from engine.sampler import stream, sync
@@ -141,11 +141,16 @@ class Config(Sampling):
     weight_decay: float = 0.01  # of AdamW
     max_grad_norm: float = 1.0  # a longer gradient is shortened to this norm
     freeze_vision: bool = False  # train the language model only
+    # LoRA
+    lora_rank: int = 0  # of adapters beside frozen weights, which alone are then trained; 0: train all weights
+    lora_alpha: float = 32.0  # adapters are scaled by this / lora_rank
+    lora_targets: str = "all-linear"  # of the decoder layers; or attention, or names such as q_proj,v_proj
+    lora_vision: bool = False  # adapters in the vision tower as well
     # run
     tracker: Literal["none", "wandb", "trackio", "tensorboard"] = "none"  # mirrors metrics and samples, if installed
     # memory
+    recipe: Literal["none", "small"] = "none"  # settings to start from, beside the stage's: RECIPES
     gradient_checkpointing: bool = True  # compute activations again in the backward instead of keeping them
-    adam_dtype: Literal["float32", "bfloat16"] = "float32"  # of Adam's two moments; bfloat16 is rounded at random
     ref_offload: bool = False  # keep the reference policy in host memory; a layer at a time comes to the GPU
     token_budget: int = 16384  # tokens in one packed row; changes memory and speed, not the result
     plan: bool = False  # print the memory plan and stop; needs no data, no weights and no GPU
@@ -165,6 +170,7 @@ STAGES = {
         model="{out}/stage1/model", data="{out}/sample/medium.jsonl", save_every=10, epochs=2,
         questions_per_rollout=512, questions_per_update=128, accuracy_weight=0.9, format_weight=0.1),
 }
+RECIPES = {"none": {}, "small": dict(lora_rank=16, token_budget=8192)}  # small: all stages of a 3B on one 24 GB card
 FOLDERS = {"sft": "sft", "sample": "sample", "1": "stage1", "2": "stage2"}  # below config.out
 # A setting NAME_weight makes NAME a part of the reward: rewards.score computes it under this name.
 PARTS = tuple(name.removesuffix("_weight") for name in Config.__annotations__ if name.endswith("_weight"))
@@ -371,7 +377,7 @@ def start(config: Config) -> Run:
     check_rule(config.grader)
     device, mesh = start_processes()  # joined in main; here for its device and mesh
     print0(f"{dist.get_world_size()} process(es) on {device.type}")
-    folder, dtype = find_model(config.model), getattr(torch, config.dtype)
+    folder = find_model(config.model)
     processor = load_processor(folder, config.min_pixels, config.max_pixels, config.prompt, log=print0)
     samples, held_out = load_samples(config, processor)
     batches = []
@@ -384,15 +390,7 @@ def start(config: Config) -> Run:
     prints = fingerprints(config, folder, samples, processor.chat_template)
     check_folder(config, out, prints)
     config = fit_plan(config, folder, device)  # chooses the slots
-    policy = ref_policy = replica = None
-    if config.stage != "sample":
-        policy = Policy.load(folder, device, torch.float32, mesh, dtype)
-        policy.prepare_training(config.freeze_vision, config.gradient_checkpointing)
-    if config.stage != "sft" or config.eval_every:
-        replica = Policy.load(folder, device, dtype).eval()
-    if config.stage in ("1", "2") and config.kl_coef > 0:
-        ref_policy = Policy.load(folder, device, dtype, mesh, dtype, offload=config.ref_offload)
-        ref_policy.requires_grad_(False).eval()
+    policy, ref_policy, replica = load_models(config, folder, device, mesh)
     return Run(config, out, prints, device, processor, samples, held_out, batches, policy, ref_policy, replica, clip,
                choose_loss(grpo_loss, config.fused_loss, device, log=print0))
 
@@ -468,9 +466,9 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: in
             if config.old_logprobs == "policy":
                 batch.old_logprobs, _ = run.policy(pack(batch.groups, device), config.temperature)
         if run.ref_policy is not None:  # in a loop of its own, so that one policy at a time is gathered
-            for batch in chain(*minibatches):
-                batch.ref_logprobs, _ = run.ref_policy(pack(batch.groups, device), config.temperature)
-            run.ref_policy.reshard()  # a forward without a backward would leave its embeddings and head gathered
+            with run.ref_policy.adapters_off():  # with LoRA the reference is the policy without its adapters
+                for batch in chain(*minibatches):
+                    batch.ref_logprobs, _ = run.ref_policy(pack(batch.groups, device), config.temperature)
     on_every_rank(lambda: check_logprobs(chain(*minibatches)))
 
     def loss_fn(logprobs, batch, rows):
@@ -569,8 +567,8 @@ def train(run: Run, step_function):
 
 
 def read_config(argv: list[str]) -> Config:
-    """A command line as a checked Config: defaults < STAGES[stage] < argv. InputError says what is wrong with it."""
-    return read_stage(argv, __doc__, Config, STAGES, FOLDERS)
+    """A command line as a checked Config: defaults < STAGES < RECIPES < --parity < argv. InputError: what is wrong."""
+    return read_stage(argv, __doc__, Config, STAGES, RECIPES, FOLDERS)
 
 
 def main(argv: list[str] | None = None) -> int:

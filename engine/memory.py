@@ -1,7 +1,7 @@
 """Living within a GPU's memory: as many slots as the plan has room for, and the largest step before the first.
 
     config = fit_plan(config, folder, device)             as many slots as the plan has room for
-    optimizer = make_optimizer(policy, config)            AdamW, its moments in float32 or bfloat16
+    policy, ref_policy, replica = load_models(config, ..) the models of a stage, no weight held twice where one will do
     rehearse(config, policy, ref_policy, replica, ..)     the worst that can come, run before any data is spent
 """
 import dataclasses
@@ -13,10 +13,9 @@ import torch
 import torch.distributed as dist
 
 from data import InputError, Prompt, mrope_positions
-from engine.adamw import AdamW
 from engine.plan import (GB, USABLE, Shape, always_bytes, largest_image, most_slots, rollout_bytes, shape_of, table,
                          worst_row)
-from engine.policy import Group, pack
+from engine.policy import Group, Policy, pack
 from engine.sampler import BURST, PREFILL, Decoder, Slots, capture, uniform_numbers
 from plumbing.log import peak_memory
 from plumbing.processes import Timer, print0
@@ -55,11 +54,28 @@ def fit_plan(config, folder: str, device):
     return config
 
 
+def load_models(config, folder: str, device, mesh):
+    """The policy, the reference policy and the sampler's copy; None what a stage has no use for.
+
+    With LoRA the frozen weights are there once: the reference is the policy with its adapters off, and one process
+    that holds them whole also samples from them.
+    """
+    dtype, lora, policy, ref_policy, replica = getattr(torch, config.dtype), config.lora_rank > 0, None, None, None
+    adapters = config if lora and config.stage != "sample" else None
+    if config.stage != "sample":
+        policy = Policy.load(folder, device, dtype if lora else torch.float32, mesh, dtype, lora=adapters)
+        policy.prepare_training(config.freeze_vision, config.gradient_checkpointing)
+    if config.stage in ("1", "2") and config.kl_coef > 0:
+        ref_policy = policy if lora else Policy.load(folder, device, dtype, mesh, dtype, config.ref_offload).eval()
+    if config.stage != "sft" or config.eval_every:
+        shared = policy if adapters and dist.get_world_size() == 1 else None
+        replica = Policy.load(folder, device, dtype, lora=adapters, shared=shared).eval()
+    return policy, ref_policy, replica
+
+
 def make_optimizer(policy, config):
-    """AdamW over what is trained, its moments in float32 or bfloat16."""
+    """AdamW over what is trained."""
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    if config.adam_dtype == "bfloat16":
-        return AdamW(trained, config.lr, weight_decay=config.weight_decay)
     return torch.optim.AdamW(trained, config.lr, weight_decay=config.weight_decay, fused=True)
 
 
@@ -124,8 +140,8 @@ def rehearse(config, policy, ref_policy, replica, optimizer, vocab_size: int, tr
         with timer("logprobs"), torch.no_grad():  # as in train.rl_step
             policy(pack(groups, policy.device), config.temperature)
             if ref_policy is not None:
-                ref_policy(pack(groups, policy.device), config.temperature)
-                ref_policy.reshard()
+                with ref_policy.adapters_off():
+                    ref_policy(pack(groups, policy.device), config.temperature)
         peaks["log-probs"] = peak_memory(forget=True)
     with timer("update"):
         train_on(groups)

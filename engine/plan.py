@@ -16,10 +16,12 @@ Symbols: T tokens in the row, N response tokens, p image patches, H hidden size,
 vision tower), V vocabulary, b bytes of the compute dtype. GB are 2^30 bytes, as in the size of an "80 GB" GPU.
 """
 import dataclasses
+import os
 from typing import NamedTuple
 
 import torch
 
+from engine.lora import chosen
 from engine.policy import policy_class
 from engine.weights import foreign, model_config
 from engine.sampler import BURST, PREFILL
@@ -31,7 +33,7 @@ USABLE = 0.92  # of a GPU: the rest is the CUDA context, NCCL's buffers and hole
 MOST_SLOTS = 256  # more rows hardly make decoding faster, and a longer tail of it waits for the last of them
 CLIP_PARAMETERS = 428e6  # open_clip's ViT-L-14-336, in float32
 PROMPT_TEXT = 100  # tokens of a prompt beside its image: instruction, template, a short question
-ADAM_BYTES = {"float32": 4, "bfloat16": 2}
+CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "speed", "configs")
 
 
 class Shape:
@@ -40,6 +42,7 @@ class Shape:
     def __init__(self, config):
         with torch.device("meta"):  # no memory is taken
             policy = policy_class(config.model_type)(config)
+        self.model = policy
         text, vision, tower = config.text_config, config.vision_config, policy.model.visual
         layer, block = policy.model.language_model.layers[0], tower.blocks[0]
         self.total, self.vision, self.layer, self.block = (
@@ -59,9 +62,13 @@ class Shape:
 
 
 def shape_of(path: str) -> Shape:
-    """The shape of a Hugging Face folder, a hub name or a bare config.json; no weight is read. InputError: no model."""
+    """The shape of a Hugging Face folder, a hub name or a bare config.json; no weight is read. InputError: no model.
+
+    The hub's models are known without it, with or without their owner: Qwen/Qwen2.5-VL-3B-Instruct, qwen2.5-vl-3b.
+    """
+    known = os.path.join(CONFIGS, os.path.basename(path).lower().removesuffix("-instruct") + ".json")
     with foreign(f"model {path}: config.json describes no model", "take the file of the base model"):
-        return Shape(model_config(path))
+        return Shape(model_config(path if os.path.exists(path) or not os.path.exists(known) else known))
 
 
 # ------------------------------------------------------------------------------------ the worst row
@@ -103,20 +110,28 @@ def with_copy(b: int) -> int:
     return 4 + b * (b < 4)
 
 
+def trained_parameters(config, shape: Shape) -> int:
+    """All, all but the vision tower's, or those of the adapters."""
+    if config.lora_rank:
+        return config.lora_rank * sum(sum(layer.weight.shape) for layer in chosen(shape.model, config).values())
+    return shape.total - shape.vision * config.freeze_vision
+
+
 def always_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
     """What is there in every phase."""
-    b, trained = bytes_of(config), shape.total - shape.vision * config.freeze_vision
+    b, trained = bytes_of(config), trained_parameters(config, shape)
     if config.stage == "sample":
         return {"sampler's copy of the weights": b * shape.total}
-    rows = {"master weights, fp32": 4 * shape.total / gpus,
-            f"Adam's moments, {config.adam_dtype}": 2 * ADAM_BYTES[config.adam_dtype] * trained / gpus}
-    if config.stage != "sft":
-        rows["sampler's copy of the weights"] = b * shape.total
-    if config.stage != "sft" and config.kl_coef > 0 and not config.ref_offload:
+    lora = config.lora_rank > 0
+    rows = {"master weights, fp32": 4 * (trained if lora else shape.total) / gpus,
+            "frozen weights": b * shape.total * lora / gpus, "Adam's moments, fp32": 8 * trained / gpus}
+    if config.stage != "sft":  # with adapters, one GPU's sampler has copies of these only
+        rows["sampler's copy of the weights"] = b * (trained * lora + shape.total * (not lora or gpus > 1))
+    if config.stage != "sft" and config.kl_coef > 0 and not config.ref_offload and not lora:
         rows["reference policy"] = b * shape.total / gpus
     if config.clip_weight > 0:
         rows["CLIP, fp32"] = 4 * CLIP_PARAMETERS
-    return rows
+    return {name: size for name, size in rows.items() if size}
 
 
 def rollout_bytes(config, shape: Shape, slots: int) -> dict[str, float]:
@@ -131,9 +146,10 @@ def rollout_bytes(config, shape: Shape, slots: int) -> dict[str, float]:
             "reading prompts, drawing tokens": max(text, vision, drawing)}
 
 
-def head_bytes(N: int, H: int, V: int, b: int, chunk: int = CHUNK) -> float:
+def head_bytes(N: int, H: int, V: int, b: int, chunk: int = CHUNK, frozen: bool = False) -> float:
     """kernels.logprob with a loss on top: one chunk of fp32 logits, and both gradients; then the weight's is cast."""
-    return b * N * H + max(4 * min(N, chunk) * V + 4 * V * H, with_copy(b) * V * H)
+    weight = V * H * (not frozen)
+    return b * N * H + max(4 * min(N, chunk) * V + 4 * weight, with_copy(b) * weight)
 
 
 def training_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
@@ -142,37 +158,38 @@ def training_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
     What autograd keeps of a decoder layer, per token. Two norms: their fp32 input 4 H and normalised input b H; the
     input of the projections after each b H; queries, attention's result and its copy 3 b H; of the MLP gate, its
     activation, the other half and the product 4 b I; and the gathered keys and values. With gradient checkpointing only
-    the layer's input b H is kept, and one layer at a time has all of it. Its backward adds 2 b (H + I). A vision block
-    is the same, but for keys and values as wide as the queries and a rotation in fp32.
+    the layer's input b H is kept, and one layer at a time has all of it. Its backward adds 2 b (H + I). With LoRA the
+    inputs of frozen weights, norms and patch embedding, are not kept. A vision block is the same, but for keys and
+    values as wide as the queries and a rotation in fp32.
     """
-    b, row, H, V = bytes_of(config), worst_row(config, shape.vision_config), shape.hidden, shape.vocab
-    T, p, Hv = row.tokens, row.prompts * row.patches, shape.vision_hidden
+    b, row, lora = bytes_of(config), worst_row(config, shape.vision_config), config.lora_rank > 0
+    T, p, H, Hv, V = row.tokens, row.prompts * row.patches, shape.hidden, shape.vision_hidden, shape.vocab
     keys = T + row.prompts * row.prompt * (config.group_size if config.stage != "sft" else 1)
-    layer = T * ((8 if b < 4 else 4) * H + b * (4 * H + 3 * shape.queries + 4 * shape.mlp)) + 2 * b * keys * shape.kv
-    layer += T * (4 + b) * (shape.queries + shape.kv) * shape.qk_norm
-    block = p * (8 * Hv + 12 * b * Hv + 4 * b * shape.vision_mlp)
+    layer = T * ((8 if b < 4 else 4) * H + b * ((2 if lora else 4) * H + 3 * shape.queries + 4 * shape.mlp))
+    layer += 2 * b * keys * shape.kv + T * (4 + b * (not lora)) * (shape.queries + shape.kv) * shape.qk_norm
+    block = p * (8 * Hv + (10 if lora else 12) * b * Hv + 4 * b * shape.vision_mlp)
     if not shape.gated:
         block = p * b * (11 * Hv + 2 * shape.vision_mlp)
     layer_step, block_step = T * 2 * b * (H + shape.mlp), p * b * (3.5 * Hv + 2 * shape.vision_mlp)
     if config.gradient_checkpointing:
         layer_step, block_step = layer_step + layer, block_step + block
         layer, block = T * b * H, p * b * Hv
-    pixels, blocks_kept = p * shape.patch * with_copy(b), shape.blocks * block
-    merger_kept = p * (17 + 3 * b * shape.deepstack) * Hv
-    if config.freeze_vision:
-        pixels, blocks_kept, merger_kept, block_step = 4 * p * shape.patch, 0.0, 0.0, 0.0
+    pixels = p * shape.patch * (4 if lora or config.freeze_vision else with_copy(b))
+    blocks_kept, merger_kept = shape.blocks * block, p * (17 + 3 * b * shape.deepstack) * Hv
+    if config.freeze_vision or lora and not config.lora_vision:
+        blocks_kept = merger_kept = block_step = 0.0
     kept = shape.layers * layer + pixels + blocks_kept + merger_kept  # the merger's norm and MLP, the rotation's tables
-    head = head_bytes(row.response, H, V, b) + b * row.response * H  # and the hidden states picked for it
+    head = head_bytes(row.response, H, V, b, frozen=lora) + b * row.response * H  # and the hidden states picked for it
     # Two layers' weights, one's gradients and their fp32 sum, and the head's gradient.
-    gathered = b * shape.root + (3 * b + 4) * shape.layer + b * V * H
+    gathered = b * shape.root + (2 * b if lora else 3 * b + 4) * shape.layer + b * V * H * (not lora)
     moments = {  # name: (activations, weights that are gathered and their gradients)
         "the head": (kept + T * (4 + 1.5 * b) * H + head, b * (shape.root + 2 * shape.layer)),
         "a decoder layer": (kept + layer_step, gathered),
         "a vision block": (pixels + blocks_kept + block_step, gathered),
-        "the embeddings' gradient": (0.0, (2 * b + 4) * shape.root),
+        "the embeddings' gradient": (0.0, (2 * b + 4) * shape.root * (not lora)),
     }
     name, (activations, weights) = max(moments.items(), key=lambda item: sum(item[1]))
-    return {"gradients, fp32": 4 * (shape.total - shape.vision * config.freeze_vision) / gpus,
+    return {"gradients, fp32": 4 * trained_parameters(config, shape) / gpus,
             "gathered weights, their gradients": weights,
             f"activations of {T} tokens, {row.prompts} images, most in {name}": activations}
 
@@ -212,8 +229,8 @@ def make_plan(config, shape: Shape, gpus: int, room: float) -> Plan:
 def savings(config) -> dict:
     """Settings that save memory, by name, the cheapest first; the last changes the training."""
     budget = max(config.token_budget // 2, config.max_prompt + config.max_response)
-    values = dict(gradient_checkpointing=True, token_budget=budget, slots=0, ref_offload=True, adam_dtype="bfloat16",
-                  freeze_vision=True)
+    values = dict(gradient_checkpointing=True, token_budget=budget, slots=0, ref_offload=True,
+                  freeze_vision=True, lora_rank=16)
     return {name: value for name, value in values.items() if getattr(config, name) != value}
 
 

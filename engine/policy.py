@@ -11,6 +11,7 @@ Three ideas carry the file.
 
 Symbols: T tokens in a row, N response tokens, P prompt tokens, G responses of a group, H hidden size.
 """
+import contextlib
 import functools
 from collections.abc import Callable
 from itertools import groupby
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from data import InputError, Prompt
+from engine.lora import add_adapters, share_frozen, start_adapters
 from engine.weights import find_model, generation_config, model_config, other_files, read_weights, transformers_class
 from kernels.ops import (backend, check_linear_logprob, choose_grpo_loss, decode_attention, linear_logprob,
                          linear_logprob_loss)
@@ -224,17 +226,35 @@ class Policy:
 
     def prepare_training(self, freeze_vision: bool, gradient_checkpointing: bool):
         """Choose what is trained, and whether activations are kept or computed again."""
-        self.model.visual.requires_grad_(not freeze_vision)
+        if freeze_vision:
+            self.model.visual.requires_grad_(False)
         if gradient_checkpointing:
             self.gradient_checkpointing_enable({"use_reentrant": False})
             self.train()  # transformers computes activations again in this mode only
 
+    @contextlib.contextmanager
+    def adapters_off(self):
+        """Within, LoRA's adapters do nothing: the base model, which is the reference policy. See engine/lora.py.
+
+        Afterwards it is sharded as before: a forward without a backward leaves embeddings and head gathered.
+        """
+        layers = [module for module in self.modules() if hasattr(module, "adapters_on")]
+        for module in layers:
+            module.adapters_on = False
+        yield
+        for module in layers:
+            module.adapters_on = True
+        if isinstance(self, FSDPModule):
+            self.reshard()
+
     @staticmethod
-    def load(path, device, dtype=torch.float32, mesh=None, compute_dtype=torch.bfloat16, offload=False):
+    def load(path, device, dtype=torch.float32, mesh=None, compute_dtype=torch.bfloat16, offload=False,
+             lora=None, shared=None):
         """Read a Hugging Face folder or hub name; with a mesh into FSDP2 shards, each rank its own rows only.
 
         dtype: what weights are kept in; compute_dtype: what shards compute in; offload: keep the shards on the CPU and
-        bring one layer at a time to the device. Raises InputError for a missing model.
+        bring one layer at a time to the device; lora: a Config whose adapters are added, in float32 where there is a
+        mesh; shared: a policy of one process whose frozen weights are used. Raises InputError for a missing model.
         """
         from transformers import AttentionInterface  # its model code takes a second to import: not for --help
 
@@ -246,12 +266,19 @@ class Policy:
             policy = policy_class(config.model_type)._from_config(config, dtype=dtype)
         for part in (policy.model.visual.config, policy.model.language_model.config):
             part._attn_implementation = ATTENTION
+        if lora:
+            add_adapters(policy, lora, dtype if mesh is None else torch.float32)
         if mesh is not None:
             shard(policy, mesh, compute_dtype, offload)
-        policy.to_empty(device="cpu" if offload else device)
-        policy.tie_weights()  # to_empty unties the head from the embeddings
+        if shared is not None:
+            share_frozen(shared, policy)
+        place = "cpu" if offload else device
+        policy._apply(lambda x: torch.empty_like(x, device=place) if x.device.type == "meta" else x)
+        policy.tie_weights()  # now the head is another tensor than the embeddings
         policy.model.visual.patch_embed.forward = functools.partial(embed_patches, policy.model.visual.patch_embed.proj)
         read_weights(policy, folder)
+        if lora:
+            start_adapters(policy, lora.seed)
         for buffer in policy.buffers():  # rope tables, which are no part of the shards
             buffer.data = buffer.data.to(device)
         policy.files = other_files(folder)  # for the export, when the folder may be gone

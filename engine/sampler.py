@@ -255,8 +255,9 @@ def stream(model, prompts: Iterable[Prompt], longest: int, seeds: list[int], gro
 
 @torch.no_grad()
 def sync(policy, replica):
-    """Copy the sharded master weights into the whole replica of each rank, in place."""
+    """Copy the sharded master weights into the whole replica of each rank, in place. What is frozen is equal."""
     policy.reshard()  # after a forward without a backward the root's weights are still gathered
     for master, copy in zip(policy.parameters(), replica.parameters(), strict=True):
-        master = master.detach().to(copy.dtype)  # before gathering: half the traffic
-        copy.copy_(master.full_tensor() if isinstance(master, DTensor) else master)
+        if master.requires_grad:
+            master = master.detach().to(copy.dtype)  # before gathering: half the traffic
+            copy.copy_(master.full_tensor() if isinstance(master, DTensor) else master)

@@ -31,10 +31,11 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.tensor import DTensor
 
 from data import InputError, Sample, encode_prompt
+from engine.lora import base_weights, merged, save_adapter
 from plumbing.flags import refuse
 from plumbing.processes import barrier, broadcast, here, is_main, on_every_rank
 from plumbing.release import RELEASE_PROMPT
@@ -96,7 +97,10 @@ def find_model(path: str, patterns=("*.json", "*.safetensors", "*.txt", "*.jinja
     """The local folder of a model: `path` itself, or the hub's copy of it, such files of it, downloaded once."""
     if os.path.isdir(path):
         if not os.path.exists(os.path.join(path, "config.json")):
-            raise InputError(f"{path} has no config.json: give a Hugging Face model folder or a hub name")
+            adapter = os.path.exists(os.path.join(path, "adapter_config.json"))
+            raise InputError(f"{path} has no config.json: " + (
+                "it is an adapter: give the merged model, which training writes beside it" if adapter else
+                "give a Hugging Face model folder or a hub name"))
         return path
     with foreign(f"model {path} is neither a folder nor to be had from the hub",
                  "give a folder, or download it first with `hf download`"):
@@ -295,7 +299,7 @@ def read_weights(policy, folder: str):
     stored, wanted = stored_shapes(folder), {}
     if not stored:
         raise InputError(f"{folder} has no weights in *.safetensors: convert them to safetensors")
-    for name, parameter in policy.named_parameters():  # a tied head appears once, as the embeddings
+    for name, parameter in base_weights(policy):  # a tied head appears once, as the embeddings
         key = hub_name(policy.config, name)
         key = key if key in stored else name
         if key not in stored:
@@ -324,7 +328,7 @@ def export(path: str, policy, processor, dtype=torch.bfloat16, file_bytes=4 << 3
     """
     here(f"export to {path}")
     policy.reshard()
-    named = [(hub_name(policy.config, name), weight) for name, weight in policy.named_parameters()]
+    named = [(hub_name(policy.config, name), weight) for name, weight in base_weights(policy)]
     on_every_rank(lambda: check_weights(named, f"nothing is exported to {path}", "start again with a lower --lr"))
     writer = is_main()
     with replaced_folder(path) if writer else contextlib.nullcontext() as folder:
@@ -335,19 +339,19 @@ def export(path: str, policy, processor, dtype=torch.bfloat16, file_bytes=4 << 3
             parts.append(list(part))
             part.clear()
 
-        for name, parameter in policy.named_parameters():
+        for name, parameter in base_weights(policy):
             nbytes = parameter.numel() * dtype.itemsize
             if part and size + nbytes > file_bytes:  # before the next is gathered: an embedding is half a gigabyte
                 flush()
                 size = 0
-            tensor = parameter.detach().to(dtype)
-            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # a collective: all ranks call it
+            tensor = merged(policy, name, dtype)  # a collective: all ranks call it
             if writer:
                 part[hub_name(policy.config, name)] = tensor.cpu().contiguous()
                 size, total = size + nbytes, total + nbytes
         if writer:
             flush()
             finish_export(folder, policy, processor, dtype, parts, total)
+    save_adapter(os.path.join(os.path.dirname(path), "adapter"), policy, policy.name_or_path, writer)
     barrier()
 
 
@@ -389,6 +393,12 @@ def changed_files(files: dict[str, bytes], dtype: str, min_pixels: int, max_pixe
 # ------------------------------------------------------------------------------------------- resume
 
 
+def state_of(policy, optimizer) -> dict:
+    """What a checkpoint holds: the weights that are trained, as they are, and the optimiser's state."""
+    weights = {name: weight.detach() for name, weight in policy.named_parameters() if weight.requires_grad}
+    return {"weights": weights, "optimizer": get_optimizer_state_dict(policy, optimizer)}
+
+
 def save_checkpoint(folder: str, step: int, policy, optimizer):
     """Write folder/step-NNNNNN, the run's state after `step` steps; the last two are kept, a torn one never counts."""
     here(f"checkpoint after step {step}")
@@ -397,8 +407,7 @@ def save_checkpoint(folder: str, step: int, policy, optimizer):
         shutil.rmtree(path + ".writing", ignore_errors=True)
         os.makedirs(path + ".writing")
     barrier()
-    weights, state = get_state_dict(policy, optimizer)
-    dcp.save({"weights": weights, "optimizer": state}, checkpoint_id=path + ".writing")
+    dcp.save(state_of(policy, optimizer), checkpoint_id=path + ".writing")
     if is_main():
         os.rename(path + ".writing", path)
         for old in checkpoints(folder)[:-2]:
@@ -411,11 +420,10 @@ def load_checkpoint(folder: str, policy, optimizer):
     names = broadcast(checkpoints(folder))
     if not names:
         return
-    weights, state = get_state_dict(policy, optimizer)  # also makes the optimiser's empty state, sharded as this run is
-    saved = {"weights": weights, "optimizer": state}
+    saved = state_of(policy, optimizer)  # also makes the optimiser's empty state, sharded as this run is
     path = os.path.join(folder, names[-1])
     try:
-        dcp.load(saved, checkpoint_id=path)
+        dcp.load(saved, checkpoint_id=path)  # the weights in place
     except dcp.api.CheckpointException as error:
         raise InputError(f"checkpoint {path} cannot be read: delete it to resume from the one before") from error
-    set_state_dict(policy, optimizer, model_state_dict=saved["weights"], optim_state_dict=saved["optimizer"])
+    set_optimizer_state_dict(policy, optimizer, saved["optimizer"])

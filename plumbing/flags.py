@@ -83,8 +83,8 @@ RANGES = [  # (low, high, the settings that have to lie there); nan lies nowhere
     (1, 1e9, "group_size max_prompt max_response length_limit questions_per_rollout questions_per_update epochs "
              "token_budget eval_questions clip_ratio_c gpus gpu_gb"),
     (1, 178956970, "min_pixels max_pixels"),  # Pillow opens no larger image
-    (0, 1e9, "slots max_steps save_every eval_every lr weight_decay kl_coef cutoff audit"),
-    (1e-9, 1e9, "max_grad_norm"),
+    (0, 1e9, "slots max_steps save_every eval_every lr weight_decay kl_coef cutoff audit lora_rank"),
+    (1e-9, 1e9, "max_grad_norm lora_alpha"),
     (0, 2**31, "seed"),
     (0, 100, "temperature clip_ratio_high"),
     (0.01, 1e6, "patience grace"),
@@ -140,15 +140,18 @@ def check_training(config):
     ])
 
 
-def read_stage(argv: list[str], doc: str, kind, stages: dict[str, dict], folders: dict[str, str]):
-    """A training command line as a checked `kind` (train.Config): its defaults < stages[stage] < --parity < argv."""
-    words = dict(zip(argv, [*argv[1:], ""])) | dict(word.split("=", 1) for word in argv if word.startswith("--stage=")
-                                                    or word.startswith("--parity="))
+def read_stage(argv: list[str], doc: str, kind, stages: dict, recipes: dict, folders: dict[str, str]):
+    """A training command line as a checked `kind` (train.Config).
+
+    Its defaults < stages[stage] < recipes[recipe] < --parity < argv.
+    """
+    words = dict(zip(argv, [*argv[1:], ""])) | dict(word.split("=", 1) for word in argv if "=" in word)
     stage = words.get("--stage", "")
     if stage not in stages and not {"-h", "--help"} & set(argv):
         raise InputError(f"--stage {stage or 'is missing'}: give one of {', '.join(stages)}")
     release = RELEASE[stage] if stage in stages and words.get("--parity") == "release" else {}
-    config = Flags(kind, doc).read(argv, stages.get(stage, {}) | release)
+    settings = stages.get(stage, {}) | recipes.get(words.get("--recipe"), {}) | release
+    config = Flags(kind, doc).read(argv, settings)
     given = {name: getattr(config, name).replace("{out}", config.out) for name in ("model", "data")}
     config = dataclasses.replace(config, **given)
     if config.plan:

@@ -33,7 +33,7 @@ DROPPED = ".dropped"  # of a folder on its way out
 ASIDE = ".before-restart"  # of a stage's folder: the run that --restart replaces, until the new one is complete
 SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "fused_loss", "save_every", "eval_data", "eval_every",
                "eval_questions", "gradient_checkpointing", "ref_offload", "patience", "plan", "gpus", "gpu_gb",
-               "skip_bad_images", "grace", "tracker"}
+               "skip_bad_images", "grace", "tracker", "recipe"}
 HELD = contextlib.ExitStack()  # the locks of this program
 DISK = SimpleNamespace(folder=".", needs={})  # that this program writes to; GB of what it writes, by name
 NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
@@ -62,11 +62,9 @@ def complete_files():
 
 def check_space(policy, config):
     """Say so if the disk of --out has less room than a checkpoint and the model take."""
-    numbers = {True: 0, False: 0}  # of what is trained, and of what is not
-    for parameter in policy.parameters():
-        numbers[parameter.requires_grad] += parameter.numel()
-    total, moments = sum(numbers.values()), 2 * getattr(torch, config.adam_dtype).itemsize * numbers[True]
-    DISK.needs = {"a checkpoint": (4 * total + moments) / 1e9,
+    total = sum(parameter.numel() for parameter in policy.parameters())
+    trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
+    DISK.needs = {"a checkpoint": 12 * trained / 1e9,  # the weight and Adam's two moments
                   "the model": getattr(torch, config.dtype).itemsize * total / 1e9}
     if is_main() and shutil.disk_usage(DISK.folder).free / 1e9 < sum(DISK.needs.values()):
         print(f"warning: {DISK.folder} is short of room: {free()}", flush=True)

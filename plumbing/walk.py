@@ -29,7 +29,7 @@ TENSORS = {  # function -> its tensors, as they are called there (a.b: an attrib
     train.group_advantages: {"group_rewards": "Q G", "exact": "Q G", "advantages": "Q G"},
     train.make_micro_batches: {"batch.weights": "N", "batch.advantages": "N", "batch.sampler_logprobs": "N"},
     policy.pack: {"ids": "T", "predictors": "N", "targets": "N"},
-    policy.Policy.forward: {"embeddings": "1 T H", "hidden": "1 T H"},
+    policy.Policy.forward: {"inputs.inputs_embeds": "1 T H", "hidden": "1 T H"},
     train.grpo_loss: dict.fromkeys(("logprobs", "old_logprobs", "ref_logprobs", "ratio", "unclipped", "clipped",
                                     "objective", "bounded", "difference", "kl"), "N") | {"loss": "", "stats.kl": ""},
     train.update: {"norm": "", "ratio_max": ""},

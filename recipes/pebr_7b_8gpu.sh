@@ -4,12 +4,13 @@
 #     bash recipes/pebr_7b_8gpu.sh
 #
 # Run it again after anything went wrong: downloads go on, complete stages are skipped, others resume from their last
-# checkpoint. It has not been run at full size yet. For another model or number of GPUs change the first two lines.
-# docs/recipe.md explains the rest.
+# checkpoint. It has not been run at full size yet. For another model or number of GPUs set MODEL, GPUS and GPU_GB, and
+# for other settings FLAGS (of all stages), WARMUP_FLAGS and RL_FLAGS. docs/recipe.md explains the rest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=${MODEL:-Qwen/Qwen2.5-VL-7B-Instruct}
 gpus=${GPUS:-8}
+flags=${FLAGS:-} warmup=${WARMUP_FLAGS:-} rl=${RL_FLAGS:-}  # words, not quoted below
 export PATH="$PWD/.venv/bin:$PATH"  # the environment that the README's first command makes
 run="torchrun --nproc_per_node $gpus"
 
@@ -63,26 +64,27 @@ images=${IMAGES:-$(root_of "$questions")}
 # ---- Plan. It prints where each GPU's memory goes in each stage, before anything is paid for. It reads config.json
 # alone.
 for stage in sft sample 1 2; do
-    python train.py --stage "$stage" --plan --gpus "$gpus" --gpu_gb 80 --model models/base
+    python train.py --stage "$stage" --plan --gpus "$gpus" --gpu_gb "${GPU_GB:-80}" --model models/base $flags
 done
 
 # ---- Stage 0, warm-up: the model learns to write the format, 128 rows a step, 2 epochs. It writes runs/pebr/sft/model
 # (17 GB) and keeps two checkpoints of 94 GB while it writes the next: have 300 GB free.
-$run train.py --stage sft --model models/base --data "$mulberry,$solutions" --image_root "$warmup_images"
+$run train.py --stage sft --model models/base --data "$mulberry,$solutions" --image_root "$warmup_images" \
+    $flags $warmup
 
 # ---- Sampling: 8 responses to each question sort them into easy.jsonl (all right), medium.jsonl (some) and hard.jsonl
 # (none) in runs/pebr/sample. Below 1 GB. It is skipped where its last file is there.
 if [ ! -e runs/pebr/sample/rollouts.jsonl ]; then
-    $run train.py --stage sample --data "$questions" --image_root "$images"
+    $run train.py --stage sample --data "$questions" --image_root "$images" $flags
 fi
 
 # ---- Stage 1, perception RL on the easy questions, 560 a step. It writes runs/pebr/stage1/model (17 GB), the responses
 # of each step, and keeps two checkpoints of 100 GB while it writes the next: have 320 GB free. The checkpoints of the
 # stage before, runs/pebr/sft/checkpoints, can go once it has begun.
-$run train.py --stage 1 --clip models/fg-clip
+$run train.py --stage 1 --clip models/fg-clip $flags $rl
 
 # ---- Stage 2, reasoning RL on the medium questions, 512 a step, 2 epochs. It writes runs/pebr/stage2, as large again.
-$run train.py --stage 2
+$run train.py --stage 2 $flags $rl
 
 # ---- The score: official and strict, with intervals and how the errors split. A few MB in runs/eval/mathvista.
 $run eval.py --model runs/pebr/stage2/model --benchmark mathvista --data data/mathvista --blind --caption_only

@@ -185,7 +185,8 @@ def one_step(tiny_folder, questions, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("flags", [[], ["--adam_dtype", "bfloat16", "--freeze_vision", "True"]], ids=str)
+@pytest.mark.parametrize("flags", [[], ["--freeze_vision", "True"], ["--lora_rank", "4", "--lora_vision", "True"]],
+                         ids=str)
 def test_a_step_of_stage_1_is_that_of_a_cpu(waits, one_step, flags):
     """The same tokens, rewards and statistics, and the same weights after two updates."""
     ours, theirs = (one_step(device, *flags) for device in (GPU, torch.device("cpu")))
@@ -230,7 +231,7 @@ def test_a_fault_in_packing_is_found(tiny_folder, prompts, waits, monkeypatch, m
 
 
 def test_embeddings_of_a_wrong_dtype_are_found(tiny_folder, prompts, waits, monkeypatch):
-    plant(monkeypatch, Policy, "embed", lambda policy, embeddings: embeddings.float())
+    plant(monkeypatch, Policy, "embed", lambda policy, inputs: {"inputs_embeds": inputs["inputs_embeds"].float()})
     with pytest.raises(RuntimeError, match="^aten.addmm.default: mixed dtypes, torch.float32 @ torch.bfloat16"):
         forward(tiny_folder, prompts)
 

@@ -37,7 +37,7 @@ PAIRS = {("plumbing/check.py", "data.py"), ("plumbing/playground.py", "rewards.p
          ("grading/algebra.py", "grading/equal.py"), ("kernels/logprob.py", "kernels/ops.py")}
 LONG_FILES = {"train.py": 600}
 LONG_FUNCTIONS = {("train.py", "train")}
-GROUPS = {"model", "data", "sampling", "rewards", "GRPO", "optimiser", "memory", "run"}
+GROUPS = {"LoRA", "model", "data", "sampling", "rewards", "GRPO", "optimiser", "memory", "run"}
 
 FILES = sorted(path for path in glob("*.py", root_dir=ROOT) + glob("*/*.py", root_dir=ROOT)
                if not path.startswith("tests"))

@@ -1,4 +1,4 @@
-"""What saves memory or meets its end: half-size moments, offloading, checkpointing, freezing, rehearsal, advice."""
+"""What saves memory or meets its end: offloading, checkpointing, freezing, rehearsal, advice."""
 import dataclasses
 import json
 import os
@@ -13,7 +13,6 @@ from torch.distributed.tensor import DTensor
 
 import train
 from engine import memory, sampler
-from engine.adamw import AdamW, round_stochastically
 from plumbing.processes import stop_processes
 from ranks import needs_fork_server, start_server
 from test_train import compare_metrics, largest_difference, metrics, one_process, questions, stage_1, weights
@@ -27,59 +26,6 @@ __all__ = ["one_process", "questions"]  # fixtures: a run of stage 1 on one proc
 def run_stage(tiny_folder, questions, out, *flags):
     assert train.main(stage_1(tiny_folder, questions, out, *flags)) == 0
     return os.path.join(str(out), "stage1")
-
-
-# ---------------------------------------------------------------------------------- moments in bfloat16
-
-
-def test_stochastic_rounding_is_right_on_average():
-    """1.001 lies between the bfloat16 numbers 1 and 1 + 2^-7 = 1.0078125, an eighth of the way: .128."""
-    x, out = torch.full((100_000,), 1.001), torch.empty(100_000, dtype=torch.bfloat16)
-    round_stochastically(x, out, torch.Generator().manual_seed(0))
-    assert set(out.tolist()) == {1.0, 1.0078125}
-    assert float((out > 1).float().mean()) == pytest.approx(0.128, abs=0.004)  # 4 standard errors
-    exact = torch.tensor([0.0, -2.5, 1.0078125, -(2.0**-120)])
-    rounded = torch.empty(4, dtype=torch.bfloat16)
-    round_stochastically(exact, rounded, torch.Generator().manual_seed(1))
-    assert torch.equal(rounded.float(), exact)  # what bfloat16 can hold stays as it is
-
-
-def test_adamw_with_half_size_moments_follows_torchs():
-    """300 steps of noisy gradients that fade: the second moment has to fall, which rounding to nearest prevents."""
-    generator = torch.Generator().manual_seed(0)
-    ours, theirs = (torch.nn.Parameter(torch.ones(4096)) for _ in range(2))
-    half, full = AdamW([ours], lr=1e-2), torch.optim.AdamW([theirs], lr=1e-2, weight_decay=0.01)
-    for step in range(300):
-        gradient = torch.randn(4096, generator=generator) * (1.0 if step < 100 else 0.1)
-        ours.grad, theirs.grad = gradient, gradient.clone()
-        half.step(), full.step()
-    square, exact = (o.state[p]["exp_avg_sq"].float() for o, p in ((half, ours), (full, theirs)))
-    assert half.state[ours]["exp_avg_sq"].dtype == torch.bfloat16
-    assert float((square / exact).mean()) == pytest.approx(1, abs=0.01)
-    moved = float((theirs.detach() - 1).norm())
-    assert float((ours - theirs).detach().norm()) < 0.05 * moved
-
-
-def test_one_step_of_adamw_is_torchs():
-    """The first step has no rounded moment in it yet."""
-    ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 1000)) for _ in range(2))
-    ours.grad = theirs.grad = torch.linspace(-3, 2, 1000)
-    AdamW([ours], lr=1e-3, weight_decay=0.1).step()
-    torch.optim.AdamW([theirs], lr=1e-3, weight_decay=0.1).step()
-    torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=0)
-
-
-def test_a_run_with_half_size_moments_resumes_bit_for_bit(one_process, tiny_folder, questions, tmp_path):
-    flags = ["--adam_dtype", "bfloat16", "--save_every", "1"]
-    ours = run_stage(tiny_folder, questions, tmp_path / "once", *flags)
-    assert 0 < largest_difference(weights(ours), weights(one_process)) < 2e-3  # three updates of at most 1e-3 each
-    flags += TWO_STEPS
-    ours = run_stage(tiny_folder, questions, tmp_path / "more", *flags)
-    whole = weights(ours)
-    for name in ("model", "checkpoints/step-000002"):
-        os.rename(os.path.join(ours, name), str(tmp_path / os.path.basename(name)))
-    run_stage(tiny_folder, questions, tmp_path / "more", *flags)
-    assert largest_difference(weights(ours), whole) == 0
 
 
 # ------------------------------------------------------------------ switches that change nothing, or only what they say
