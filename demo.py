@@ -1,6 +1,6 @@
 """The whole method on a laptop: a drawn world, a tiny Qwen-VL, and the five stages through train.py and eval.py.
 
-    python demo.py                 warm-up, sampling, stage 1, stage 2, and evaluations: about 4 minutes on 2 cores
+    python demo.py                 warm-up, sampling, stage 1, stage 2, and evaluations: about 3 minutes on 2 cores
     python demo.py --family qwen3_vl        the same with a tiny Qwen3-VL
     python demo.py --walk          every tensor of one RL step, in seconds (docs/walk.txt)
     python demo.py --ablate        afterwards either stage alone with as many RL steps, over three seeds
