@@ -293,6 +293,7 @@ def main(argv: list[str] | None = None) -> int:
                     run_benchmark(config, model, processor, *benchmark)
             else:
                 run_file(config, model, processor, clip, *questions)
+            barrier()  # a rank that left while rank 0 writes would no longer hear that a signal has come
     except InputError as error:  # it may concern only this rank, e.g. a corrupt image
         return complain(error)
     return 0
