@@ -324,6 +324,7 @@ def kept(folder: str, way: str, samples: list[Sample], ask: Callable[[list[Sampl
             file.flush()
             os.fsync(file.fileno())
     rows = read_shards(folder, way, checked, key)
+    barrier()  # all have read before rank 0 may drop them
     lost = [sample.qid for sample in samples if sample.qid not in rows]
     if lost:
         raise InputError(f"{folder}: {len(lost)} responses of other processes are not to be seen, the first has "
