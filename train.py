@@ -465,7 +465,7 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: in
             batch.old_logprobs = batch.sampler_logprobs
             if config.old_logprobs == "policy":
                 batch.old_logprobs, _ = run.policy(pack(batch.groups, device), config.temperature)
-        if run.ref_policy is not None:  # in a loop of its own, so that one policy at a time is gathered
+        if run.ref_policy is not None:  # in a loop of its own, so that layers of one policy at a time are gathered
             with run.ref_policy.adapters_off():  # with LoRA the reference is the policy without its adapters
                 for batch in chain(*minibatches):
                     batch.ref_logprobs, _ = run.ref_policy(pack(batch.groups, device), config.temperature)

@@ -62,7 +62,7 @@ def has_flash(device) -> bool:
 def varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale):
     """Attention over ragged segments. q (Tq, heads, D), k and v (Tk, kv heads, D) -> (Tq, heads, D)."""
     if q.is_cuda and q.dtype.itemsize == 2 and has_flash(q.device):  # flash attention has no more than 16 bits
-        from torch.nn.attention.varlen import varlen_attn  # needs CUDA to import
+        from torch.nn.attention.varlen import varlen_attn
 
         window = (-1, 0) if causal else (-1, -1)
         return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=window)
