@@ -2,6 +2,7 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from transformers import (
 )
 
 import data
+import demo
 from data import InputError
 from engine.policy import Policy, dummy_group, micro_batches, pack, varlen
 from engine.sampler import generate, sync
@@ -349,6 +351,30 @@ def test_export_writes_the_names_of_the_hub(policy, processor, tiny_folder, tmp_
     ours = ("model.visual.blocks.0.x", "model.language_model.layers.0.x", "lm_head.weight")
     hubs = ours if policy.config.model_type == "qwen3_vl" else ("visual.blocks.0.x", "model.layers.0.x", ours[2])
     assert tuple(hub_name(policy.config, name) for name in ours) == hubs
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl"], indirect=True)
+def test_the_hubs_files_of_qwen3_vl_load_as_those_that_transformers_5_writes(tiny_folder, samples, processor, tmp_path):
+    """The hub's config.json has rope_theta beside rope_scaling; its processor's files are those of transformers 4."""
+    ours = json.loads((Path(tiny_folder) / "config.json").read_text())
+    rope = ours["text_config"].pop("rope_parameters")
+    ours["text_config"] |= {"rope_theta": rope["rope_theta"], "rope_scaling": {
+        "mrope_interleaved": True, "mrope_section": rope["mrope_section"], "rope_type": "default"}}
+    images = {"size": {"longest_edge": 16777216, "shortest_edge": 65536}, "patch_size": 16, "temporal_patch_size": 2,
+              "merge_size": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "processor_class": "Qwen3VLProcessor",
+              "image_processor_type": "Qwen2VLImageProcessorFast"}
+    files = {"config.json": ours, "preprocessor_config.json": images,
+             "chat_template.json": {"chat_template": demo.CHAT_TEMPLATE}}
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors"):
+        os.symlink(os.path.join(tiny_folder, name), tmp_path / name)
+    size = processor.image_processor.size
+    hubs = load_processor(str(tmp_path), size.shortest_edge, size.longest_edge)
+    rows = [pack([(data.encode_prompt(samples[0], each), [[5, 6, 7]])]) for each in (processor, hubs)]
+    logprobs = [Policy.load(folder, "cpu", torch.float32)(row, 1.0)[0]
+                for folder, row in zip((tiny_folder, str(tmp_path)), rows)]
+    assert torch.equal(*logprobs)
 
 
 def test_a_failed_export_leaves_the_old_one(policy, processor, tmp_path, monkeypatch):
