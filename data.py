@@ -22,7 +22,7 @@ import re
 import struct
 import sys
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy
 import torch
@@ -201,7 +201,6 @@ class Sample:
     choices: tuple[str, ...] = ()  # of a multiple-choice question
     solution: str = ""  # response to imitate (warm-up)
     where: str = field(default="", compare=False)  # "train.json row 3", for messages
-    broken: bool = False  # an image cannot be read: it keeps its place, and nothing is learned from it
 
     @property
     def name(self) -> str:
@@ -360,8 +359,6 @@ def load_samples(source: str, image_root: str = "", split: str = "train", log=pr
 # Refused in any text: an image token without an image, the end of a turn, half a surrogate pair (it has no tokens).
 REFUSED = re.compile(r"<\|(im_start|im_end|endoftext|vision_(start|end|pad)|image_pad|video_pad)\|>|[\ud800-\udfff]")
 
-SKIPPED: set[str] = set()  # qids of the broken samples that this process has met, to be counted
-
 
 @dataclass
 class Prompt:
@@ -414,18 +411,14 @@ def mrope_positions(input_ids: list[int], grid_thw, image_token_id: int, merge_s
     return torch.cat(blocks, dim=1)  # (3, P)
 
 
-def encode_prompt(sample: Sample, processor, skip_bad: bool = False) -> Prompt:
+def encode_prompt(sample: Sample, processor) -> Prompt:
     """Never truncates. InputError, naming the qid: control tokens in the question, images it does not match, or an
-    image that cannot be read. With skip_bad, blank ones take the place of its images, and the sample is broken."""
+    image that cannot be read."""
     text = chat_text(sample, processor)
     try:
         images = [load_image(image) for image in sample.images]
     except ImageError as error:
-        if not skip_bad:
-            raise ImageError(f"{sample.name}: {error}, or --skip_bad_images True") from error
-        SKIPPED.add(sample.qid)
-        images = [Image.new("RGB", (32, 32))] * len(sample.images)
-        sample = replace(sample, images=(), broken=True)
+        raise ImageError(f"{sample.name}: {error}") from error
     # This is processor(text, images) in half its time: it would check all its settings anew for each prompt.
     encoded = processor.image_processor(images=images, return_tensors="pt") if images else {}
     grid_thw, merge = encoded.get("image_grid_thw"), processor.image_processor.merge_size

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import chain
 from string import ascii_uppercase
 
-from data import (REFUSED, SKIPPED, ImageError, InputError, Sample, batches, encode_prompt, encode_solution, image_size,
+from data import (REFUSED, ImageError, InputError, Sample, batches, encode_prompt, encode_solution, image_size,
                   load_samples, prompt_length, seed_of, several)
 
 MOST_BROKEN = 0.05  # share of rows with a broken image beyond which something else is wrong
@@ -95,18 +95,16 @@ def worth_imitating(samples: list[Sample], config, processor, log=print) -> list
     return [sample for sample, verdict in zip(samples, verdicts) if verdict == "kept"]
 
 
-def drop_long(samples: list[Sample], processor, max_prompt: int, log=print, keep_bad: bool = False) -> list[Sample]:
+def drop_long(samples: list[Sample], processor, max_prompt: int, log=print) -> list[Sample]:
     """Prompts of more than max_prompt tokens are dropped up front, never cut: a cut prompt loses image tokens. Rows
-    with a broken image are dropped as well, unless keep_bad leaves them their place in the order of training."""
-    lengths, broken = [], []
+    with an image whose header is broken are dropped as well."""
+    whole, broken = [], []
     for sample in samples:
         try:
-            lengths.append(prompt_length(sample, processor))
+            whole.append((prompt_length(sample, processor), sample))
         except ImageError as error:
             broken.append(ImageError(f"{sample.name}: {error}"))
-            lengths.append(0 if keep_bad else None)
-    check_broken(broken, len(samples), "trained without:" if keep_bad else "dropped:", log)
-    whole = [(length, sample) for length, sample in zip(lengths, samples) if length is not None]
+    check_broken(broken, len(samples), "dropped:", log)
     kept = [sample for length, sample in whole if length <= max_prompt]
     ranked = sorted(whole, key=lambda pair: -pair[0])[:3]
     longest = "longest: " + ", ".join(f"qid {sample.qid} with {length}" for length, sample in ranked)
@@ -114,14 +112,13 @@ def drop_long(samples: list[Sample], processor, max_prompt: int, log=print, keep
         raise InputError(f"no prompt is within {max_prompt} tokens ({longest}): raise --max_prompt or cut --max_pixels")
     if len(kept) < len(whole):
         log(f"dropped {len(whole) - len(kept)} of {len(whole)} prompts, over {max_prompt} tokens ({longest})")
-    encode_prompt(max(kept, key=lambda sample: len(sample.images)), processor, keep_bad)  # template and processor work
+    encode_prompt(max(kept, key=lambda sample: len(sample.images)), processor)  # template and processor work
     return kept
 
 
 def usable(samples: list[Sample], config, processor, correct: Callable, log=print) -> list[Sample]:
     """The samples that the stage of `config` (train.Config) works with; a line says what they are. InputError: what it
     must refuse. correct: as in grading.equal. Without a processor, what needs one is left out."""
-    SKIPPED.clear()  # what an earlier run of this process has passed over
     counts = {"images": sum(len(sample.images) for sample in samples)} | {
         f"rows with {name}": sum(bool(getattr(sample, name)) for sample in samples)
         for name in ("images", "answer", "key_words", "choices")}
@@ -138,7 +135,7 @@ def usable(samples: list[Sample], config, processor, correct: Callable, log=prin
     if config.clip_weight > 0 and not config.allow_text:
         require(samples, "images", config.data, ", or keep them with --allow_text True")
     if processor is not None:
-        samples = drop_long(samples, processor, config.max_prompt, log, config.skip_bad_images)
+        samples = drop_long(samples, processor, config.max_prompt, log)
     if config.stage == "sample" and config.drop_last:
         whole = sorted(chain(*batches(len(samples), config.questions_per_rollout, 1, config.seed)))
         log(f"left out: {len(samples) - len(whole)} questions that fill no batch of {config.questions_per_rollout}")

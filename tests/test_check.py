@@ -66,8 +66,7 @@ def test_broken_images_cost_their_rows_up_to_one_in_twenty(processor, tmp_path, 
         return
     lines = []
     assert filters.drop_long(samples, processor, 999, lines.append) == samples[broken:]
-    assert filters.drop_long(samples, processor, 999, lines.append, keep_bad=True) == samples
-    assert [line.split(":")[0] for line in lines] == ["dropped", "trained without"] * bool(broken)
+    assert [line.split(":")[0] for line in lines] == ["dropped"] * bool(broken)
 
 
 def test_a_path_that_leads_nowhere_ends_the_warm_up_too(tiny_folder, questions, tmp_path, capsys):
@@ -98,37 +97,14 @@ def questions_with(path, change: dict[str, dict], questions) -> str:
     return str(path)
 
 
-def test_a_torn_image_ends_the_run_or_is_passed_over_in_its_place(tiny_folder, questions, tmp_path, capsys):
-    """All other questions are asked in the step in which they would have been."""
+def test_a_torn_image_ends_the_run_until_another_is_in_its_place(tiny_folder, questions, tmp_path, capsys):
     bad = questions_with(tmp_path / "bad.jsonl", {"q4": {"images": [torn(tmp_path / "torn.jpg")]}}, questions)
-    good = questions_with(tmp_path / "good.jsonl", {}, questions)
-    flags = ["--questions_per_rollout", "6", "--eval_data", "", "--eval_every", "0"]
-    assert train.main(stage_1(tiny_folder, bad, tmp_path / "ends", *flags)) == 2
-    assert "bad.jsonl row 5: qid 'q4': image" in (line := capsys.readouterr().err) and "--skip_bad_images True" in line
-    runs = {"good": stage_1(tiny_folder, good, tmp_path / "good", *flags),
-            "bad": stage_1(tiny_folder, bad, tmp_path / "bad", *flags, "--skip_bad_images", "True")}
-    asked = {}
-    for name, argv in runs.items():
-        assert train.main(argv) == 0
-        steps = sorted((tmp_path / name / "stage1" / "rollouts").iterdir())
-        asked[name] = [[json.loads(line)["qid"] for line in open(step)] for step in steps]
-    assert asked["bad"] == [[qid for qid in step if qid != "q4"] for step in asked["good"]] != asked["good"]
-    assert [line["data/skipped"] for line in metrics(tmp_path / "bad" / "stage1")][-1] == 1
-    sample = ["--stage", "sample", *stage_1(tiny_folder, bad, tmp_path / "bad", "--skip_bad_images", "True")[2:]]
-    assert train.main(sample) == 0
-    sorted_ones = [json.loads(line)["qid"] for bucket in ("easy", "medium", "hard")
-                   for line in open(tmp_path / "bad" / "sample" / f"{bucket}.jsonl")]
-    assert len(sorted_ones) == 11 and "q4" not in sorted_ones
-
-
-def test_the_warm_up_passes_over_a_torn_image(tiny_folder, warmup, questions, tmp_path):
-    rows = json.load(open(warmup))
-    rows[2]["images"] = [torn(tmp_path / "torn.jpg")]
-    argv = warm_up(tiny_folder, write(tmp_path / "bad.json", rows), questions, tmp_path)
-    argv += ["--questions_per_rollout", "8", "--questions_per_update", "8"]
+    argv = stage_1(tiny_folder, bad, tmp_path, "--questions_per_rollout", "6", "--save_every", "1", "--eval_data", "",
+                   "--eval_every", "0")
     assert train.main(argv) == 2
-    assert train.main([*argv, "--skip_bad_images", "True"]) == 0
-    assert [line["data/skipped"] for line in metrics(tmp_path / "sft")] == [1, 1]
+    assert f"bad.jsonl row 5: qid 'q4': image {tmp_path}/torn.jpg: cannot be read" in capsys.readouterr().err
+    picture(84, 84, 1).save(tmp_path / "torn.jpg")
+    assert train.main(argv) == 0 and len(metrics(tmp_path / "stage1")) == 2
 
 
 # ---- resuming with something else under the same path
