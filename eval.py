@@ -111,7 +111,7 @@ def load(config: EvalConfig, device) -> tuple:
 
 def prepare_file(config: EvalConfig, model_folder: str, processor) -> tuple[list[Sample], int, str]:
     """The samples within --max_prompt, how many are over it, and the folder of responses that have come so far."""
-    samples = data.load_samples(config.data, config.image_root, config.split or "train", log=print0)
+    samples = data.load_samples(config.data, config.image_root, config.split or "train")
     filters.require(samples, "answer", config.data)
     filters.check_images(samples)
     near = filters.drop_long(samples, processor, config.max_prompt, log=print0)

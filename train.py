@@ -365,7 +365,7 @@ class Run:
 
 def load_samples(config: Config, processor) -> tuple[list[Sample], list[Sample]]:
     """The stage's data and the held-out questions. What is wrong with them is found here, before the run."""
-    samples = data.load_samples(config.data, config.image_root, config.split, log=print0)
+    samples = data.load_samples(config.data, config.image_root, config.split)
     samples = filters.usable(samples, config, processor, correct, log=print0)
     return samples, filters.held_out(config, processor, log=print0)
 

@@ -11,7 +11,7 @@ from itertools import chain
 from string import ascii_uppercase
 
 from data import (REFUSED, ImageError, InputError, Sample, batches, encode_prompt, encode_solution, image_size,
-                  load_samples, prompt_length, seed_of, several)
+                  load_samples, prompt_length, seed_of)
 
 MOST_BROKEN = 0.05  # share of rows with a broken image beyond which something else is wrong
 
@@ -147,8 +147,8 @@ def held_out(config, processor, log=print) -> list[Sample]:
     """The questions of --eval_data that training asks: eval_questions of them, always the same ones."""
     if not config.eval_data:
         return []
-    root = config.image_root if len(several(config.image_root)) == 1 else ""  # several are those of --data
-    samples = load_samples(config.eval_data, root, config.split, log)
+    root = "" if "," in config.image_root else config.image_root  # several are those of --data
+    samples = load_samples(config.eval_data, root, config.split)
     chosen = sorted(samples, key=lambda sample: seed_of("held out", sample.qid))[: config.eval_questions]
     check_images(chosen)
     require(chosen, "answer", config.eval_data)

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
 import data
-from data import InputError, Sample, several
+from data import InputError, Sample
 from plumbing.processes import barrier, broadcast, is_main, launch_store, print0, restarts, whereabouts
 from plumbing.release import prompt_id
 
@@ -179,11 +179,11 @@ def check_folder(config, folder: str, prints: dict[str, str]):
     """Refuse to mix this run with what lies in its folder, and to write over its own input. prints: `fingerprints`."""
     open_folder(config.out, os.path.basename(folder))
     for name in ("model", "data"):
-        if any(inside(path, folder) for path in several(getattr(config, name))) and (
+        if any(inside(path, folder) for path in getattr(config, name).split(",")) and (
                 config.restart or config.stage == "sample"):
             raise InputError(f"--{name} {getattr(config, name)} lies in {folder}, which this run replaces: "
                              "give another --out")
-    for path in several(config.data) if config.stage in ("1", "2") else []:
+    for path in config.data.split(",") if config.stage in ("1", "2") else []:
         check_buckets(path)
     names = {name for _, _, names in os.walk(folder) for name in names if not name.endswith(".writing")}
     if not names or config.stage == "sample" and "easy.jsonl" in names:

@@ -178,11 +178,11 @@ GOOD = {"problem": "q", "answer": "a"}
     ("a.json", [GOOD | {"problem": ["q"]}], "a.json row 1: problem has type list; expected str"),
     ("a.json", [GOOD | {"answer": ["a"]}], "a.json row 1: answer has type list; expected str"),
     ("a.json", [GOOD | {"images": 3}], "a.json row 1: images has type int; expected str or list"),
-    ("a.json", [GOOD | {"images": [""]}], "a.json row 1: an image is ''; expected a path"),
-    ("a.json", [GOOD | {"images": [{"bytes": None, "path": None}]}], "a.json row 1: an image is None; expected a path"),
+    ("a.json", [GOOD | {"images": [3]}], "a.json row 1: an image has type int; expected a path"),
+    ("a.json", [GOOD | {"images": [{"bytes": None, "path": None}]}], "an image has type NoneType; expected a path"),
     ("a.json", [GOOD | {"key_words": 3}], "a.json row 1: key_words has type int; expected str or list"),
     ("a.json", [GOOD | {"key_words": [None]}], "a.json row 1: key_words has an item of type NoneType; expected texts"),
-    ("a.json", [GOOD | {"choices": "A, B"}], "a.json row 1: choices has type str; expected list"),
+    ("a.json", [GOOD | {"choices": 3}], "a.json row 1: choices has type int; expected str or list"),
     ("a.json", [GOOD | {"qid": 4}, GOOD, GOOD | {"id": "4"}], "a.json row 3: qid '4' is also that of"),
     ("a.json", [GOOD | {"messages": "q"}], "a.json row 1: messages has type str; expected list"),
     ("a.json", [{"messages": ["q"]}], "a.json row 1: a turn has type str; expected"),
@@ -204,10 +204,10 @@ def test_missing_and_binary_files_are_named(tmp_path):
 
 
 # ---- what people's files really hold
-NAN, INF = float("nan"), float("inf")
+NAN = float("nan")
 
 
-@pytest.mark.parametrize("empty", [None, NAN, INF, -INF, "", " \n", [], {}, {"bytes": None, "path": None}])
+@pytest.mark.parametrize("empty", [None, NAN, "", " \n", []])
 def test_an_empty_column_is_absent_and_hides_none_with_another_name(tmp_path, empty):
     row = {"problem": empty, "question": "q", "answer": 3, "images": empty, "image": "1.png", "key_words": empty,
            "key_word": empty, "keywords": ["red"], "choices": empty, "solution": empty, "messages": empty,
@@ -224,19 +224,10 @@ def test_an_empty_column_is_absent_and_hides_none_with_another_name(tmp_path, em
 
 @pytest.mark.parametrize("change, message", [
     ({"answer": True}, "answer has type bool"), ({"problem": False}, "problem has type bool"),
-    ({"choices": [1, NAN]}, "choices has an item that is no number"),
     ({"choices": [True]}, "choices has an item of type bool"),
-    ({"key_words": [INF]}, "key_words has an item that is no number"),
-    ({"problem": "q" * 10_000_000}, "problem has 10000000 characters; expected at most 100000"),
-    ({"key_words": "k" * 10_000_000}, "key_words has 10000000 characters"),
-    ({"key_words": ["k" * 100_001]}, "key_words has an item of 100001 characters"),
-    ({"key_words": ["k"] * 100_000}, "key_words has 100000 items; expected at most 1000"),
-    ({"image": "iVBORw0KGgo" * 5000}, "an image is 'iVBORw0KGgo"),
-    ({"image": "https://a.b/c.png"}, "an image is 'https://a.b/c.png'; expected a path"),
-    ({"image": "iVBORw0KGgo" * 50_000}, "image has 550000 characters"),
     ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": True}]}, "content has type bool"),
 ])
-def test_what_is_no_text_or_too_long_is_refused_in_one_short_line(tmp_path, change, message):
+def test_what_is_no_text_is_refused_in_one_short_line(tmp_path, change, message):
     with pytest.raises(InputError) as error:
         data.load_samples(write(tmp_path / "a.json", [GOOD | change]))
     assert "a.json row 1: " in str(error.value) and message in str(error.value) and len(str(error.value)) <= 300
@@ -244,27 +235,20 @@ def test_what_is_no_text_or_too_long_is_refused_in_one_short_line(tmp_path, chan
 
 @pytest.mark.parametrize("written, read", [
     ("['red circle', 'blue square']", ("red circle", "blue square")),                # printed by Python
-    ("['a' 'b']", ("a", "b")),                                                       # printed by numpy
     ('["it\'s", "d"]', ("it's", "d")), ("['it\\'s', \"d, e\"]", ("it's", "d, e")),
     ('["red, dark", "blue"]', ("red, dark", "blue")), ("[red, blue]", ("red", "blue")),
     ("red，blue;green|white\nblack、grey", ("red", "blue", "green", "white", "black", "grey")),
-    ("1,000 people, red", ("1,000 people", "red")), ("1,2,3", ("1", "2", "3")), ("12,345,678", ("12,345,678",)),
-    ("[]", ()), (" , ;", ()), ("red", ("red",))])
+    ("1,2,3", ("1", "2", "3")), ("[]", ()), (" , ;", ()), ("red", ("red",))])
 def test_key_words_written_as_a_text(tmp_path, written, read):
     [sample] = data.load_samples(write(tmp_path / "a.json", [GOOD | {"key_words": written}]))
     assert sample.key_words == read
 
 
-@pytest.mark.parametrize("answer, choices, gold", [
-    ("<answer>D</answer>", [], "D"), ("think <ANSWER> 4 </ANSWER>", [], "4"), ("2 + 2 = 4\n#### 4", [], "4"),
-    (r"2 \mathrm{~cm}", [], r"2 \mathrm{cm}"), ("2。", [], "2"), ("B. 30°", ["20°", "30°"], "B"),
-    ("(B) 30°", ["20°", "30°"], "B"), ("(A) 30°", ["20°", "30°"], "(A) 30°"), ("30°", ["A. 20°", "B. 30°"], "30°"),
-    ("B. 30°", ["A. 20°", "B. 30°"], "B"), ("B", ["(A) 20°", "(B) 30°"], "B"), ("B. 30°", [], "B. 30°"),
-    ("b", ["A. cat", "C. dog"], "b"), ("A. Smith", ["A. Smith", "C. Dale"], "A. Smith")])
-def test_what_stands_around_a_gold_answer_is_taken_off(tmp_path, answer, choices, gold):
-    [sample] = data.load_samples(write(tmp_path / "a.json", [GOOD | {"answer": answer, "choices": choices}]))
+@pytest.mark.parametrize("answer, gold", [
+    ("<answer>D</answer>", "D"), ("think <ANSWER> 4 </ANSWER>", "4"), ("2 + 2 = 4\n#### 4", "4"), (" 2 ", "2")])
+def test_what_stands_around_a_gold_answer_is_taken_off(tmp_path, answer, gold):
+    [sample] = data.load_samples(write(tmp_path / "a.json", [GOOD | {"answer": answer}]))
     assert sample.answer == gold
-    assert all(choice[:2] not in ("A.", "B.", "(A") for choice in sample.choices) or choices[1][0] == "C"
 
 
 def test_a_message_is_one_line_whatever_it_quotes(tmp_path):
@@ -360,18 +344,14 @@ def test_several_files_have_a_root_and_a_number_each(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write(tmp_path / name / "rows.json", [GOOD | {"id": 1, "image": f"{name}.png"}, GOOD])
-    both, lines = f"{tmp_path}/a/rows.json,{tmp_path}/b/rows.json", []
-    samples = data.load_samples(both, log=lines.append)
+    both = f"{tmp_path}/a/rows.json,{tmp_path}/b/rows.json"
+    samples = data.load_samples(both)
     assert [sample.qid for sample in samples] == ["1/1", "1/2", "2/1", "2/2"]
     assert [sample.images for sample in samples[::2]] == [(f"{tmp_path}/{name}/{name}.png",) for name in "ab"]
-    assert lines == ["2 files: the number of its file is in front of each qid, as in 1/1"]
-    rooted = data.load_samples(both, image_root="/r,/s", log=lines.append)
-    assert [sample.images for sample in rooted[::2]] == [("/r/a.png",), ("/s/b.png",)]
-    assert data.load_samples(both, image_root="/r", log=lines.append)[2].images == ("/r/b.png",)
+    assert [sample.images for sample in data.load_samples(both, "/r,/s")[::2]] == [("/r/a.png",), ("/s/b.png",)]
+    assert data.load_samples(both, "/r")[2].images == ("/r/b.png",)
     with pytest.raises(InputError, match="--image_root has 3 folders for 2 of --data"):
-        data.load_samples(both, image_root="/r,/s,/t")
-    shutil.copy(tmp_path / "a" / "rows.json", tmp_path / "a,b.json")
-    assert [sample.qid for sample in data.load_samples(str(tmp_path / "a,b.json"))] == ["1", "2"]
+        data.load_samples(both, "/r,/s,/t")
 
 
 # ---- hub sets
@@ -507,7 +487,7 @@ def test_unreadable_images_are_named(tmp_path):
     ("I;16", "png", [[0, 255, 51]], [0, 255, 51]), ("I;16", "png", [[0, 4095, 819]], [0, 255, 51]),
     ("I;16B", "tif", [[0, 65535, 13107]], [0, 255, 51]), ("I", "tif", [[0, 1, 1]], [0, 255, 255]),
     ("F", "tif", [[0.0, 1.0, 0.2]], [0, 255, 51]), ("F", "tif", [[0.0, 255.0, 51.0]], [0, 255, 51]),
-    ("F", "tif", [[-1.0, 1.0, 0.0]], [0, 255, 128]), ("I;16", "png", [[0, 0, 0]], [0, 0, 0])])
+    ("I;16", "png", [[0, 0, 0]], [0, 0, 0])])
 def test_pictures_of_other_depths_use_the_range_that_their_data_use(tmp_path, mode, suffix, values, grey):
     kind = {"I": "i4", "I;16": "<u2", "I;16B": ">u2", "F": "f4"}[mode]
     Image.frombytes(mode, (3, 1), numpy.array(values, kind).tobytes()).save(tmp_path / f"a.{suffix}")
@@ -523,27 +503,8 @@ def test_a_picture_of_16_bits_is_turned_by_exif_as_well(tmp_path, mode):
     assert data.load_image(str(tmp_path / "a.png")).size == (30, 80)
 
 
-def test_values_that_are_not_finite_are_no_picture(tmp_path):
-    Image.frombytes("F", (2, 1), numpy.array([0, NAN], "f4").tobytes()).save(tmp_path / "a.tif")
-    with pytest.raises(data.ImageError, match="a.tif: cannot be read .not all of its values are finite"):
-        data.load_image(str(tmp_path / "a.tif"))
-
-
 def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-@pytest.mark.parametrize("colour, pixels, clear, expected", [
-    (0, [1000, 65535, 0], [1000], [255, 255, 0]), (0, [1000, 4095, 0], [0], [62, 255, 255]),
-    (2, [1000, 0, 0, 65535, 65535, 65535], [1000, 0, 0], [255, 255])])
-def test_the_transparent_value_of_a_16_bit_png_becomes_white(tmp_path, colour, pixels, clear, expected):
-    """1000 of 4095 is 62.3 of 255."""
-    header = struct.pack(">IIBBBBB", len(expected), 1, 16, colour, 0, 0, 0)
-    content = zlib.compress(b"\0" + struct.pack(f">{len(pixels)}H", *pixels))
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(
-        b"tRNS", struct.pack(f">{len(clear)}H", *clear)) + chunk(b"IDAT", content) + chunk(b"IEND", b""))
-    image = data.load_image(str(tmp_path / "a.png"))
-    assert [image.getpixel((x, 0))[0] for x in range(len(expected))] == expected
 
 
 @pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"P7\n", b"", b"GIF89a",
@@ -822,13 +783,13 @@ def test_buckets_round_trip_to_equal_samples(tmp_path):
 
 
 def test_images_of_hub_sets_become_files_beside_the_buckets(tmp_path):
-    image = Image.new("RGB", (8, 9), (10, 200, 30))
+    image = png(8, 9)
     samples = [Sample(qid="a/b", question="q", answer="a", images=(image, image)),
                Sample(qid="2", question="q", answer="a", images=(image,))]
     data.write_buckets(str(tmp_path), samples, {"a/b": 2, "2": 2}, 2)
     first, second = data.load_samples(str(tmp_path / "easy.jsonl"))
     assert first.images == second.images * 2 and len(os.listdir(tmp_path / "images")) == 1
-    assert data.load_image(first.images[0]).tobytes() == image.tobytes()
+    assert data.load_image(first.images[0]).tobytes() == data.load_image(image).tobytes()
 
 
 @pytest.mark.parametrize("counts", [{"q0": 1}, {"q0": 1, "q1": 5}, {"q0": 1, "q1": -1}, {"q0": 1, "q1": 1, "q2": 1}])
@@ -858,8 +819,3 @@ def test_less_than_one_batch_is_refused():
     assert len(data.batches(5, 10, epochs=2, seed=0)) == 1
     with pytest.raises(InputError, match="5 questions x 1 epochs do not fill one batch of 10"):
         data.batches(5, 10, epochs=1, seed=0)
-
-
-def test_an_order_of_too_many_questions_is_not_made():
-    with pytest.raises(InputError, match="--epochs 1000000000 of 8 questions are over 20 million"):
-        data.batches(8, 4, 10**9, 0)
