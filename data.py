@@ -221,12 +221,12 @@ def texts(row: dict, where: str, *names: str) -> tuple[str, ...]:
     return tuple(filter(None, items))
 
 
-def as_image(value, where: str, root: str) -> str | bytes:
-    """A path, bytes, or {bytes, path} as parquet files hold it -> absolute path or bytes."""
+def as_image(value, where: str, root: str):
+    """A path, bytes, a PIL image, or {bytes, path} as parquet files hold it -> absolute path, bytes or PIL image."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
-    checked(value, (str, bytes), f"{where}: an image has", "a path, or the bytes of a picture")
-    return value if isinstance(value, bytes) else os.path.abspath(os.path.join(root, value))
+    checked(value, (str, bytes, Image.Image), f"{where}: an image has", "a path, or the bytes of a picture")
+    return os.path.abspath(os.path.join(root, value)) if isinstance(value, str) else value
 
 
 def first_turns(turns: list, where: str) -> tuple[str, str]:
@@ -259,7 +259,7 @@ def sample_from_row(row, where: str, default_qid: str, root: str, prefix: str = 
         solution = str(column(row, place, "solution", default=""))
     if not question.replace(IMAGE, "").strip():
         raise InputError(f"{place}: the question is empty; write one or remove the row")
-    images = column(row, place, "images", "image", types=(str, list, dict, bytes), default=[])
+    images = column(row, place, "images", "image", "file_name", types=(str, list, dict, bytes), default=[])
     images = images if isinstance(images, list) else [images]
     answer = AROUND_ANSWER.sub(r"\1", str(column(row, place, "answer", default="" if turns else None)))
     return Sample(qid=qid, question=question, images=tuple(as_image(image, place, root) for image in images),

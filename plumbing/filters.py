@@ -14,6 +14,7 @@ from data import (REFUSED, ImageError, InputError, Sample, batches, encode_promp
                   load_samples, prompt_length, seed_of)
 
 MOST_BROKEN = 0.05  # share of rows with a broken image beyond which something else is wrong
+SMALLEST = 28  # pixels of a side in the warm-up: one token of Qwen2.5-VL (release: dataset/filter.py)
 
 
 def check_images(samples: list[Sample]) -> None:
@@ -50,21 +51,6 @@ def check_golds(samples: list[Sample], correct: Callable, source: str, log=print
         log(f"note: {message}")
 
 
-def check_broken(broken: list[InputError], total: int, done: str, log=print) -> None:
-    """Says how many rows have a broken image; InputError where these are more than one in twenty."""
-    if broken:
-        first = f"{len(broken)} of {total} rows have a broken image, the first: {broken[0]}"
-        if len(broken) > MOST_BROKEN * total:
-            raise InputError(f"over 5 %: {first}")
-        log(f"{done} {first}")
-
-
-def token_side(processor) -> int:
-    """The side in pixels of the square that becomes one token; without a processor, of the family with the smaller."""
-    images = getattr(processor, "image_processor", None)
-    return images.patch_size * images.merge_size if images else 28
-
-
 def sft_verdict(sample: Sample, processor, max_response: float) -> str:
     """"kept", or why a warm-up row is dropped (release: dataset/filter.py). Of images only the headers are read; a
     broken one is left to `drop_long`."""
@@ -78,7 +64,7 @@ def sft_verdict(sample: Sample, processor, max_response: float) -> str:
         sides = [side for image in sample.images for side in image_size(image)]
     except ImageError:
         return "kept"
-    if min(sides, default=token_side(processor)) < token_side(processor):
+    if min(sides, default=SMALLEST) < SMALLEST:
         return "small_image"
     short = processor is None or len(encode_solution(sample, processor)) <= max_response
     return "kept" if short else f"over {max_response} tokens"
@@ -97,14 +83,18 @@ def worth_imitating(samples: list[Sample], config, processor, log=print) -> list
 
 def drop_long(samples: list[Sample], processor, max_prompt: int, log=print) -> list[Sample]:
     """Prompts of more than max_prompt tokens are dropped up front, never cut: a cut prompt loses image tokens. Rows
-    with an image whose header is broken are dropped as well."""
+    with an image whose header is broken are dropped as well; InputError where these are more than one in twenty."""
     whole, broken = [], []
     for sample in samples:
         try:
             whole.append((prompt_length(sample, processor), sample))
         except ImageError as error:
-            broken.append(ImageError(f"{sample.name}: {error}"))
-    check_broken(broken, len(samples), "dropped:", log)
+            broken.append(f"{sample.name}: {error}")
+    if broken:
+        first = f"{len(broken)} of {len(samples)} rows have a broken image, the first: {broken[0]}"
+        if len(broken) > MOST_BROKEN * len(samples):
+            raise InputError(f"over 5 %: {first}")
+        log(f"dropped: {first}")
     kept = [sample for length, sample in whole if length <= max_prompt]
     ranked = sorted(whole, key=lambda pair: -pair[0])[:3]
     longest = "longest: " + ", ".join(f"qid {sample.qid} with {length}" for length, sample in ranked)

@@ -126,12 +126,6 @@ def test_a_question_that_writes_of_an_image_marks_none():
     assert "<image>" not in sample.question
 
 
-def test_scoring_reads_no_picture(tmp_path):
-    mathvista_set().to_parquet(str(tmp_path / "m.parquet"))
-    [row, *_] = load_rows("mathvista", str(tmp_path / "m.parquet"), "", images=False)
-    assert "decoded_image" not in row[1]
-
-
 def test_a_folder_may_hold_one_folder_per_benchmark(tmp_path):
     mathvista_set().save_to_disk(str(tmp_path / "mathvista"))
     assert len(load_rows("mathvista", str(tmp_path), "")) == 4
