@@ -31,12 +31,9 @@ import transformers.utils
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Reading files is no part of the method; whatever needs these takes them from here.
-from plumbing.files import InputError as InputError
-from plumbing.files import checked as checked
-from plumbing.files import printable
+from plumbing.files import InputError, checked, printable, read_rows
 from plumbing.files import read_file as read_file
 from plumbing.files import read_json as read_json
-from plumbing.files import read_rows as read_rows
 
 # Hugging Face has a package named kernels as well, and where it is installed, transformers would import our folder of
 # that name in its place. Here it is told that there is no such package: import this file before its model code.

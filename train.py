@@ -73,7 +73,7 @@ class Sampling:
     max_pixels: int = 802816  # at most 1024 tokens of 28 x 28 pixels
     prompt: Literal["own", "release"] = "own"  # text around a question; the release's has images after it
     # data
-    data: str = ""  # json, jsonl, csv, parquet, folder or hub data set; of files several, with commas between
+    data: str = ""  # json, jsonl, parquet, folder or hub data set; of files several, with commas between
     split: str = "train"  # of a folder or a hub data set
     image_root: str = ""  # what image paths are relative to, one or one each; empty: the folder of the data file
     max_prompt: int = 2048  # tokens; longer prompts are dropped before the run, never cut

@@ -6,9 +6,9 @@ Reads everything, decodes every image and writes nothing. With --model also the 
 where the stage would refuse the data; --stage is sft where rows have solutions and no answers, else sample.
 """
 import argparse
-import dataclasses
-import os
 from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
 
 import data
 import train
@@ -19,7 +19,6 @@ from plumbing.flags import complain
 
 READ = set("problem question messages conversations images image file_name answer qid id key_words key_word keywords "
            "choices solution".split())  # the columns that `data.sample_from_row` knows
-SHOWN = 3  # examples of each kind of trouble
 
 
 def kind_of(sample: data.Sample) -> str:
@@ -31,37 +30,33 @@ def kind_of(sample: data.Sample) -> str:
     return next((kind for kind, holds in kinds.items() if holds), "text")
 
 
-def image_trouble(sample: data.Sample) -> str:
-    """"missing: ..", "broken: .." or ""."""
+def unreadable(sample: data.Sample) -> Iterator[str]:
+    """A line for each of its images that is missing or broken."""
     for image in sample.images:
-        if isinstance(image, str) and not os.path.isfile(image):
-            return f"missing: {sample.name}: image {image}"
         try:
             data.load_image(image)
         except data.ImageError as error:
-            return f"broken: {sample.name}: {error}"
-    return ""
+            yield f"{sample.name}: {error}"
 
 
 def describe(config) -> list[data.Sample]:
     """Prints what there is, and the first of what will make trouble; returns the rows that can be read."""
-    samples, refused, columns, rows = [], [], Counter(), 0
+    samples, refused, columns = [], [], Counter()
     for row, *rest in data.named_rows(config.data, config.image_root, config.split):
-        rows += 1
-        columns.update(key for key in (row if isinstance(row, dict) else {}) if not data.absent(row[key]))
+        columns.update(name for name in (row if isinstance(row, dict) else {}) if not data.absent(row[name]))
         try:
             samples.append(data.sample_from_row(row, *rest))
         except data.InputError as error:
             refused.append(str(error))
-    print(f"{config.data}: {rows} rows")
+    print(f"{config.data}: {len(samples) + len(refused)} rows")
     for name, count in columns.items():
         print(f"  column {data.printable(name)}: in {count} rows" + ("" if name in READ else ", not read"))
     kinds = Counter(map(kind_of, samples))
     print("answers: " + ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())))
-    unmatched = [f"{lost.name}: {lost.answer!r}, choices {lost.choices}" for lost in filters.unmatched(samples, correct)]
-    for name, found in (("rows that are refused", refused), ("gold answers that no response can match", unmatched),
-                        ("rows with an image missing or broken", list(filter(None, map(image_trouble, samples))))):
-        print(f"{name}: {len(found)}", *(f"    {each:.300}" for each in found[:SHOWN]), sep="\n")
+    lost = [f"{one.name}: {one.answer!r}, choices {one.choices}" for one in filters.unmatched(samples, correct)]
+    for name, found in (("rows that are refused", refused), ("gold answers that no response can match", lost),
+                        ("images missing or broken", list(chain(*map(unreadable, samples))))):
+        print(f"{name}: {len(found)}", *(f"    {each:.300}" for each in found[:3]), sep="\n")
     return samples
 
 
@@ -70,23 +65,22 @@ def main(argv: list[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["check"])
     parser.add_argument("data", help="as --data of train.py")
+    parser.add_argument("--stage", choices=list(train.STAGES), help="the stage whose needs are checked")
     for name, default in (("image_root", ""), ("split", "train"), ("model", "")):
         parser.add_argument(f"--{name}", default=default, help="as in train.py")
-    parser.add_argument("--stage", choices=list(train.STAGES), help="the stage whose needs are checked")
     given = parser.parse_args(argv)
     flags = {name: getattr(given, name) for name in ("data", "image_root", "split")}
     try:
-        config = train.Config(**flags)
-        samples = describe(config)
+        samples = describe(given)
         imitated = any(sample.solution for sample in samples) and not any(sample.answer for sample in samples)
         stage = given.stage or ("sft" if imitated else "sample")
-        config = dataclasses.replace(config, **train.STAGES[stage] | flags, stage=stage)
+        config = train.Config(**train.STAGES[stage] | flags, stage=stage)
         processor = load_processor(given.model, config.min_pixels, config.max_pixels) if given.model else None
         samples = data.load_samples(config.data, config.image_root, config.split)
         samples = filters.usable(samples, config, processor, correct)
-        if config.stage != "sample":
+        if stage != "sample":
             data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed)
     except data.InputError as error:
         return complain(error)
-    print(f"stage {config.stage} would start with this data" + ("" if processor else ", as far as no model is needed"))
+    print(f"stage {stage} would start with this data" + ("" if processor else ", as far as no model is needed"))
     return 0

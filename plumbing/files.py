@@ -6,7 +6,6 @@
 Nothing local is read through the cache of `datasets`: it knows a folder by its last name, and gives the rows of another
 folder of that name, or those that a file had before it was replaced.
 """
-import csv
 import gzip
 import json
 import os
@@ -38,22 +37,16 @@ def checked(value, types: tuple, found: str, expected: str):
 
 
 # ---- one file
-KINDS = (".parquet", ".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv", ".tsv")
+KINDS = (".parquet", ".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
 def read_json(path: str):
-    """What a .json file holds, plain or .gz; of a file with an object in each line, as .jsonl files are and some .json
-    files as well, its rows by the number of their line, from 1."""
+    """What a .json file holds, plain or .gz; of a .jsonl file, its rows by the number of their line, from 1."""
     line, rows, kind = 0, {}, path.lower()
     try:
         with (gzip.open if kind.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig") as file:
             if not kind.removesuffix(".gz").endswith(".jsonl"):
-                try:
-                    return json.load(file)
-                except json.JSONDecodeError as error:
-                    if error.msg != "Extra data":
-                        raise
-                file.seek(0)
+                return json.load(file)
             for line, text in enumerate(file):
                 if text.strip():
                     rows[line + 1] = json.loads(text.strip())
@@ -65,24 +58,16 @@ def read_json(path: str):
 
 
 def read_file(path: str) -> list[tuple]:
-    """[(name, row)]: name is the key in an object of rows, the line in a .jsonl file, else the number from 1. All
-    values of a .csv or .tsv file are texts, as they stand there."""
-    kind = path.lower()
-    if not kind.endswith((".parquet", ".csv", ".tsv")):
+    """[(name, row)]: name is the key in an object of rows, the line in a .jsonl file, else the number from 1."""
+    if not path.lower().endswith(".parquet"):
         rows = checked(read_json(path), (list, dict), f"{path}: has", "a list or an object of rows")
         return list(rows.items() if isinstance(rows, dict) else enumerate(rows, 1))
+    from pyarrow.parquet import ParquetFile  # most runs read a .json file
     try:
-        if kind.endswith(".parquet"):
-            from pyarrow.parquet import ParquetFile  # most runs read a .json file
-            with ParquetFile(path) as file:
-                rows = [row for group in range(file.num_row_groups)  # the reader keeps what it has read of a group
-                        for batch in file.iter_batches(100, [group]) for row in batch.to_pylist()]
-        else:
-            with open(path, encoding="utf-8-sig", newline="") as file:
-                rows = list(csv.DictReader(file, dialect="excel-tab" if kind.endswith(".tsv") else "excel"))
-            if any(None in row for row in rows):
-                raise ValueError("a row has more values than the header has names")
-    except (OSError, ValueError, TypeError, KeyError, NotImplementedError, csv.Error) as error:  # pyarrow's are such
+        with ParquetFile(path) as file:
+            rows = [row for group in range(file.num_row_groups)  # the reader keeps what it has read of a group
+                    for batch in file.iter_batches(100, [group]) for row in batch.to_pylist()]
+    except (OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:  # pyarrow's are such
         raise InputError(f"{path}: cannot be read ({error}); check the path and that the file is whole") from error
     return list(enumerate(rows, 1))
 
@@ -100,10 +85,9 @@ def files_of(folder: str, config: str | None) -> dict[str, list[str]]:
 
 
 def read_rows(source: str, split: str, config: str | None = None, only_split: bool = False) -> list[tuple]:
-    """[(name, row)] of a .json, .jsonl (plain or .gz), .parquet, .csv or .tsv file; or of one split of a folder of such
-    files, of a folder that `save_to_disk` made, or of a set on the hub. With only_split, the split of a set that has a
-    single one is taken whatever its name. Pictures stay as stored, a path or bytes. InputError when it cannot be read.
-    """
+    """[(name, row)] of a .json, .jsonl (plain or .gz) or .parquet file; or of one split of a folder of such files, of a
+    folder that `save_to_disk` made, or of a set on the hub. With only_split, the split of a set that has a single one
+    is taken whatever its name. Pictures stay as stored, a path or bytes. InputError when it cannot be read."""
     if source.lower().endswith(KINDS) and not os.path.isdir(source):
         return read_file(source)
     import datasets  # takes a second, and most runs read a file

@@ -183,8 +183,8 @@ def test_check_tells_what_a_file_holds(tiny_folder, tmp_path, capsys):
                  "answers: expression 1, letter 2, number 1, yes or no 1",
                  "rows that are refused: 1", "row 5: no answer; it has: problem",
                  "gold answers that no response can match: 1", "row 2: qid '2': '0', choices ('x', 'y')",
-                 "rows with an image missing or broken: 2", f"missing: {path} row 3: qid '3': image {tmp_path}/absent.",
-                 f"broken: {path} row 4: qid '4': image {tmp_path}/torn.jpg: cannot be read"):
+                 "images missing or broken: 2", f"{path} row 3: qid '3': image {tmp_path}/absent.png: cannot be read",
+                 f"{path} row 4: qid '4': image {tmp_path}/torn.jpg: cannot be read"):
         assert line in captured.out, line
     assert captured.err.startswith(f"error: {path} row 5: no answer") and captured.err.count("\n") == 1
     assert len(os.listdir(tmp_path)) == 3  # nothing is written

@@ -112,7 +112,6 @@ def test_list_object_and_lines_give_the_same_samples(tmp_path):
     expected = [Sample(qid="1", question="one", answer="0.5"),
                 Sample(qid="2", question="two", answer="b", images=(str(tmp_path / "x.png"),))]
     contents = {"list.json": [first, second], "object.json": {"1": first, "2": second},
-                "lines.json": f"{json.dumps(first)}\n{json.dumps(second)}\n",
                 "lines.jsonl": f"{json.dumps(first)}\n{json.dumps(second)}\n\n"}
     for name, content in contents.items():
         assert data.load_samples(write(tmp_path / name, content)) == expected
@@ -268,24 +267,17 @@ def test_every_kind_of_file_gives_the_same_samples(tmp_path):
             {"qid": "y", "problem": "q, \"r\"", "answer": "007", "image": "2.png", "key_words": None}]
     expected = data.load_samples(write(tmp_path / "rows.json", rows))
     shutil.copy(tmp_path / "rows.json", tmp_path / "ROWS.JSON")
-    write(tmp_path / "rows.csv", "\ufeffqid,problem,answer,image,key_words\r\n"
-          "x,q,1.50,1.png,\"['red', 'blue']\"\r\ny,\"q, \"\"r\"\"\",007,2.png,\r\n")
-    write(tmp_path / "rows.tsv", "qid\tproblem\tanswer\timage\tkey_words\nx\tq\t1.50\t1.png\t['red', 'blue']\n"
-          "y\t\"q, \"\"r\"\"\"\t007\t2.png\t\n")
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))
     shutil.copy(tmp_path / "rows.parquet", tmp_path / "rows.PARQUET")
-    for name in ("ROWS.JSON", "rows.csv", "rows.tsv", "rows.parquet", "rows.PARQUET"):
+    for name in ("ROWS.JSON", "rows.parquet", "rows.PARQUET"):
         assert data.load_samples(str(tmp_path / name)) == expected, name
-    for kind in ("json", "csv", "parquet"):
+    for kind in ("json", "parquet"):
         (tmp_path / kind).mkdir()
         shutil.copy(tmp_path / f"rows.{kind}", tmp_path / kind)
         assert data.load_samples(str(tmp_path / kind), image_root=str(tmp_path)) == expected, kind
 
 
 @pytest.mark.parametrize("name, content, message", [
-    ("a.csv", "problem,answer\nhow many, then,2\n", "more values than the header"),
-    ("a.csv", "problem;answer\nq;2\n", "no problem or question; it has: problem;answer"),
-    ("a.csv", "problem,answer\n" + "q" * 200_000 + ",2\n", "field larger than field limit"),
     ("a.parquet", "not parquet", "a.parquet: cannot be read"), ("a.parquet", "", "a.parquet: cannot be read"),
     ("a.txt", "q", "a.txt', split 'train': cannot be loaded"), ("a.tar", "q", "split 'train': cannot be loaded")])
 def test_a_file_that_is_none_of_these_is_named(tmp_path, name, content, message):
