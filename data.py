@@ -11,7 +11,6 @@ Image paths are relative to image_root, or to the file's own folder. Images of a
 `python data.py check FILE` says what a file holds and what a run would refuse (plumbing/check.py).
 P: prompt tokens. An image is cut into patches of 14 x 14 pixels (Qwen3-VL: 16 x 16); merge_size**2 = 4 are one token.
 """
-import ast
 import contextlib
 import hashlib
 import io
@@ -206,16 +205,12 @@ def column(row: dict, where: str, *names: str, types: tuple = TEXT, default=None
 
 
 def texts(row: dict, where: str, *names: str) -> tuple[str, ...]:
-    """A column with a list of texts, or such a list as one text: as JSON or Python print it, or with separators."""
+    """A column with a list of texts, or such a list as one text, in brackets and quotes or not."""
     values = column(row, where, *names, types=(str, list), default=[])
     if isinstance(values, str):
-        text = values.strip()
-        try:
-            values = ast.literal_eval(text) if text.startswith("[") else re.split("[,，、;；|\n]", text)
-        except (ValueError, SyntaxError):  # [red, blue]
-            values = text.strip("[]").split(",")
-    items = [str(checked(value, TEXT, f"{where}: {names[0]} has an item of", "texts")).strip() for value in values]
-    return tuple(filter(None, items))
+        values = re.split("[,，、;；|\n]", values.strip("[] "))
+    items = [str(checked(value, TEXT, f"{where}: {names[0]} has an item of", "texts")) for value in values]
+    return tuple(filter(None, (item.strip("\"' \n") for item in items)))
 
 
 def as_image(value, where: str, root: str):
@@ -232,7 +227,6 @@ def first_turns(turns: list, where: str) -> tuple[str, str]:
     stage here asks with INSTRUCTION, so theirs is removed; the <image> markers in front of it stay."""
     first = {}
     for turn in turns:
-        checked(turn, (dict,), f"{where}: a turn has", "{role, content}")
         first.setdefault(column(turn, where, "role", "from"), column(turn, where, "content", "value", default=""))
     turn = str(column(first, f"{where} messages", "user", "human"))
     instruction, _, question = turn.rpartition(f"### {ANSWER}:")
@@ -247,21 +241,20 @@ def sample_from_row(row, where: str, default_qid: str, root: str, prefix: str = 
     qids. InputError: what the row lacks, or a column of another type."""
     checked(row, (dict,), f"{where}: has", "an object with columns")
     qid = printable(prefix + str(column(row, where, "qid", "id", default=default_qid)))
-    place = where if qid == default_qid else f"{where} (qid {qid})"
-    turns = column(row, place, "messages", "conversations", types=(list,), default=[])
+    turns = column(row, where, "messages", "conversations", types=(list,), default=[])
     if turns:
-        question, solution = first_turns(turns, place)
+        question, solution = first_turns(turns, where)
     else:
-        question = str(column(row, place, "problem", "question"))
-        solution = str(column(row, place, "solution", default=""))
+        question = str(column(row, where, "problem", "question"))
+        solution = str(column(row, where, "solution", default=""))
     if not question.replace(IMAGE, "").strip():
-        raise InputError(f"{place}: the question is empty; write one or remove the row")
-    images = column(row, place, "images", "image", "file_name", types=(str, list, dict, bytes), default=[])
+        raise InputError(f"{where}: the question is empty; write one or remove the row")
+    images = column(row, where, "images", "image", "file_name", types=(str, list, dict, bytes), default=[])
     images = images if isinstance(images, list) else [images]
-    answer = AROUND_ANSWER.sub(r"\1", str(column(row, place, "answer", default="" if turns else None)))
-    return Sample(qid=qid, question=question, images=tuple(as_image(image, place, root) for image in images),
-                  answer=answer.strip(), key_words=texts(row, place, "key_words", "key_word", "keywords"),
-                  choices=texts(row, place, "choices"), solution=solution.strip(), where=where)
+    answer = AROUND_ANSWER.sub(r"\1", str(column(row, where, "answer", default="" if turns else None)))
+    return Sample(qid=qid, question=question, images=tuple(as_image(image, where, root) for image in images),
+                  answer=answer.strip(), key_words=texts(row, where, "key_words", "key_word", "keywords"),
+                  choices=texts(row, where, "choices"), solution=solution.strip(), where=where)
 
 
 def named_rows(source: str, image_root: str, split: str) -> Iterator[tuple]:

@@ -1,14 +1,12 @@
 """What a data set holds and what a run would refuse: the body of `python data.py check`.
 
-    python data.py check FILE [--image_root FOLDER] [--split train] [--stage 1] [--model FOLDER]
+    python data.py check FILE [--stage sample] [--image_root FOLDER] [--model FOLDER] [any other flag of train.py]
 
-Reads everything, decodes every image and writes nothing. With --model also the prompts are made. The exit code is 2
-where the stage would refuse the data; --stage is sft where rows have solutions and no answers, else sample.
+Reads everything, decodes every image and writes nothing. With --model the prompts are measured as well. The exit code
+is 2 where the stage would refuse the data at its start.
 """
-import argparse
+import sys
 from collections import Counter
-from collections.abc import Iterator
-from itertools import chain
 
 import data
 import train
@@ -30,22 +28,13 @@ def kind_of(sample: data.Sample) -> str:
     return next((kind for kind, holds in kinds.items() if holds), "text")
 
 
-def unreadable(sample: data.Sample) -> Iterator[str]:
-    """A line for each of its images that is missing or broken."""
-    for image in sample.images:
-        try:
-            data.load_image(image)
-        except data.ImageError as error:
-            yield f"{sample.name}: {error}"
-
-
-def describe(config) -> list[data.Sample]:
-    """Prints what there is, and the first of what will make trouble; returns the rows that can be read."""
-    samples, refused, columns = [], [], Counter()
+def describe(config):
+    """Prints what there is, and the first of what will make trouble."""
+    samples, refused, columns, broken = [], [], Counter(), []
     for row, *rest in data.named_rows(config.data, config.image_root, config.split):
-        columns.update(name for name in (row if isinstance(row, dict) else {}) if not data.absent(row[name]))
         try:
             samples.append(data.sample_from_row(row, *rest))
+            columns.update(name for name in row if not data.absent(row[name]))
         except data.InputError as error:
             refused.append(str(error))
     print(f"{config.data}: {len(samples) + len(refused)} rows")
@@ -54,33 +43,29 @@ def describe(config) -> list[data.Sample]:
     kinds = Counter(map(kind_of, samples))
     print("answers: " + ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())))
     lost = [f"{one.name}: {one.answer!r}, choices {one.choices}" for one in filters.unmatched(samples, correct)]
+    for sample in samples:
+        for image in sample.images:
+            try:
+                data.load_image(image)
+            except data.ImageError as error:
+                broken.append(f"{sample.name}: {error}")
     for name, found in (("rows that are refused", refused), ("gold answers that no response can match", lost),
-                        ("images missing or broken", list(chain(*map(unreadable, samples))))):
+                        ("images missing or broken", broken)):
         print(f"{name}: {len(found)}", *(f"    {each:.300}" for each in found[:3]), sep="\n")
-    return samples
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="data.py", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["check"])
-    parser.add_argument("data", help="as --data of train.py")
-    parser.add_argument("--stage", choices=list(train.STAGES), help="the stage whose needs are checked")
-    for name, default in (("image_root", ""), ("split", "train"), ("model", "")):
-        parser.add_argument(f"--{name}", default=default, help="as in train.py")
-    given = parser.parse_args(argv)
-    flags = {name: getattr(given, name) for name in ("data", "image_root", "split")}
+    words = sys.argv[1:] if argv is None else argv
     try:
-        samples = describe(given)
-        imitated = any(sample.solution for sample in samples) and not any(sample.answer for sample in samples)
-        stage = given.stage or ("sft" if imitated else "sample")
-        config = train.Config(**train.STAGES[stage] | flags, stage=stage)
-        processor = load_processor(given.model, config.min_pixels, config.max_pixels) if given.model else None
-        samples = data.load_samples(config.data, config.image_root, config.split)
-        samples = filters.usable(samples, config, processor, correct)
-        if stage != "sample":
-            data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed)
+        if len(words) < 2 or words[0] != "check":
+            raise data.InputError("give: python data.py check FILE --stage STAGE, and what flags of train.py you like")
+        config = train.read_config(["--stage", "sample", "--model", "", "--data", *words[1:]])
+        describe(config)
+        processor = load_processor(config.model, config.min_pixels, config.max_pixels) if config.model else None
+        samples, _ = train.load_samples(config, processor)
+        if config.stage != "sample":
+            data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed, config.drop_last)
     except data.InputError as error:
         return complain(error)
-    print(f"stage {stage} would start with this data" + ("" if processor else ", as far as no model is needed"))
+    print(f"stage {config.stage} would start with this data" + ("" if processor else ", as far as no model is needed"))
     return 0

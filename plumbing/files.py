@@ -73,17 +73,6 @@ def read_file(path: str) -> list[tuple]:
 
 
 # ---- a folder of files, or a set on the hub
-def files_of(folder: str, config: str | None) -> dict[str, list[str]]:
-    """split -> its files with rows. The README of a folder from the hub may say which they are; else their names do."""
-    from datasets import load_dataset_builder
-    try:
-        builder = load_dataset_builder(folder, config)
-    except ValueError:  # no such config
-        builder = load_dataset_builder(folder)
-    return {str(split): [path for path in paths if path.lower().endswith(KINDS)]
-            for split, paths in builder.config.data_files.items()}
-
-
 def read_rows(source: str, split: str, config: str | None = None, only_split: bool = False) -> list[tuple]:
     """[(name, row)] of a .json, .jsonl (plain or .gz) or .parquet file; or of one split of a folder of such files, of a
     folder that `save_to_disk` made, or of a set on the hub. With only_split, the split of a set that has a single one
@@ -97,25 +86,26 @@ def read_rows(source: str, split: str, config: str | None = None, only_split: bo
     try:
         if any(os.path.exists(os.path.join(source, name)) for name in ("dataset_dict.json", "state.json")):
             found = datasets.load_from_disk(source)
-        elif os.path.exists(source):
-            found = files_of(source, config)
         else:
+            load = datasets.load_dataset_builder if os.path.exists(source) else datasets.load_dataset
             try:
-                found = datasets.load_dataset(source, config, split=split)
-            except ValueError:  # no such config or split
-                found = datasets.load_dataset(source)
-        if isinstance(found, dict):  # all splits by name
-            name = next(iter(found)) if only_split and len(found) == 1 else split
-            if name not in found:
-                raise ValueError(f"no split {split}; it has {', '.join(found) or 'no rows'}: give one with --split")
-            found = found[name]
-        if isinstance(found, list):  # of files
-            return list(enumerate((row for path in found for _, row in read_file(path)), 1))
-        return list(enumerate((row for batch in found.with_format("arrow").iter(100) for row in batch.to_pylist()), 1))
-    except InputError:
-        raise
+                found = load(source, config)
+            except ValueError:  # no such config
+                found = load(source)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).split("\n")[0][:150]
-        raise InputError(f"data set {source!r}, split {split!r}: cannot be loaded ({reason}); download it first: "
-                         "`hf download --repo-type dataset NAME --local-dir FOLDER`, and give --data FOLDER or a file, "
-                         "or point HF_HOME to a cache") from error
+        raise InputError(f"data set {source!r}: cannot be loaded ({reason}); download it first: `hf download "
+                         "--repo-type dataset NAME --local-dir FOLDER`, and give --data FOLDER or a file, or point "
+                         "HF_HOME to a cache") from error
+    if isinstance(found, datasets.DatasetBuilder):  # it knows which files a split has, from a README or their names
+        found = {str(name): paths for name, paths in found.config.data_files.items()}
+    if isinstance(found, dict):  # all splits by name
+        name = next(iter(found)) if only_split and len(found) == 1 else split
+        if name not in found:
+            raise InputError(f"{source}: no split {split}; it has {', '.join(found)}: give one with --split")
+        found = found[name]
+    if isinstance(found, list):  # of files, among them perhaps pictures
+        rows = (row for path in found if path.lower().endswith(KINDS) for _, row in read_file(path))
+    else:
+        rows = (row for batch in found.with_format("arrow").iter(100) for row in batch.to_pylist())
+    return list(enumerate(rows, 1))

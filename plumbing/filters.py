@@ -10,8 +10,8 @@ from collections.abc import Callable
 from itertools import chain
 from string import ascii_uppercase
 
-from data import (REFUSED, ImageError, InputError, Sample, batches, encode_prompt, encode_solution, image_size,
-                  load_samples, prompt_length, seed_of)
+from data import (REFUSED, ImageError, InputError, Sample, batches, encode_solution, image_size, load_samples,
+                  prompt_length, seed_of)
 
 MOST_BROKEN = 0.05  # share of rows with a broken image beyond which something else is wrong
 SMALLEST = 28  # pixels of a side in the warm-up: one token of Qwen2.5-VL (release: dataset/filter.py)
@@ -96,23 +96,20 @@ def drop_long(samples: list[Sample], processor, max_prompt: int, log=print) -> l
             raise InputError(f"over 5 %: {first}")
         log(f"dropped: {first}")
     kept = [sample for length, sample in whole if length <= max_prompt]
-    ranked = sorted(whole, key=lambda pair: -pair[0])[:3]
-    longest = "longest: " + ", ".join(f"qid {sample.qid} with {length}" for length, sample in ranked)
+    longest = "the longest: qid {1.qid} with {0}".format(*max(whole, key=lambda pair: pair[0]))
     if not kept:
         raise InputError(f"no prompt is within {max_prompt} tokens ({longest}): raise --max_prompt or cut --max_pixels")
     if len(kept) < len(whole):
         log(f"dropped {len(whole) - len(kept)} of {len(whole)} prompts, over {max_prompt} tokens ({longest})")
-    encode_prompt(max(kept, key=lambda sample: len(sample.images)), processor)  # template and processor work
     return kept
 
 
 def usable(samples: list[Sample], config, processor, correct: Callable, log=print) -> list[Sample]:
     """The samples that the stage of `config` (train.Config) works with; a line says what they are. InputError: what it
     must refuse. correct: as in grading.equal. Without a processor, what needs one is left out."""
-    counts = {"images": sum(len(sample.images) for sample in samples)} | {
-        f"rows with {name}": sum(bool(getattr(sample, name)) for sample in samples)
-        for name in ("images", "answer", "key_words", "choices")}
-    log(f"{config.data}: {len(samples)} rows, " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    counts = [f"{sum(bool(getattr(sample, name)) for sample in samples)} with {name}"
+              for name in ("images", "answer", "key_words", "choices")]
+    log(f"{config.data}: {len(samples)} rows, {', '.join(counts)}")
     if config.stage == "sft":
         samples = worth_imitating(samples, config, processor, log)
     elif config.grader == "own":

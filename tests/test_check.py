@@ -85,7 +85,7 @@ def test_a_clip_weight_asks_for_an_image_in_each_row(tiny_folder, questions, tmp
     assert train.main(argv) == (2 if message else 0)
     captured = capsys.readouterr()
     assert message in captured.err
-    assert f"{questions}: 12 rows, 10 images, 10 rows with images, 12 rows with answer" in captured.out
+    assert f"{questions}: 12 rows, 10 with images, 12 with answer" in captured.out
 
 
 def questions_with(path, change: dict[str, dict], questions) -> str:
@@ -179,7 +179,7 @@ def test_check_tells_what_a_file_holds(tiny_folder, tmp_path, capsys):
     path = write(tmp_path / "a.json", rows)
     assert check.main(["check", path, "--stage", "1", "--model", tiny_folder]) == 2
     captured = capsys.readouterr()
-    for line in ("a.json: 6 rows", "column problem: in 6 rows\n", "column source: in 1 rows, not read",
+    for line in ("a.json: 6 rows", "column problem: in 5 rows\n", "column source: in 1 rows, not read",
                  "answers: expression 1, letter 2, number 1, yes or no 1",
                  "rows that are refused: 1", "row 5: no answer; it has: problem",
                  "gold answers that no response can match: 1", "row 2: qid '2': '0', choices ('x', 'y')",
@@ -196,9 +196,9 @@ SOLVED = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", 
 
 @pytest.mark.parametrize("rows, flags, code, message", [
     ([{"problem": f"q{i}", "answer": "2"} for i in range(9)], [], 0, "stage sample would start with this data, as far"),
-    (SOLVED, [], 0, "stage sft would start with this data"),
-    (SOLVED, ["--stage", "sample"], 2, "128 of 128 questions have no answer"),
-    (SOLVED[:9], [], 2, "do not fill one batch of 128"),
+    (SOLVED, ["--stage", "sft"], 0, "stage sft would start with this data"),
+    (SOLVED, [], 2, "128 of 128 questions have no answer"), (SOLVED, ["--stages", "sft"], 2, "--stage"),
+    (SOLVED[:9], ["--stage", "sft"], 2, "do not fill one batch of 128"),
     ([{"problem": "q", "answer": "2"}], ["--stage", "2"], 2, "do not fill one batch of 512"),
     ([{"problem": "q", "answer": "2", "images": ["a.png"]}], [], 2, "a.png does not exist (1 missing in all)"),
     ([{"problem": "q", "answer": "2"}] * 600, ["--stage", "1"], 2, "600 of 600 questions have no key_words"),

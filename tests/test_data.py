@@ -184,7 +184,6 @@ GOOD = {"problem": "q", "answer": "a"}
     ("a.json", [GOOD | {"choices": 3}], "a.json row 1: choices has type int; expected str or list"),
     ("a.json", [GOOD | {"qid": 4}, GOOD, GOOD | {"id": "4"}], "a.json row 3: qid '4' is also that of"),
     ("a.json", [GOOD | {"messages": "q"}], "a.json row 1: messages has type str; expected list"),
-    ("a.json", [{"messages": ["q"]}], "a.json row 1: a turn has type str; expected"),
     ("a.json", [{"messages": [{"role": "assistant", "content": "a"}]}], "no user or human; it has: assistant"),
     ("a.json", [{"messages": [{"role": "user", "content": MULBERRY}]}], "row 1: the user turn has no question"),
 ])
@@ -214,7 +213,7 @@ def test_an_empty_column_is_absent_and_hides_none_with_another_name(tmp_path, em
     [sample] = data.load_samples(write(tmp_path / "a.json", [row]))
     assert sample == Sample("x", "q", (str(tmp_path / "1.png"),), "3", ("red",))
     for name in ("question", "answer"):
-        with pytest.raises(InputError, match=rf"a.json row 1 \(qid x\): no .*{name}; it has"):
+        with pytest.raises(InputError, match=rf"a.json row 1: no .*{name}; it has"):
             data.load_samples(write(tmp_path / "a.json", [row | {name: empty}]))
     turns = [{"role": "user", "content": empty}, {"role": "assistant", "content": "a"}]
     with pytest.raises(InputError, match="no user or human"):
@@ -233,11 +232,9 @@ def test_what_is_no_text_is_refused_in_one_short_line(tmp_path, change, message)
 
 
 @pytest.mark.parametrize("written, read", [
-    ("['red circle', 'blue square']", ("red circle", "blue square")),                # printed by Python
-    ('["it\'s", "d"]', ("it's", "d")), ("['it\\'s', \"d, e\"]", ("it's", "d, e")),
-    ('["red, dark", "blue"]', ("red, dark", "blue")), ("[red, blue]", ("red", "blue")),
-    ("red，blue;green|white\nblack、grey", ("red", "blue", "green", "white", "black", "grey")),
-    ("1,2,3", ("1", "2", "3")), ("[]", ()), (" , ;", ()), ("red", ("red",))])
+    ("['red circle', 'blue square']", ("red circle", "blue square")), ('["it\'s", "d"]', ("it's", "d")),
+    ("[red, blue]", ("red", "blue")), ("1,2,3", ("1", "2", "3")), ("[]", ()), (" , ;", ()), ("red", ("red",)),
+    ("red，blue;green|white\nblack、grey", ("red", "blue", "green", "white", "black", "grey"))])
 def test_key_words_written_as_a_text(tmp_path, written, read):
     [sample] = data.load_samples(write(tmp_path / "a.json", [GOOD | {"key_words": written}]))
     assert sample.key_words == read
@@ -251,12 +248,12 @@ def test_what_stands_around_a_gold_answer_is_taken_off(tmp_path, answer, gold):
 
 
 def test_a_message_is_one_line_whatever_it_quotes(tmp_path):
-    """A qid may hold a line end and a terminal code that would paint a second error."""
-    row = GOOD | {"qid": "7\n\x1b[31merror: all is well\u2028\u202e\ud800", "choices": 3}
+    """The name of a column may hold a line end and a terminal code that would paint a second error; so may a qid."""
+    words = "7\n\x1b[31merror: all is well\u2028\u202e\ud800"
     with pytest.raises(InputError) as error:
-        data.load_samples(write(tmp_path / "a.json", [row]))
+        data.load_samples(write(tmp_path / "a.json", [{"problem": "q", words: 3}]))
     assert str(error.value).isprintable() and r"7\n\x1b[31merror" in str(error.value)
-    [sample] = data.load_samples(write(tmp_path / "a.json", [row | {"choices": []}]))
+    [sample] = data.load_samples(write(tmp_path / "a.json", [GOOD | {"qid": words}]))
     assert sample.qid.isprintable()
     long = InputError("begin " + "x" * 9999 + " end")
     assert len(str(long)) == 300 and str(long).startswith("begin") and str(long).endswith("x end")
@@ -279,7 +276,7 @@ def test_every_kind_of_file_gives_the_same_samples(tmp_path):
 
 @pytest.mark.parametrize("name, content, message", [
     ("a.parquet", "not parquet", "a.parquet: cannot be read"), ("a.parquet", "", "a.parquet: cannot be read"),
-    ("a.txt", "q", "a.txt', split 'train': cannot be loaded"), ("a.tar", "q", "split 'train': cannot be loaded")])
+    ("a.txt", "q", "a.txt': cannot be loaded"), ("a.tar", "q", "a.tar': cannot be loaded")])
 def test_a_file_that_is_none_of_these_is_named(tmp_path, name, content, message):
     with pytest.raises(InputError, match=re.escape(message)):
         data.load_samples(write(tmp_path / name, content))
@@ -351,7 +348,7 @@ def test_dataset_folder_is_read_with_its_images(tmp_path, monkeypatch):
     (sample,) = data.load_samples(str(folder))
     assert (sample.qid, sample.question, sample.answer) == ("x", "q", "3")
     assert sample.images == (str(folder / "1.png"),) and data.image_size(sample.images[0]) == (60, 40)
-    with pytest.raises(InputError, match="split 'nosuch': cannot be loaded"):
+    with pytest.raises(InputError, match="no split nosuch; it has train: give one"):
         data.load_samples(str(folder), split="nosuch")
 
 
@@ -370,7 +367,7 @@ def test_pictures_of_a_set_stay_bytes_until_they_are_needed(tmp_path, monkeypatc
     rows = [GOOD | {"images": [each] if kind == "list" else each} for each in stored]
     made = datasets.Dataset.from_list(rows)
     made = made.cast_column("images", feature) if feature else made
-    monkeypatch.setattr(datasets, "load_dataset", lambda source, config, split: made)
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, config: datasets.DatasetDict(train=made))
     made.to_parquet(str(tmp_path / "a.parquet"))
     for source in ("org/name", str(tmp_path / "a.parquet")):
         first, second, third = data.load_samples(source)
@@ -396,10 +393,10 @@ def test_questions_are_the_same_from_a_file_packed_or_not_from_parquet_and_from_
 
 
 def test_unreachable_hub_name_says_what_to_do(monkeypatch):
-    def unreachable(source, config, split):
+    def unreachable(source, config):
         raise ConnectionError("Couldn't reach 'org/name' on the Hub\nmore lines")
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(InputError, match="'org/name', split 'train'.*Couldn't reach.*download it first") as error:
+    with pytest.raises(InputError, match="'org/name': cannot .*Couldn't reach.*download it first") as error:
         data.load_samples("org/name")
     assert "\n" not in str(error.value)
 
@@ -689,15 +686,14 @@ def test_prompt_length_reads_only_the_header(processor, tmp_path):
     assert lengths[1] - lengths[0] == 4 + len(["<|vision_start|>", "<|vision_end|>"])
 
 
-def test_drop_long_counts_and_names_the_three_longest(processor, tmp_path):
+def test_drop_long_counts_and_names_the_longest(processor, tmp_path):
     """Each image of n x 28 by 28 pixels adds n tokens and its two brackets."""
     samples = [Sample(qid=f"q{n}", question="q", images=(picture(tmp_path / f"{n}.png", 28 * n, 28),))
                for n in (3, 50, 9, 60)]
     base = data.prompt_length(Sample(qid="", question="q"), processor) + 2
     lines = []
     assert filters.drop_long(samples, processor, base + 9, lines.append) == [samples[0], samples[2]]
-    assert lines == [f"dropped 2 of 4 prompts, over {base + 9} tokens (longest: "
-                     f"qid q60 with {base + 60}, qid q50 with {base + 50}, qid q9 with {base + 9})"]
+    assert lines == [f"dropped 2 of 4 prompts, over {base + 9} tokens (the longest: qid q60 with {base + 60})"]
     with pytest.raises(InputError, match="no prompt is within 10 tokens .*q60.* raise --max_prompt "):
         filters.drop_long(samples, processor, 10, lines.append)
 
