@@ -251,10 +251,11 @@ def sample_from_row(row, where: str, default_qid: str, root: str, prefix: str = 
         raise InputError(f"{where}: the question is empty; write one or remove the row")
     images = column(row, where, "images", "image", "file_name", types=(str, list, dict, bytes), default=[])
     images = images if isinstance(images, list) else [images]
-    answer = AROUND_ANSWER.sub(r"\1", str(column(row, where, "answer", default="" if turns else None)))
+    answer = str(column(row, where, "answer", default="" if turns else None))
     return Sample(qid=qid, question=question, images=tuple(as_image(image, where, root) for image in images),
-                  answer=answer.strip(), key_words=texts(row, where, "key_words", "key_word", "keywords"),
-                  choices=texts(row, where, "choices"), solution=solution.strip(), where=where)
+                  answer=AROUND_ANSWER.sub(r"\1", answer).strip(), choices=texts(row, where, "choices"),
+                  key_words=texts(row, where, "key_words", "key_word", "keywords"), solution=solution.strip(),
+                  where=where)
 
 
 def named_rows(source: str, image_root: str, split: str) -> Iterator[tuple]:

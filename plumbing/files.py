@@ -74,9 +74,9 @@ def read_file(path: str) -> list[tuple]:
 
 # ---- a folder of files, or a set on the hub
 def read_rows(source: str, split: str, config: str | None = None, only_split: bool = False) -> list[tuple]:
-    """[(name, row)] of a .json, .jsonl (plain or .gz) or .parquet file; or of one split of a folder of such files, of a
-    folder that `save_to_disk` made, or of a set on the hub. With only_split, the split of a set that has a single one
-    is taken whatever its name. Pictures stay as stored, a path or bytes. InputError when it cannot be read."""
+    """[(name, row)] of a .json, .jsonl (plain or .gz) or .parquet file; or of one split of a folder of such files or of
+    a set on the hub. With only_split, the split of a set that has a single one is taken whatever its name. Pictures
+    stay as stored, a path or bytes. InputError when it cannot be read."""
     if source.lower().endswith(KINDS) and not os.path.isdir(source):
         return read_file(source)
     import datasets  # takes a second, and most runs read a file
@@ -84,14 +84,11 @@ def read_rows(source: str, split: str, config: str | None = None, only_split: bo
     datasets.disable_progress_bars()
     logging.set_verbosity_error()  # otherwise a hub that cannot be reached prints a line for each attempt
     try:
-        if any(os.path.exists(os.path.join(source, name)) for name in ("dataset_dict.json", "state.json")):
-            found = datasets.load_from_disk(source)
-        else:
-            load = datasets.load_dataset_builder if os.path.exists(source) else datasets.load_dataset
-            try:
-                found = load(source, config)
-            except ValueError:  # no such config
-                found = load(source)
+        load = datasets.load_dataset_builder if os.path.exists(source) else datasets.load_dataset
+        try:
+            found = load(source, config)
+        except ValueError:  # no such config
+            found = load(source)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).split("\n")[0][:150]
         raise InputError(f"data set {source!r}: cannot be loaded ({reason}); download it first: `hf download "

@@ -377,19 +377,14 @@ def test_pictures_of_a_set_stay_bytes_until_they_are_needed(tmp_path, monkeypatc
             data.encode_prompt(second, processor)
 
 
-def test_questions_are_the_same_from_a_file_packed_or_not_from_parquet_and_from_a_saved_set(tmp_path):
+def test_questions_are_the_same_from_a_file_packed_or_not_and_from_parquet(tmp_path):
     rows = [GOOD | {"qid": "x", "choices": ["1", "2"]}, GOOD | {"qid": "y", "choices": ["3", "4"]}]
-    made = datasets.Dataset.from_list(rows)
-    made.to_parquet(str(tmp_path / "rows.parquet"))
-    made.save_to_disk(str(tmp_path / "one"))
-    datasets.DatasetDict(train=made, test=made.select([0])).save_to_disk(str(tmp_path / "splits"))
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))
     with gzip.open(tmp_path / "rows.json.gz", "wt") as file:
         json.dump(rows, file)
     expected = data.load_samples(write(tmp_path / "rows.json", rows))
-    for name in ("rows.parquet", "one", "splits", "rows.json.gz"):
+    for name in ("rows.parquet", "rows.json.gz"):
         assert data.load_samples(str(tmp_path / name)) == expected and len(expected) == 2
-    with pytest.raises(InputError, match="no split validation; it has train, test: give one with --split"):
-        data.load_samples(str(tmp_path / "splits"), split="validation")
 
 
 def test_unreachable_hub_name_says_what_to_do(monkeypatch):
