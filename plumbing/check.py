@@ -61,7 +61,8 @@ def main(argv: list[str] | None = None) -> int:
             raise data.InputError("give: python data.py check FILE --stage STAGE, and what flags of train.py you like")
         config = train.read_config(["--stage", "sample", "--model", "", "--data", *words[1:]])
         describe(config)
-        processor = load_processor(config.model, config.min_pixels, config.max_pixels) if config.model else None
+        settings = config.min_pixels, config.max_pixels, config.prompt
+        processor = load_processor(config.model, *settings) if config.model else None
         samples, _ = train.load_samples(config, processor)
         if config.stage != "sample":
             data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed, config.drop_last)
