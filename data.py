@@ -16,13 +16,13 @@ import hashlib
 import io
 import itertools
 import json
-import math
 import os
 import re
 import struct
 import sys
 import zlib
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy
 import torch
@@ -30,12 +30,9 @@ import transformers.utils
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Reading files is no part of the method; whatever needs these takes them from here.
-from plumbing.files import InputError as InputError
-from plumbing.files import checked as checked
-from plumbing.files import printable
+from plumbing.files import InputError, checked, printable, read_rows
 from plumbing.files import read_file as read_file
 from plumbing.files import read_json as read_json
-from plumbing.files import read_rows as read_rows
 
 # Hugging Face has a package named kernels as well, and where it is installed, transformers would import our folder of
 # that name in its place. Here it is told that there is no such package: import this file before its model code.
@@ -142,39 +139,28 @@ def image_size(image) -> tuple[int, int]:
 def eight_bits(picture: Image.Image) -> Image.Image:
     """Pixels of 16 or 32 bits, or float, as the 8 bits that everything here sees. Such a file does not say what is
     white, and often holds 8 or 12 bits: white is the least of 1, 255, 4095, 65535 that no pixel exceeds."""
-    clear = picture.info.get("transparency")  # the value that a 16-bit PNG calls transparent
     if picture.mode[0] not in "IF":
-        if isinstance(clear, tuple) and any("16B" in str(tile[3]) for tile in getattr(picture, "tile", ())):
-            picture.info["transparency"] = tuple(value >> 8 for value in clear)  # Pillow cuts the pixels alone
         return picture
     values = numpy.asarray(picture, dtype=numpy.float64)
-    low, high = min(values.min(), 0), values.max()
-    if not math.isfinite(high - low):
-        raise ValueError("not all of its values are finite")
-    white = next((white for white in (1, 255, 4095, 65535) if high <= white), high)
-    grey = Image.fromarray(((values - low) * (255 / (white - low))).round().astype(numpy.uint8))
-    grey.getexif()[0x0112] = picture.getexif().get(0x0112, 1)  # whether it is to be turned
-    if clear is not None:
-        grey.putalpha(Image.fromarray(numpy.where(values == clear, 0, 255).astype(numpy.uint8)))
-    return grey
+    white = next((white for white in (1, 255, 4095, 65535) if values.max() <= white), values.max())
+    return Image.fromarray((values.clip(min=0) * (255 / white)).round().astype(numpy.uint8))
 
 
 def load_image(image) -> Image.Image:
     """Path, bytes or PIL image -> upright RGB: the one picture that policy, CLIP reward and evaluation see."""
     with opened(image) as picture:
-        upright = ImageOps.exif_transpose(eight_bits(picture))
+        upright = eight_bits(ImageOps.exif_transpose(picture))
         if upright.has_transparency_data:  # black lines on a transparent ground can be seen on white only
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
         return upright.convert("RGB")
 
 
-def save_png(image: Image.Image, folder: str) -> str:
-    """-> path. Named by its pixels, so that a second run changes no picture that older buckets point to."""
-    picture = load_image(image)
-    path = os.path.join(folder, f"{picture.width}x{picture.height}_{hashlib.sha1(picture.tobytes()).hexdigest()}.png")
+def save_image(image: bytes, folder: str) -> str:
+    """-> path. Named by its content, as one picture may belong to many questions."""
     os.makedirs(folder, exist_ok=True)
-    picture.save(path + ".tmp", "PNG")
-    os.replace(path + ".tmp", path)
+    path = os.path.join(folder, hashlib.sha1(image).hexdigest())
+    with open(path, "wb") as file:
+        file.write(image)
     return path
 
 
@@ -182,13 +168,7 @@ def save_png(image: Image.Image, folder: str) -> str:
 IMAGE = "<image>"  # in a question: the next image belongs here
 LEADING_IMAGES = re.compile(rf"(\s*{IMAGE})*\s*")
 TEXT = (str, int, float)  # a number will do as a text: "answer": 3
-MOST_ITEMS = 1000  # key words, or choices, of a question
-QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
-BETWEEN_ITEMS = re.compile(r"[，、;；|\n]|(?<!\d),|,(?!\d{3}(?!\d))")  # 1,000 is a number
-LETTERED = re.compile(r"\(?([A-Z])[).:]\s*(.+)", re.DOTALL)  # (B) 30°, B. 30°
-AROUND_ANSWERS = [  # what data sets put around an answer that no response repeats
-    (re.compile(r".*<answer>(.*)</answer>.*", re.DOTALL | re.IGNORECASE), r"\1"),
-    (re.compile(r".*####", re.DOTALL), ""), (re.compile(r"\{~"), "{"), (re.compile(r"[。．]\s*$"), "")]
+AROUND_ANSWER = re.compile(r".*<answer>(.*)</answer>.*|.*####", re.DOTALL | re.IGNORECASE)  # no response repeats it
 
 
 @dataclass(frozen=True)
@@ -201,7 +181,6 @@ class Sample:
     choices: tuple[str, ...] = ()  # of a multiple-choice question
     solution: str = ""  # response to imitate (warm-up)
     where: str = field(default="", compare=False)  # "train.json row 3", for messages
-    broken: bool = False  # an image cannot be read: it keeps its place, and nothing is learned from it
 
     @property
     def name(self) -> str:
@@ -210,60 +189,36 @@ class Sample:
 
 
 def absent(value) -> bool:
-    """Whether a column is empty: null, NaN, Infinity, a blank text, [] or {}. Sets and tables fill what a row lacks
-    with these."""
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    if isinstance(value, dict):
-        return all(map(absent, value.values()))
-    return value is None or value in ([], b"") or isinstance(value, str) and not value.strip()
+    """Whether a column is empty: null, NaN, [] or a blank text. Sets and tables fill what a row lacks with these."""
+    return value is None or value == [] or value != value or isinstance(value, str) and not value.strip()
 
 
 def column(row: dict, where: str, *names: str, types: tuple = TEXT, default=None):
-    """The first of these columns that is not absent, else default; InputError where there is neither, or what `checked`
-    refuses."""
-    name = next((name for name in names if not absent(row.get(name))), names[0])
-    value = default if absent(row.get(name)) else row[name]
-    if value is None:
+    """The first of these columns that is not absent, else default. InputError: there is neither, or another type."""
+    for name in names:
+        if not absent(row.get(name)):
+            return checked(row[name], types, f"{where}: {name} has", " or ".join(each.__name__ for each in types))
+    if default is None:
         present = ", ".join(str(name) for name in row if not absent(row[name]))
         raise InputError(f"{where}: no {' or '.join(names)}; it has: {present or 'nothing'}; rename or add the column")
-    return checked(value, types, f"{where}: {name} has", " or ".join(each.__name__ for each in types))
+    return default
 
 
-def listed(text: str) -> list[str]:
-    """The items of a list that was written as a text: JSON, as Python or numpy print it, or with separators."""
-    text = text.strip()
-    if text[0] + text[-1] != "[]":
-        return BETWEEN_ITEMS.split(text)
-    try:
-        return json.loads(text)
-    except ValueError:
-        quoted = [re.sub(r"\\(.)", r"\1", single or double) for single, double in QUOTED.findall(text)]
-        return quoted or BETWEEN_ITEMS.split(text[1:-1])
-
-
-def texts(row: dict, where: str, *names: str, loose: bool = False) -> list[str]:
-    """A column with a list of texts, or such a list as a text; in loose ones separators will do."""
+def texts(row: dict, where: str, *names: str) -> tuple[str, ...]:
+    """A column with a list of texts, or such a list as one text, in brackets and quotes or not."""
     values = column(row, where, *names, types=(str, list), default=[])
-    if isinstance(values, str) and (loose or values.strip().startswith("[")):
-        values = listed(values)
-    checked(values, (list,), f"{where}: {names[0]} has", "list")
-    if len(values) > MOST_ITEMS:
-        raise InputError(f"{where}: {names[0]} has {len(values)} items; expected at most {MOST_ITEMS}")
-    if any(isinstance(value, float) and absent(value) for value in values):
-        raise InputError(f"{where}: {names[0]} has an item that is no number; expected texts")
-    return [str(checked(value, TEXT, f"{where}: {names[0]} has an item of", "texts")).strip() for value in values]
+    if isinstance(values, str):
+        values = re.split("[,，、;；|\n]", values.strip("[] "))
+    items = [str(checked(value, TEXT, f"{where}: {names[0]} has an item of", "texts")) for value in values]
+    return tuple(filter(None, (item.strip("\"' \n") for item in items)))
 
 
 def as_image(value, where: str, root: str):
     """A path, bytes, a PIL image, or {bytes, path} as parquet files hold it -> absolute path, bytes or PIL image."""
     if isinstance(value, dict):
-        value = value.get("path") if absent(value.get("bytes")) else value["bytes"]
-    if isinstance(value, (bytes, Image.Image)) and value != b"":
-        return value
-    if not isinstance(value, str) or not value.strip() or len(value) > 4096 or "://" in value:
-        raise InputError(f"{where}: an image is {value!r:.80}; expected a path, or the bytes of a picture")
-    return os.path.abspath(os.path.join(root, value))
+        value = value.get("bytes") or value.get("path")
+    checked(value, (str, bytes, Image.Image), f"{where}: an image has", "a path, or the bytes of a picture")
+    return os.path.abspath(os.path.join(root, value)) if isinstance(value, str) else value
 
 
 def first_turns(turns: list, where: str) -> tuple[str, str]:
@@ -272,7 +227,6 @@ def first_turns(turns: list, where: str) -> tuple[str, str]:
     stage here asks with INSTRUCTION, so theirs is removed; the <image> markers in front of it stay."""
     first = {}
     for turn in turns:
-        checked(turn, (dict,), f"{where}: a turn has", "{role, content}")
         first.setdefault(column(turn, where, "role", "from"), column(turn, where, "content", "value", default=""))
     turn = str(column(first, f"{where} messages", "user", "human"))
     instruction, _, question = turn.rpartition(f"### {ANSWER}:")
@@ -282,73 +236,48 @@ def first_turns(turns: list, where: str) -> tuple[str, str]:
     return markers + question.strip(), str(column(first, where, "assistant", "gpt", default=""))
 
 
-def gold(answer: str, choices: list[str]) -> tuple[str, tuple[str, ...]]:
-    """(answer, choices) without what no response repeats: tags, "#### ", the letters in front of the choices; of a
-    letter and its choice, the letter."""
-    for pattern, plain in AROUND_ANSWERS:
-        answer = pattern.sub(plain, answer)
-    marks = [LETTERED.fullmatch(choice) for choice in choices]
-    if all(mark and mark[1] == chr(ord("A") + i) for i, mark in enumerate(marks)):
-        choices = [mark[2] for mark in marks]
-    both = LETTERED.fullmatch(answer.strip())
-    if both and both[2] in choices and choices.index(both[2]) == ord(both[1]) - ord("A"):
-        answer = both[1]
-    return answer.strip(), tuple(choices)
-
-
 def sample_from_row(row, where: str, default_qid: str, root: str, prefix: str = "") -> Sample:
+    """where, default_qid: of messages, and of a row without one. root: what image paths are relative to. prefix: of
+    qids. InputError: what the row lacks, or a column of another type."""
     checked(row, (dict,), f"{where}: has", "an object with columns")
     qid = printable(prefix + str(column(row, where, "qid", "id", default=default_qid)))
-    place = where if qid == default_qid else f"{where} (qid {qid})"
-    turns = column(row, place, "messages", "conversations", types=(list,), default=[])
+    turns = column(row, where, "messages", "conversations", types=(list,), default=[])
     if turns:
-        question, solution = first_turns(turns, place)
+        question, solution = first_turns(turns, where)
     else:
-        question = str(column(row, place, "problem", "question"))
-        solution = str(column(row, place, "solution", default=""))
+        question = str(column(row, where, "problem", "question"))
+        solution = str(column(row, where, "solution", default=""))
     if not question.replace(IMAGE, "").strip():
-        raise InputError(f"{place}: the question is empty; write one or remove the row")
-    images = column(row, place, "images", "image", types=(str, list, dict, bytes, Image.Image), default=[])
-    images = listed(images) if isinstance(images, str) and images.strip().startswith("[") else images
+        raise InputError(f"{where}: the question is empty; write one or remove the row")
+    images = column(row, where, "images", "image", "file_name", types=(str, list, dict, bytes), default=[])
     images = images if isinstance(images, list) else [images]
-    answer = str(column(row, place, "answer", default="" if turns else None))
-    answer, choices = gold(answer, texts(row, place, "choices"))
-    key_words = texts(row, place, "key_words", "key_word", "keywords", loose=True)
-    return Sample(qid=qid, question=question, images=tuple(as_image(image, place, root) for image in images),
-                  answer=answer, key_words=tuple(filter(None, key_words)), choices=choices,
-                  solution=solution.strip(), where=where)
+    answer = str(column(row, where, "answer", default="" if turns else None))
+    return Sample(qid=qid, question=question, images=tuple(as_image(image, where, root) for image in images),
+                  answer=AROUND_ANSWER.sub(r"\1", answer).strip(), choices=texts(row, where, "choices"),
+                  key_words=texts(row, where, "key_words", "key_word", "keywords"), solution=solution.strip(),
+                  where=where)
 
 
-def several(text: str) -> list[str]:
-    """The paths of a flag that may name several, with commas between."""
-    return text.split(",") if not os.path.exists(text) else [text]
-
-
-def sources_of(source: str, image_root: str) -> list[tuple[str, str]]:
-    """[(path, image root)] of --data and --image_root. A file's image paths start from its own folder if none is
-    given, from the one that is given, or where several are, each from its own."""
-    if not source:
-        raise InputError("--data is empty: give a .json, .jsonl, .csv or .parquet file, a folder or a hub name")
-    paths, roots = several(source), several(image_root)
+def named_rows(source: str, image_root: str, split: str) -> Iterator[tuple]:
+    """The arguments of `sample_from_row` for each row of --data. Image paths start from the folder of their file, or
+    from image_root. Of several files, with commas between, each may have an image root of its own, and the number of
+    its file stands in front of each qid."""
+    paths, roots = source.split(","), image_root.split(",")
     if len(roots) not in (1, len(paths)):
         raise InputError(f"--image_root has {len(roots)} folders for {len(paths)} of --data; give one each, or one")
-    return [(path, root or (os.path.dirname(path) if os.path.isfile(path) else path))
-            for path, root in zip(paths, roots * len(paths))]
-
-
-def load_samples(source: str, image_root: str = "", split: str = "train", log=print) -> list[Sample]:
-    """What `read_rows` reads, as Samples. Where there are several files, the number of each stands in front of its
-    qids. Image files are not opened: plumbing/filters.py looks at them.
-    InputError: what a row lacks, or a qid it shares, with the row named."""
-    sources, samples, first = sources_of(source, image_root), [], {}
-    for number, (path, root) in enumerate(sources, 1):
-        named_rows = read_rows(path, split)
-        if not named_rows:
+    for number, (path, root) in enumerate(zip(paths, roots * len(paths)), 1):
+        root = root or (os.path.dirname(path) if os.path.isfile(path) else path)
+        rows = read_rows(path, split)
+        if not rows:
             raise InputError(f"{path}: no rows; give a file that has some")
-        prefix = f"{number}/" if len(sources) > 1 else ""
-        samples += [sample_from_row(row, f"{path} row {name}", str(name), root, prefix) for name, row in named_rows]
-    if len(sources) > 1:
-        log(f"{len(sources)} files: the number of its file is in front of each qid, as in {samples[0].qid}")
+        for name, row in rows:
+            yield row, f"{path} row {name}", str(name), root, f"{number}/" if len(paths) > 1 else ""
+
+
+def load_samples(source: str, image_root: str = "", split: str = "train") -> list[Sample]:
+    """The rows of --data as Samples. Image files are not opened: plumbing/filters.py looks at them. InputError: what
+    `sample_from_row` refuses, or a qid that two rows share."""
+    samples, first = [sample_from_row(*row) for row in named_rows(source, image_root, split)], {}
     for sample in samples:
         twin = first.setdefault(sample.qid, sample)
         if twin is not sample:
@@ -359,8 +288,6 @@ def load_samples(source: str, image_root: str = "", split: str = "train", log=pr
 # ---- samples to prompts
 # Refused in any text: an image token without an image, the end of a turn, half a surrogate pair (it has no tokens).
 REFUSED = re.compile(r"<\|(im_start|im_end|endoftext|vision_(start|end|pad)|image_pad|video_pad)\|>|[\ud800-\udfff]")
-
-SKIPPED: set[str] = set()  # qids of the broken samples that this process has met, to be counted
 
 
 @dataclass
@@ -414,18 +341,14 @@ def mrope_positions(input_ids: list[int], grid_thw, image_token_id: int, merge_s
     return torch.cat(blocks, dim=1)  # (3, P)
 
 
-def encode_prompt(sample: Sample, processor, skip_bad: bool = False) -> Prompt:
+def encode_prompt(sample: Sample, processor) -> Prompt:
     """Never truncates. InputError, naming the qid: control tokens in the question, images it does not match, or an
-    image that cannot be read. With skip_bad, blank ones take the place of its images, and the sample is broken."""
+    image that cannot be read."""
     text = chat_text(sample, processor)
     try:
         images = [load_image(image) for image in sample.images]
     except ImageError as error:
-        if not skip_bad:
-            raise ImageError(f"{sample.name}: {error}, or --skip_bad_images True") from error
-        SKIPPED.add(sample.qid)
-        images = [Image.new("RGB", (32, 32))] * len(sample.images)
-        sample = replace(sample, images=(), broken=True)
+        raise ImageError(f"{sample.name}: {error}") from error
     # This is processor(text, images) in half its time: it would check all its settings anew for each prompt.
     encoded = processor.image_processor(images=images, return_tensors="pt") if images else {}
     grid_thw, merge = encoded.get("image_grid_thw"), processor.image_processor.merge_size
@@ -466,7 +389,7 @@ def write_buckets(folder: str, samples: list[Sample], correct: dict[str, int], g
     for sample in samples:
         count = correct[sample.qid]
         bucket = "easy" if count == group_size else "medium" if count > 0 else "hard"
-        paths = [image if isinstance(image, str) else save_png(image, os.path.join(folder, "images"))
+        paths = [image if isinstance(image, str) else save_image(image, os.path.join(folder, "images"))
                  for image in sample.images]
         row = {"qid": sample.qid, "problem": sample.question, "answer": sample.answer,
                "images": [os.path.relpath(path, folder) for path in paths], "key_words": sample.key_words,
@@ -483,9 +406,7 @@ def write_buckets(folder: str, samples: list[Sample], correct: dict[str, int], g
 
 def batches(n: int, batch_size: int, epochs: int, seed: int, drop_last: bool = False) -> list[list[int]]:
     """Indices of n samples. An epoch's order depends on (seed, epoch) alone; a batch may span two, without drop_last;
-    what is left over is not used. InputError when there is not one full batch, or more than 20 million indices."""
-    if n * epochs > 20_000_000:
-        raise InputError(f"--epochs {epochs} of {n} questions are over 20 million; give fewer, and --max_steps to stop")
+    what is left over is not used. InputError when there is not one full batch."""
     epoch_orders = [numpy.random.default_rng([seed, epoch]).permutation(n).tolist() for epoch in range(epochs)]
     order = [index for epoch_order in epoch_orders for index in epoch_order[: n - n % batch_size * drop_last]]
     if len(order) < batch_size:

@@ -111,7 +111,7 @@ def load(config: EvalConfig, device) -> tuple:
 
 def prepare_file(config: EvalConfig, model_folder: str, processor) -> tuple[list[Sample], int, str]:
     """The samples within --max_prompt, how many are over it, and the folder of responses that have come so far."""
-    samples = data.load_samples(config.data, config.image_root, config.split or "train", log=print0)
+    samples = data.load_samples(config.data, config.image_root, config.split or "train")
     filters.require(samples, "answer", config.data)
     filters.check_images(samples)
     near = filters.drop_long(samples, processor, config.max_prompt, log=print0)
@@ -262,7 +262,7 @@ def score(config: EvalConfig):
     if not os.path.isdir(os.path.dirname(config.verdicts) or ".") or os.path.isdir(config.verdicts):
         raise InputError(f"--verdicts {config.verdicts}: give a file in a folder that exists")
     responses = report.read_responses(config.score, "extraction" if config.from_extraction else "response")
-    items = registry.load_items(name, registry.load_rows(name, config.data, config.split, images=False))
+    items = registry.load_items(name, registry.load_rows(name, config.data, config.split))
     strangers = [pid for pid in responses if pid not in items]
     if len(strangers) == len(responses):
         raise InputError(f"--score {config.score}: none of its {len(responses)} pids is in this split of {name}")

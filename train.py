@@ -73,7 +73,7 @@ class Sampling:
     max_pixels: int = 802816  # at most 1024 tokens of 28 x 28 pixels
     prompt: Literal["own", "release"] = "own"  # text around a question; the release's has images after it
     # data
-    data: str = ""  # json, jsonl, csv, parquet, folder or hub data set; of files several, with commas between
+    data: str = ""  # json, jsonl, parquet, folder or hub data set; of files several, with commas between
     split: str = "train"  # of a folder or a hub data set
     image_root: str = ""  # what image paths are relative to, one or one each; empty: the folder of the data file
     max_prompt: int = 2048  # tokens; longer prompts are dropped before the run, never cut
@@ -118,7 +118,6 @@ class Config(Sampling):
     drop_last: bool = False  # leave out what fills no batch of an epoch, or of stage sample, as the release
     cutoff: int = 0  # tokens of prompt and solution in the warm-up, the end is cut; 0: longer rows are dropped
     allow_text: bool = False  # with a CLIP weight, keep questions without an image, whose clip part is 0
-    skip_bad_images: bool = False  # go on without the rows whose image cannot be read; they keep their place
     max_steps: int = 0  # stop after this many steps; 0: after the epochs
     # rewards
     clip_weight: float = 0.0  # of a part in the reward's sum: does the description match the image?
@@ -261,15 +260,14 @@ def collect(replica, processor, clip, samples: list[Sample], prompts: Iterable[P
         stop_together()
 
 
-def ask(replica, processor, clip, samples: list[Sample], config, purpose: str,
-        skip_bad: bool = False) -> Iterator[list[rewards.Answered]]:
+def ask(replica, processor, clip, samples: list[Sample], config, purpose: str) -> Iterator[list[rewards.Answered]]:
     """Graded responses to this rank's share of the questions, as `collect` yields them.
 
     A seed depends on the purpose and the question alone: an interrupted run asks the rest as if nothing had happened.
     """
     share = shard_of_rank(samples)
     seeds = [seed_of(config.seed, purpose, sample.qid) for sample in share]
-    prompts = progress(ahead(data.encode_prompt, share, CHUNK, processor, skip_bad), purpose, len(share))
+    prompts = progress(ahead(data.encode_prompt, share, CHUNK, processor), purpose, len(share))
     timer = Timer(f"{len(share)} questions", stoppable=purpose != "evaluate")  # that is a part of a step
     return collect(replica, processor, clip, share, prompts, seeds, config, timer)
 
@@ -367,7 +365,7 @@ class Run:
 
 def load_samples(config: Config, processor) -> tuple[list[Sample], list[Sample]]:
     """The stage's data and the held-out questions. What is wrong with them is found here, before the run."""
-    samples = data.load_samples(config.data, config.image_root, config.split, log=print0)
+    samples = data.load_samples(config.data, config.image_root, config.split)
     samples = filters.usable(samples, config, processor, correct, log=print0)
     return samples, filters.held_out(config, processor, log=print0)
 
@@ -407,7 +405,7 @@ def sft_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: i
     config, timer = run.config, Timer(f"step {step}")
     with timer("encode"):
         groups = [(prompt, [data.encode_solution(prompt.sample, run.processor, config.cutoff - len(prompt.input_ids))])
-                  for prompt in prompts if not prompt.sample.broken]
+                  for prompt in prompts]
     with timer("wait"):
         barrier(config.patience)
     with timer("update"):
@@ -426,8 +424,7 @@ def deal_out(run: Run, step: int, prompts: list[Prompt], answered: list[rewards.
     """
     lengths = gather([len(prompt.input_ids) for prompt in prompts], everywhere=True)
     tokens = [n + sum(len(response.ids) for response in one.responses) for n, one in zip(lengths, answered)]
-    shares = [[i for i in share if not answered[i].sample.broken]  # of each optimiser step
-              for share in fair_shares(tokens, run.config.questions_per_update)]
+    shares = fair_shares(tokens, run.config.questions_per_update)  # of each optimiser step
     known = dict(zip(shard_of_rank(range(len(answered))), prompts))
     others = [i for i in chain(*shares) if i not in known]
     samples = [run.samples[run.batches[step][i]] for i in others]
@@ -491,12 +488,11 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: in
 def sample_questions(run: Run):
     """Stage sample: G graded responses to every question, then the three buckets. A second run replaces the first."""
     config, folder = run.config, f"{run.folder}.asked-{run_id(run.config, run.prints)}"
-    asked = kept(folder, "responses", run.samples, lambda todo: (records(part, data.SKIPPED) for part in ask(
-        run.replica, run.processor, None, todo, config, "sample", config.skip_bad_images)))
-    rows = [row for row in asked.values() if row["responses"]]  # the images of the others cannot be read
+    asked = kept(folder, "responses", run.samples, lambda todo: map(records, ask(
+        run.replica, run.processor, None, todo, config, "sample")))
     timeouts = sum_over_ranks(grader_counts(config.grader))["grader/timeouts"]
     if is_main():
-        replace_buckets(run.folder, run.samples, rows, config.group_size, folder)
+        replace_buckets(run.folder, run.samples, list(asked.values()), config.group_size, folder)
         print(f"{timeouts:g} answers took too long to compare")
     barrier()
 
@@ -534,7 +530,7 @@ def train(run: Run, step_function):
     mine = [run.samples[i] for batch in run.batches[first:steps] for i in shard_of_rank(batch)]
     share = len(shard_of_rank(run.batches[0]))  # of one step
     # The prompts of the next step are encoded while this one trains.
-    prompts = ahead(data.encode_prompt, mine, share, run.processor, config.skip_bad_images)
+    prompts = ahead(data.encode_prompt, mine, share, run.processor)
     bar = progress(range(first, steps), f"stage {config.stage}", steps, first)
     log = Log(config, run.folder, bar)
     try:
@@ -542,8 +538,7 @@ def train(run: Run, step_function):
             began = time.perf_counter()
             answered, stats, timer = step_function(run, optimizer, islice(prompts, share), step, steps)
             rows = records(answered)
-            counts = grader_counts(config.grader) | {"data/skipped": len(data.SKIPPED)}
-            metrics = step_metrics(rows, PARTS, stats, timer.seconds) | sum_over_ranks(counts)
+            metrics = step_metrics(rows, PARTS, stats, timer.seconds) | sum_over_ranks(grader_counts(config.grader))
             if config.eval_every and ((step + 1) % config.eval_every == 0 or step + 1 == steps):
                 metrics |= evaluate(run)
             metrics["time/step"] = time.perf_counter() - began

@@ -1,6 +1,6 @@
 """The published benchmarks: the files of this folder that define one. None needs a judge model.
 
-    rows = load_rows("mathvista", source, split, images=True)    hub, cache, folder or file -> [(where, row)]
+    rows = load_rows("mathvista", source, split)                 hub, cache, folder or file -> [(where, row)]
     items = load_items("mathvista", rows)                        pid -> Item: question, prompt text, gold, labels
     samples = load_samples(items, rows, root)                    what the sampler is asked
 
@@ -40,15 +40,15 @@ def place(name: str, source: str) -> str:
     return inside if source and os.path.isdir(inside) else source
 
 
-def load_rows(name: str, source: str, split: str, images: bool = True) -> list[tuple[str, dict]]:
+def load_rows(name: str, source: str, split: str) -> list[tuple[str, dict]]:
     """[(where, row)] of a benchmark, from whatever data.read_rows reads.
 
-    source: as --data; "" is the hub's data set, or its cached copy. images: False leaves pictures out, for scoring
-    needs none. A key in an object of rows is the pid. InputError when it cannot be had, or has no rows.
+    source: as --data; "" is the hub's data set, or its cached copy. A key in an object of rows is the pid. InputError
+    when it cannot be had, or has no rows.
     """
     benchmark = BENCHMARKS[name]
     source = place(name, source) or benchmark.hub
-    rows = read_rows(source, split or benchmark.split, benchmark.config, images, only_split=True)
+    rows = read_rows(source, split or benchmark.split, benchmark.config, only_split=True)
     if not rows:
         raise InputError(f"{source}: no rows of {name}; expected a list or an object of rows")
     return [(f"{source} row {key}", {"pid": key} | row if isinstance(key, str) and isinstance(row, dict) else row)

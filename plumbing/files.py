@@ -6,12 +6,9 @@
 Nothing local is read through the cache of `datasets`: it knows a folder by its last name, and gives the rows of another
 folder of that name, or those that a file had before it was replaced.
 """
-import csv
 import gzip
 import json
 import os
-import re
-from glob import glob
 
 
 def printable(text) -> str:
@@ -31,36 +28,25 @@ class InputError(ValueError):
         super().__init__(line if len(line) <= 300 else f"{line[:200]} .. {line[-96:]}")
 
 
-LONGEST_TEXT = 100_000  # characters of a value; a longer one is some other file that got in
-
-
 def checked(value, types: tuple, found: str, expected: str):
-    """The value, if it has one of these types and is no endless text; else InputError, "{found} type list; expected
-    {expected}". In Python True is a number; here it is not."""
-    if isinstance(value, str) and len(value) > LONGEST_TEXT:
-        raise InputError(f"{found} {len(value)} characters; expected at most {LONGEST_TEXT}")
+    """The value, if it has one of these types; else InputError, "{found} type list; expected {expected}". In Python
+    True is a number; here it is not."""
     if not isinstance(value, types) or isinstance(value, bool):
         raise InputError(f"{found} type {type(value).__name__}; expected {expected}")
     return value
 
 
 # ---- one file
-KINDS = [(".parquet",), (".json", ".jsonl", ".json.gz", ".jsonl.gz"), (".csv", ".tsv")]  # of a folder, the first it has
+KINDS = (".parquet", ".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
 def read_json(path: str):
-    """What a .json file holds, plain or .gz; of a file with an object in each line, as .jsonl files are and some .json
-    files as well, its rows by the number of their line, from 1."""
+    """What a .json file holds, plain or .gz; of a .jsonl file, its rows by the number of their line, from 1."""
     line, rows, kind = 0, {}, path.lower()
     try:
-        with (gzip.open if kind.endswith(".gz") else open)(regular(path), "rt", encoding="utf-8-sig") as file:
+        with (gzip.open if kind.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig") as file:
             if not kind.removesuffix(".gz").endswith(".jsonl"):
-                try:
-                    return json.load(file)
-                except json.JSONDecodeError as error:
-                    if error.msg != "Extra data":
-                        raise
-                file.seek(0)
+                return json.load(file)
             for line, text in enumerate(file):
                 if text.strip():
                     rows[line + 1] = json.loads(text.strip())
@@ -71,117 +57,52 @@ def read_json(path: str):
         raise InputError(f"{path}: cannot be read ({error}); check the path and that the file is whole") from error
 
 
-def regular(path: str) -> str:
-    """The path. A folder, or a pipe that would be waited for, is none that can be read."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError("no file, but a folder or a pipe")
-    return path
-
-
-def columns(schema, images: bool) -> list[str]:
-    """The columns of an Arrow schema, with images=False those without pictures."""
-    return [field.name for field in schema if images or "binary" not in str(field.type)]
-
-
-def read_file(path: str, images: bool = True) -> list[tuple]:
-    """[(name, row)]: name is the key in an object of rows, the line in a .jsonl file, else the number from 1. All
-    values of a .csv or .tsv file are texts, as they stand there."""
-    kind = path.lower()
-    if not kind.endswith((".parquet", ".csv", ".tsv")):
+def read_file(path: str) -> list[tuple]:
+    """[(name, row)]: name is the key in an object of rows, the line in a .jsonl file, else the number from 1."""
+    if not path.lower().endswith(".parquet"):
         rows = checked(read_json(path), (list, dict), f"{path}: has", "a list or an object of rows")
         return list(rows.items() if isinstance(rows, dict) else enumerate(rows, 1))
+    from pyarrow.parquet import ParquetFile  # most runs read a .json file
     try:
-        if kind.endswith(".parquet"):
-            from pyarrow.parquet import ParquetFile  # most runs read a .json file
-            with ParquetFile(regular(path)) as file:
-                names = columns(file.schema_arrow, images)  # group by group, for the reader keeps what it has read
-                rows = [row for group in range(file.num_row_groups)
-                        for batch in file.iter_batches(100, [group], names) for row in batch.to_pylist()]
-        else:
-            with open(regular(path), encoding="utf-8-sig", newline="") as file:
-                rows = list(csv.DictReader(file, dialect="excel-tab" if kind.endswith(".tsv") else "excel"))
-            if any(None in row for row in rows):
-                raise ValueError("a row has more values than the header has names")
-    except (OSError, ValueError, TypeError, KeyError, NotImplementedError, csv.Error) as error:  # pyarrow's are such
+        with ParquetFile(path) as file:
+            rows = [row for group in range(file.num_row_groups)  # the reader keeps what it has read of a group
+                    for batch in file.iter_batches(100, [group]) for row in batch.to_pylist()]
+    except (OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:  # pyarrow's are such
         raise InputError(f"{path}: cannot be read ({error}); check the path and that the file is whole") from error
     return list(enumerate(rows, 1))
 
 
 # ---- a folder of files, or a set on the hub
-def split_of(path: str) -> str:
-    """The split that a file's name tells, as in data/test-00000-of-00002.parquet and val/metadata.jsonl; else train."""
-    numbered = re.fullmatch(r"(.+)-\d{5}-of-\d{5}.*", os.path.basename(path))
-    named = re.search(r"(?<![a-z])(train|test|val|valid|validation|dev)(?![a-z])", path.lower())
-    name = numbered[1] if numbered else named[1] if named else "train"
-    return "validation" if name in ("val", "valid", "dev") else name
-
-
-def files_of(folder: str, config: str | None) -> dict[str, list[str]]:
-    """split -> its files with rows. The README of a folder from the hub may say which they are; else their names do."""
-    readme, splits = os.path.join(folder, "README.md"), {}
-    if os.path.exists(readme) and "configs:" in open(readme, encoding="utf-8", errors="replace").read():
-        from datasets import load_dataset_builder
-        try:
-            builder = load_dataset_builder(folder, config)
-        except ValueError:  # no such config
-            builder = load_dataset_builder(folder)
-        named = [(str(split), path) for split, paths in builder.config.data_files.items() for path in paths]
-    else:
-        paths = sorted(glob("**", root_dir=folder, recursive=True))
-        named = [(split_of(path), os.path.join(folder, path)) for path in paths if "dataset_info" not in path]
-    kind = next((kind for kind in KINDS if any(path.lower().endswith(kind) for _, path in named)), ())
-    for split, path in named:
-        if path.lower().endswith(kind):
-            splits.setdefault(split, []).append(path)
-    return splits
-
-
-def read_folder(folder: str, files: list[str], images: bool) -> list[dict]:
-    """The rows of several files. A metadata file names pictures (file_name) beside itself, others below the folder."""
-    rows = []
-    for path in files:
-        for _, row in read_file(path, images):
-            if isinstance(row, dict) and "file_name" in row:
-                row["image"] = os.path.join(os.path.relpath(os.path.dirname(path), folder), str(row["file_name"]))
-            rows.append(row)
-    return rows
-
-
-def read_rows(source: str, split: str, config: str | None = None, images: bool = True,
-              only_split: bool = False) -> list[tuple]:
-    """[(name, row)] of a .json, .jsonl (plain or .gz), .parquet, .csv or .tsv file; or of one split of a folder of such
-    files, of a folder that `save_to_disk` made, or of a set on the hub. With only_split, the split of a set that has a
-    single one is taken whatever its name. Pictures stay as stored, a path or bytes; images=False leaves bytes out.
-    InputError when it cannot be read."""
-    if source.lower().endswith(sum(KINDS, ())) and not os.path.isdir(source):
-        return read_file(source, images)
+def read_rows(source: str, split: str, config: str | None = None, only_split: bool = False) -> list[tuple]:
+    """[(name, row)] of a .json, .jsonl (plain or .gz) or .parquet file; or of one split of a folder of such files or of
+    a set on the hub. With only_split, the split of a set that has a single one is taken whatever its name. Pictures
+    stay as stored, a path or bytes. InputError when it cannot be read."""
+    if source.lower().endswith(KINDS) and not os.path.isdir(source):
+        return read_file(source)
     import datasets  # takes a second, and most runs read a file
     from huggingface_hub.utils import logging
     datasets.disable_progress_bars()
     logging.set_verbosity_error()  # otherwise a hub that cannot be reached prints a line for each attempt
     try:
-        if any(os.path.exists(os.path.join(source, name)) for name in ("dataset_dict.json", "state.json")):
-            found = datasets.load_from_disk(source)
-        elif os.path.exists(source):
-            found = files_of(source, config)
-        else:
-            try:
-                found = datasets.load_dataset(source, config, split=split)
-            except ValueError:  # no such config or split
-                found = datasets.load_dataset(source)
-        if isinstance(found, dict):  # all splits by name
-            name = next(iter(found)) if only_split and len(found) == 1 else split
-            if name not in found:
-                raise ValueError(f"no split {split}; it has {', '.join(found) or 'no rows'}: give one with --split")
-            found = found[name]
-        if isinstance(found, list):
-            return list(enumerate(read_folder(source, found, images), 1))
-        batches = found.select_columns(columns(found.data.schema, images)).with_format("arrow").iter(100)
-        return list(enumerate((row for batch in batches for row in batch.to_pylist()), 1))
-    except InputError:
-        raise
+        load = datasets.load_dataset_builder if os.path.exists(source) else datasets.load_dataset
+        try:
+            found = load(source, config)
+        except ValueError:  # no such config
+            found = load(source)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).split("\n")[0][:150]
-        raise InputError(f"data set {source!r}, split {split!r}: cannot be loaded ({reason}); download it first: "
-                         "`hf download --repo-type dataset NAME --local-dir FOLDER`, and give --data FOLDER or a file, "
-                         "or point HF_HOME to a cache") from error
+        raise InputError(f"data set {source!r}: cannot be loaded ({reason}); download it first: `hf download "
+                         "--repo-type dataset NAME --local-dir FOLDER`, and give --data FOLDER or a file, or point "
+                         "HF_HOME to a cache") from error
+    if isinstance(found, datasets.DatasetBuilder):  # it knows which files a split has, from a README or their names
+        found = {str(name): paths for name, paths in found.config.data_files.items()}
+    if isinstance(found, dict):  # all splits by name
+        name = next(iter(found)) if only_split and len(found) == 1 else split
+        if name not in found:
+            raise InputError(f"{source}: no split {split}; it has {', '.join(found)}: give one with --split")
+        found = found[name]
+    if isinstance(found, list):  # of files, among them perhaps pictures
+        rows = (row for path in found if path.lower().endswith(KINDS) for _, row in read_file(path))
+    else:
+        rows = (row for batch in found.with_format("arrow").iter(100) for row in batch.to_pylist())
+    return list(enumerate(rows, 1))

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from itertools import chain
 from string import ascii_uppercase
 
-from data import (REFUSED, SKIPPED, ImageError, InputError, Sample, batches, encode_prompt, encode_solution, image_size,
-                  load_samples, prompt_length, seed_of, several)
+from data import (REFUSED, ImageError, InputError, Sample, batches, encode_solution, image_size, load_samples,
+                  prompt_length, seed_of)
 
 MOST_BROKEN = 0.05  # share of rows with a broken image beyond which something else is wrong
+SMALLEST = 28  # pixels of a side in the warm-up: one token of Qwen2.5-VL (release: dataset/filter.py)
 
 
 def check_images(samples: list[Sample]) -> None:
@@ -50,21 +51,6 @@ def check_golds(samples: list[Sample], correct: Callable, source: str, log=print
         log(f"note: {message}")
 
 
-def check_broken(broken: list[InputError], total: int, done: str, log=print) -> None:
-    """Says how many rows have a broken image; InputError where these are more than one in twenty."""
-    if broken:
-        first = f"{len(broken)} of {total} rows have a broken image, the first: {broken[0]}"
-        if len(broken) > MOST_BROKEN * total:
-            raise InputError(f"over 5 %: {first}")
-        log(f"{done} {first}")
-
-
-def token_side(processor) -> int:
-    """The side in pixels of the square that becomes one token; without a processor, of the family with the smaller."""
-    images = getattr(processor, "image_processor", None)
-    return images.patch_size * images.merge_size if images else 28
-
-
 def sft_verdict(sample: Sample, processor, max_response: float) -> str:
     """"kept", or why a warm-up row is dropped (release: dataset/filter.py). Of images only the headers are read; a
     broken one is left to `drop_long`."""
@@ -78,7 +64,7 @@ def sft_verdict(sample: Sample, processor, max_response: float) -> str:
         sides = [side for image in sample.images for side in image_size(image)]
     except ImageError:
         return "kept"
-    if min(sides, default=token_side(processor)) < token_side(processor):
+    if min(sides, default=SMALLEST) < SMALLEST:
         return "small_image"
     short = processor is None or len(encode_solution(sample, processor)) <= max_response
     return "kept" if short else f"over {max_response} tokens"
@@ -95,37 +81,35 @@ def worth_imitating(samples: list[Sample], config, processor, log=print) -> list
     return [sample for sample, verdict in zip(samples, verdicts) if verdict == "kept"]
 
 
-def drop_long(samples: list[Sample], processor, max_prompt: int, log=print, keep_bad: bool = False) -> list[Sample]:
+def drop_long(samples: list[Sample], processor, max_prompt: int, log=print) -> list[Sample]:
     """Prompts of more than max_prompt tokens are dropped up front, never cut: a cut prompt loses image tokens. Rows
-    with a broken image are dropped as well, unless keep_bad leaves them their place in the order of training."""
-    lengths, broken = [], []
+    with an image whose header is broken are dropped as well; InputError where these are more than one in twenty."""
+    whole, broken = [], []
     for sample in samples:
         try:
-            lengths.append(prompt_length(sample, processor))
+            whole.append((prompt_length(sample, processor), sample))
         except ImageError as error:
-            broken.append(ImageError(f"{sample.name}: {error}"))
-            lengths.append(0 if keep_bad else None)
-    check_broken(broken, len(samples), "trained without:" if keep_bad else "dropped:", log)
-    whole = [(length, sample) for length, sample in zip(lengths, samples) if length is not None]
+            broken.append(f"{sample.name}: {error}")
+    if broken:
+        first = f"{len(broken)} of {len(samples)} rows have a broken image, the first: {broken[0]}"
+        if len(broken) > MOST_BROKEN * len(samples):
+            raise InputError(f"over 5 %: {first}")
+        log(f"dropped: {first}")
     kept = [sample for length, sample in whole if length <= max_prompt]
-    ranked = sorted(whole, key=lambda pair: -pair[0])[:3]
-    longest = "longest: " + ", ".join(f"qid {sample.qid} with {length}" for length, sample in ranked)
+    longest = "the longest: qid {1.qid} with {0}".format(*max(whole, key=lambda pair: pair[0]))
     if not kept:
         raise InputError(f"no prompt is within {max_prompt} tokens ({longest}): raise --max_prompt or cut --max_pixels")
     if len(kept) < len(whole):
         log(f"dropped {len(whole) - len(kept)} of {len(whole)} prompts, over {max_prompt} tokens ({longest})")
-    encode_prompt(max(kept, key=lambda sample: len(sample.images)), processor, keep_bad)  # template and processor work
     return kept
 
 
 def usable(samples: list[Sample], config, processor, correct: Callable, log=print) -> list[Sample]:
     """The samples that the stage of `config` (train.Config) works with; a line says what they are. InputError: what it
     must refuse. correct: as in grading.equal. Without a processor, what needs one is left out."""
-    SKIPPED.clear()  # what an earlier run of this process has passed over
-    counts = {"images": sum(len(sample.images) for sample in samples)} | {
-        f"rows with {name}": sum(bool(getattr(sample, name)) for sample in samples)
-        for name in ("images", "answer", "key_words", "choices")}
-    log(f"{config.data}: {len(samples)} rows, " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    counts = [f"{sum(bool(getattr(sample, name)) for sample in samples)} with {name}"
+              for name in ("images", "answer", "key_words", "choices")]
+    log(f"{config.data}: {len(samples)} rows, {', '.join(counts)}")
     if config.stage == "sft":
         samples = worth_imitating(samples, config, processor, log)
     elif config.grader == "own":
@@ -138,7 +122,7 @@ def usable(samples: list[Sample], config, processor, correct: Callable, log=prin
     if config.clip_weight > 0 and not config.allow_text:
         require(samples, "images", config.data, ", or keep them with --allow_text True")
     if processor is not None:
-        samples = drop_long(samples, processor, config.max_prompt, log, config.skip_bad_images)
+        samples = drop_long(samples, processor, config.max_prompt, log)
     if config.stage == "sample" and config.drop_last:
         whole = sorted(chain(*batches(len(samples), config.questions_per_rollout, 1, config.seed)))
         log(f"left out: {len(samples) - len(whole)} questions that fill no batch of {config.questions_per_rollout}")
@@ -150,8 +134,8 @@ def held_out(config, processor, log=print) -> list[Sample]:
     """The questions of --eval_data that training asks: eval_questions of them, always the same ones."""
     if not config.eval_data:
         return []
-    root = config.image_root if len(several(config.image_root)) == 1 else ""  # several are those of --data
-    samples = load_samples(config.eval_data, root, config.split, log)
+    root = "" if "," in config.image_root else config.image_root  # several are those of --data
+    samples = load_samples(config.eval_data, root, config.split)
     chosen = sorted(samples, key=lambda sample: seed_of("held out", sample.qid))[: config.eval_questions]
     check_images(chosen)
     require(chosen, "answer", config.eval_data)

@@ -25,15 +25,13 @@ def mean(values) -> float:
     return sum(values) / max(1, len(values))
 
 
-def records(answered, broken=frozenset()) -> list[dict]:
-    """rewards.Answered as json rows, one per question: rollout files, metrics and evaluation are made of these.
-    broken: qids of questions whose images cannot be read; their rows have no responses."""
+def records(answered) -> list[dict]:
+    """rewards.Answered as json rows, one per question: rollout files, metrics and evaluation are made of these."""
     return [dict(qid=one.sample.qid, question=one.sample.question, answer=one.sample.answer,
                  key_words=list(one.sample.key_words), images=list(one.sample.images), responses=[
         dict(text=text, extracted=parse(text).answer, tokens=len(response.ids), finished=response.finished,
              **{name: values[g] for name, values in one.earned.items()})
-        for g, (text, response) in enumerate(zip(one.texts, one.responses)) if one.sample.qid not in broken])
-            for one in answered if not one.sample.broken]
+        for g, (text, response) in enumerate(zip(one.texts, one.responses))]) for one in answered]
 
 
 def rollout_metrics(rows: list[dict], parts: tuple[str, ...]) -> dict[str, float]:

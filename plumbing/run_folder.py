@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
 import data
-from data import InputError, Sample, several
+from data import InputError, Sample
 from plumbing.processes import barrier, broadcast, is_main, launch_store, print0, restarts, whereabouts
 from plumbing.release import prompt_id
 
@@ -33,7 +33,7 @@ DROPPED = ".dropped"  # of a folder on its way out
 ASIDE = ".before-restart"  # of a stage's folder: the run that --restart replaces, until the new one is complete
 SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "fused_loss", "save_every", "eval_data", "eval_every",
                "eval_questions", "gradient_checkpointing", "ref_offload", "patience", "plan", "gpus", "gpu_gb",
-               "skip_bad_images", "grace", "tracker", "recipe"}
+               "grace", "tracker", "recipe"}
 HELD = contextlib.ExitStack()  # the locks of this program
 DISK = SimpleNamespace(folder=".", needs={})  # that this program writes to; GB of what it writes, by name
 NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
@@ -161,7 +161,7 @@ def weights_id(folder: str) -> str:
 
 def fingerprints(config, model_folder: str, samples: list[Sample], *prompt: str) -> dict[str, str]:
     """What a run depends on and its flags do not say. Of an image file only the name counts, since the folder may be
-    mounted elsewhere, and a file that has gone bad is what --skip_bad_images is for."""
+    mounted elsewhere, and a file that has gone bad may be replaced."""
     used = getattr(config, "clip_weight", 1) > 0 and os.path.isdir(config.clip)
     clip = [weights_id(config.clip)] if used else []
     rows = ((sample.qid, sample.question, sample.answer, sample.key_words, sample.choices, sample.solution,
@@ -179,11 +179,11 @@ def check_folder(config, folder: str, prints: dict[str, str]):
     """Refuse to mix this run with what lies in its folder, and to write over its own input. prints: `fingerprints`."""
     open_folder(config.out, os.path.basename(folder))
     for name in ("model", "data"):
-        if any(inside(path, folder) for path in several(getattr(config, name))) and (
+        if any(inside(path, folder) for path in getattr(config, name).split(",")) and (
                 config.restart or config.stage == "sample"):
             raise InputError(f"--{name} {getattr(config, name)} lies in {folder}, which this run replaces: "
                              "give another --out")
-    for path in several(config.data) if config.stage in ("1", "2") else []:
+    for path in config.data.split(",") if config.stage in ("1", "2") else []:
         check_buckets(path)
     names = {name for _, _, names in os.walk(folder) for name in names if not name.endswith(".writing")}
     if not names or config.stage == "sample" and "easy.jsonl" in names:
@@ -219,7 +219,6 @@ def check_buckets(path: str):
 def replace_buckets(folder: str, samples: list[Sample], rows: list[dict], group_size: int, asked: str):
     """Write the questions with responses, in three buckets, and all responses; asked: where they lay until then."""
     correct = {row["qid"]: sum(response["accuracy"] == 1 for response in row["responses"]) for row in rows}
-    samples = [sample for sample in samples if sample.qid in correct]
     with replaced_folder(folder) as writing:
         sizes = data.write_buckets(writing, samples, correct, group_size)
         write_text(os.path.join(writing, "rollouts.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))

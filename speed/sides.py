@@ -93,7 +93,8 @@ def write_questions(samples: list[data.Sample], config: Config):
     """The samples as the data file that a training run reads."""
     rows = []
     for sample in samples:
-        image = data.save_png(sample.images[0], config.out)
+        image = f"{config.data}.{sample.qid}.png"
+        sample.images[0].save(image)
         rows.append(dict(qid=sample.qid, problem=sample.question, answer=sample.answer, images=[image],
                          key_words=list(sample.key_words)))
     with open(config.data, "w") as f:

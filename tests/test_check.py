@@ -66,8 +66,7 @@ def test_broken_images_cost_their_rows_up_to_one_in_twenty(processor, tmp_path, 
         return
     lines = []
     assert filters.drop_long(samples, processor, 999, lines.append) == samples[broken:]
-    assert filters.drop_long(samples, processor, 999, lines.append, keep_bad=True) == samples
-    assert [line.split(":")[0] for line in lines] == ["dropped", "trained without"] * bool(broken)
+    assert [line.split(":")[0] for line in lines] == ["dropped"] * bool(broken)
 
 
 def test_a_path_that_leads_nowhere_ends_the_warm_up_too(tiny_folder, questions, tmp_path, capsys):
@@ -86,7 +85,7 @@ def test_a_clip_weight_asks_for_an_image_in_each_row(tiny_folder, questions, tmp
     assert train.main(argv) == (2 if message else 0)
     captured = capsys.readouterr()
     assert message in captured.err
-    assert f"{questions}: 12 rows, 10 images, 10 rows with images, 12 rows with answer" in captured.out
+    assert f"{questions}: 12 rows, 10 with images, 12 with answer" in captured.out
 
 
 def questions_with(path, change: dict[str, dict], questions) -> str:
@@ -98,37 +97,14 @@ def questions_with(path, change: dict[str, dict], questions) -> str:
     return str(path)
 
 
-def test_a_torn_image_ends_the_run_or_is_passed_over_in_its_place(tiny_folder, questions, tmp_path, capsys):
-    """All other questions are asked in the step in which they would have been."""
+def test_a_torn_image_ends_the_run_until_another_is_in_its_place(tiny_folder, questions, tmp_path, capsys):
     bad = questions_with(tmp_path / "bad.jsonl", {"q4": {"images": [torn(tmp_path / "torn.jpg")]}}, questions)
-    good = questions_with(tmp_path / "good.jsonl", {}, questions)
-    flags = ["--questions_per_rollout", "6", "--eval_data", "", "--eval_every", "0"]
-    assert train.main(stage_1(tiny_folder, bad, tmp_path / "ends", *flags)) == 2
-    assert "bad.jsonl row 5: qid 'q4': image" in (line := capsys.readouterr().err) and "--skip_bad_images True" in line
-    runs = {"good": stage_1(tiny_folder, good, tmp_path / "good", *flags),
-            "bad": stage_1(tiny_folder, bad, tmp_path / "bad", *flags, "--skip_bad_images", "True")}
-    asked = {}
-    for name, argv in runs.items():
-        assert train.main(argv) == 0
-        steps = sorted((tmp_path / name / "stage1" / "rollouts").iterdir())
-        asked[name] = [[json.loads(line)["qid"] for line in open(step)] for step in steps]
-    assert asked["bad"] == [[qid for qid in step if qid != "q4"] for step in asked["good"]] != asked["good"]
-    assert [line["data/skipped"] for line in metrics(tmp_path / "bad" / "stage1")][-1] == 1
-    sample = ["--stage", "sample", *stage_1(tiny_folder, bad, tmp_path / "bad", "--skip_bad_images", "True")[2:]]
-    assert train.main(sample) == 0
-    sorted_ones = [json.loads(line)["qid"] for bucket in ("easy", "medium", "hard")
-                   for line in open(tmp_path / "bad" / "sample" / f"{bucket}.jsonl")]
-    assert len(sorted_ones) == 11 and "q4" not in sorted_ones
-
-
-def test_the_warm_up_passes_over_a_torn_image(tiny_folder, warmup, questions, tmp_path):
-    rows = json.load(open(warmup))
-    rows[2]["images"] = [torn(tmp_path / "torn.jpg")]
-    argv = warm_up(tiny_folder, write(tmp_path / "bad.json", rows), questions, tmp_path)
-    argv += ["--questions_per_rollout", "8", "--questions_per_update", "8"]
+    argv = stage_1(tiny_folder, bad, tmp_path, "--questions_per_rollout", "6", "--save_every", "1", "--eval_data", "",
+                   "--eval_every", "0")
     assert train.main(argv) == 2
-    assert train.main([*argv, "--skip_bad_images", "True"]) == 0
-    assert [line["data/skipped"] for line in metrics(tmp_path / "sft")] == [1, 1]
+    assert f"bad.jsonl row 5: qid 'q4': image {tmp_path}/torn.jpg: cannot be read" in capsys.readouterr().err
+    picture(84, 84, 1).save(tmp_path / "torn.jpg")
+    assert train.main(argv) == 0 and len(metrics(tmp_path / "stage1")) == 2
 
 
 # ---- resuming with something else under the same path
@@ -193,33 +169,25 @@ def test_the_model_of_the_clip_reward_counts_where_it_has_a_weight(tmp_path):
 
 
 # ---- python data.py check
-def test_check_tells_all_that_a_file_holds(tiny_folder, tmp_path, capsys):
+def test_check_tells_what_a_file_holds(tiny_folder, tmp_path, capsys):
     picture(56, 56, 0).save(tmp_path / "a.png")
-    picture(20, 56, 0).save(tmp_path / "tiny.png")
-    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
-    (tmp_path / "broken.png").write_text("no image")
+    torn(tmp_path / "torn.jpg")
     good = {"problem": "How many?", "answer": "B", "choices": ["1", "2"], "images": ["a.png"], "key_words": ["a", "b"]}
-    rows = [good, good | {"images": ["b.png"]}, good | {"problem": "<image><image>?", "answer": "1/2", "choices": []},
-            good | {"answer": "0", "choices": ["x", "y"], "key_words": []}, good | {"images": ["absent.png"]},
-            good | {"images": ["broken.png"], "answer": "yes", "choices": []}, {"problem": "no answer"},
-            good | {"images": ["tiny.png"], "answer": "x^2+1", "choices": [], "source": "web"}]
+    rows = [good, good | {"answer": "0", "choices": ["x", "y"]}, good | {"images": ["absent.png"]},
+            good | {"images": ["torn.jpg"], "answer": "yes", "choices": []}, {"problem": "no answer"},
+            good | {"answer": "x^2+1", "choices": [], "source": "web"}]
     path = write(tmp_path / "a.json", rows)
     assert check.main(["check", path, "--stage", "1", "--model", tiny_folder]) == 2
     captured = capsys.readouterr()
-    for line in ("a.json: 8 rows", "column problem: in 8 rows\n", "column source: in 1 rows, not read",
-                 "rows that are refused: 1", "row 7: no answer; it has: problem",
-                 "rows whose <image> placeholders do not fit their images: 1", "row 3: qid '3': 2 for 1 images",
-                 "answers: expression 1, letter 3, number 2, yes or no 1",
-                 "gold answers that no response can match: 1", "row 4: qid '4': '0', choices ('x', 'y')",
-                 "key words: in 6 of 7 rows; words a row: 0 1, 2 6", "to 255 more: ",
-                 "--- prompt of qid 1", "### The final answer is:", "rows by their number of images: 1 7",
-                 "images missing: 1", "rows with a broken image: 1", "20 x 56",
-                 "images with a side below 28 pixels, or of over 50,000,000: 1",
-                 "rows with the text and images of an earlier one: 1", "qid 1 is also 2",
-                 "seconds to decode an image: "):
+    for line in ("a.json: 6 rows", "column problem: in 5 rows\n", "column source: in 1 rows, not read",
+                 "answers: expression 1, letter 2, number 1, yes or no 1",
+                 "rows that are refused: 1", "row 5: no answer; it has: problem",
+                 "gold answers that no response can match: 1", "row 2: qid '2': '0', choices ('x', 'y')",
+                 "images missing or broken: 2", f"{path} row 3: qid '3': image {tmp_path}/absent.png: cannot be read",
+                 f"{path} row 4: qid '4': image {tmp_path}/torn.jpg: cannot be read"):
         assert line in captured.out, line
-    assert captured.err == "error: over 5 %: " + captured.err.split("%: ")[1]
-    assert captured.err.count("\n") == 1 and len(os.listdir(tmp_path)) == 5  # nothing is written
+    assert captured.err.startswith(f"error: {path} row 5: no answer") and captured.err.count("\n") == 1
+    assert len(os.listdir(tmp_path)) == 3  # nothing is written
 
 
 SOLVED = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "### a"}], "id": i}
@@ -228,9 +196,9 @@ SOLVED = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", 
 
 @pytest.mark.parametrize("rows, flags, code, message", [
     ([{"problem": f"q{i}", "answer": "2"} for i in range(9)], [], 0, "stage sample would start with this data, as far"),
-    (SOLVED, [], 0, "stage sft would start with this data"),
-    (SOLVED, ["--stage", "sample"], 2, "128 of 128 questions have no answer"),
-    (SOLVED[:9], [], 2, "do not fill one batch of 128"),
+    (SOLVED, ["--stage", "sft"], 0, "stage sft would start with this data"),
+    (SOLVED, [], 2, "128 of 128 questions have no answer"), (SOLVED, ["--stages", "sft"], 2, "--stage"),
+    (SOLVED[:9], ["--stage", "sft"], 2, "do not fill one batch of 128"),
     ([{"problem": "q", "answer": "2"}], ["--stage", "2"], 2, "do not fill one batch of 512"),
     ([{"problem": "q", "answer": "2", "images": ["a.png"]}], [], 2, "a.png does not exist (1 missing in all)"),
     ([{"problem": "q", "answer": "2"}] * 600, ["--stage", "1"], 2, "600 of 600 questions have no key_words"),

@@ -112,7 +112,6 @@ def test_list_object_and_lines_give_the_same_samples(tmp_path):
     expected = [Sample(qid="1", question="one", answer="0.5"),
                 Sample(qid="2", question="two", answer="b", images=(str(tmp_path / "x.png"),))]
     contents = {"list.json": [first, second], "object.json": {"1": first, "2": second},
-                "lines.json": f"{json.dumps(first)}\n{json.dumps(second)}\n",
                 "lines.jsonl": f"{json.dumps(first)}\n{json.dumps(second)}\n\n"}
     for name, content in contents.items():
         assert data.load_samples(write(tmp_path / name, content)) == expected
@@ -178,14 +177,13 @@ GOOD = {"problem": "q", "answer": "a"}
     ("a.json", [GOOD | {"problem": ["q"]}], "a.json row 1: problem has type list; expected str"),
     ("a.json", [GOOD | {"answer": ["a"]}], "a.json row 1: answer has type list; expected str"),
     ("a.json", [GOOD | {"images": 3}], "a.json row 1: images has type int; expected str or list"),
-    ("a.json", [GOOD | {"images": [""]}], "a.json row 1: an image is ''; expected a path"),
-    ("a.json", [GOOD | {"images": [{"bytes": None, "path": None}]}], "a.json row 1: an image is None; expected a path"),
+    ("a.json", [GOOD | {"images": [3]}], "a.json row 1: an image has type int; expected a path"),
+    ("a.json", [GOOD | {"images": [{"bytes": None, "path": None}]}], "an image has type NoneType; expected a path"),
     ("a.json", [GOOD | {"key_words": 3}], "a.json row 1: key_words has type int; expected str or list"),
     ("a.json", [GOOD | {"key_words": [None]}], "a.json row 1: key_words has an item of type NoneType; expected texts"),
-    ("a.json", [GOOD | {"choices": "A, B"}], "a.json row 1: choices has type str; expected list"),
+    ("a.json", [GOOD | {"choices": 3}], "a.json row 1: choices has type int; expected str or list"),
     ("a.json", [GOOD | {"qid": 4}, GOOD, GOOD | {"id": "4"}], "a.json row 3: qid '4' is also that of"),
     ("a.json", [GOOD | {"messages": "q"}], "a.json row 1: messages has type str; expected list"),
-    ("a.json", [{"messages": ["q"]}], "a.json row 1: a turn has type str; expected"),
     ("a.json", [{"messages": [{"role": "assistant", "content": "a"}]}], "no user or human; it has: assistant"),
     ("a.json", [{"messages": [{"role": "user", "content": MULBERRY}]}], "row 1: the user turn has no question"),
 ])
@@ -204,10 +202,10 @@ def test_missing_and_binary_files_are_named(tmp_path):
 
 
 # ---- what people's files really hold
-NAN, INF = float("nan"), float("inf")
+NAN = float("nan")
 
 
-@pytest.mark.parametrize("empty", [None, NAN, INF, -INF, "", " \n", [], {}, {"bytes": None, "path": None}])
+@pytest.mark.parametrize("empty", [None, NAN, "", " \n", []])
 def test_an_empty_column_is_absent_and_hides_none_with_another_name(tmp_path, empty):
     row = {"problem": empty, "question": "q", "answer": 3, "images": empty, "image": "1.png", "key_words": empty,
            "key_word": empty, "keywords": ["red"], "choices": empty, "solution": empty, "messages": empty,
@@ -215,7 +213,7 @@ def test_an_empty_column_is_absent_and_hides_none_with_another_name(tmp_path, em
     [sample] = data.load_samples(write(tmp_path / "a.json", [row]))
     assert sample == Sample("x", "q", (str(tmp_path / "1.png"),), "3", ("red",))
     for name in ("question", "answer"):
-        with pytest.raises(InputError, match=rf"a.json row 1 \(qid x\): no .*{name}; it has"):
+        with pytest.raises(InputError, match=rf"a.json row 1: no .*{name}; it has"):
             data.load_samples(write(tmp_path / "a.json", [row | {name: empty}]))
     turns = [{"role": "user", "content": empty}, {"role": "assistant", "content": "a"}]
     with pytest.raises(InputError, match="no user or human"):
@@ -224,56 +222,38 @@ def test_an_empty_column_is_absent_and_hides_none_with_another_name(tmp_path, em
 
 @pytest.mark.parametrize("change, message", [
     ({"answer": True}, "answer has type bool"), ({"problem": False}, "problem has type bool"),
-    ({"choices": [1, NAN]}, "choices has an item that is no number"),
     ({"choices": [True]}, "choices has an item of type bool"),
-    ({"key_words": [INF]}, "key_words has an item that is no number"),
-    ({"problem": "q" * 10_000_000}, "problem has 10000000 characters; expected at most 100000"),
-    ({"key_words": "k" * 10_000_000}, "key_words has 10000000 characters"),
-    ({"key_words": ["k" * 100_001]}, "key_words has an item of 100001 characters"),
-    ({"key_words": ["k"] * 100_000}, "key_words has 100000 items; expected at most 1000"),
-    ({"image": "iVBORw0KGgo" * 5000}, "an image is 'iVBORw0KGgo"),
-    ({"image": "https://a.b/c.png"}, "an image is 'https://a.b/c.png'; expected a path"),
-    ({"image": "iVBORw0KGgo" * 50_000}, "image has 550000 characters"),
     ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": True}]}, "content has type bool"),
 ])
-def test_what_is_no_text_or_too_long_is_refused_in_one_short_line(tmp_path, change, message):
+def test_what_is_no_text_is_refused_in_one_short_line(tmp_path, change, message):
     with pytest.raises(InputError) as error:
         data.load_samples(write(tmp_path / "a.json", [GOOD | change]))
     assert "a.json row 1: " in str(error.value) and message in str(error.value) and len(str(error.value)) <= 300
 
 
 @pytest.mark.parametrize("written, read", [
-    ("['red circle', 'blue square']", ("red circle", "blue square")),                # printed by Python
-    ("['a' 'b']", ("a", "b")),                                                       # printed by numpy
-    ('["it\'s", "d"]', ("it's", "d")), ("['it\\'s', \"d, e\"]", ("it's", "d, e")),
-    ('["red, dark", "blue"]', ("red, dark", "blue")), ("[red, blue]", ("red", "blue")),
-    ("red，blue;green|white\nblack、grey", ("red", "blue", "green", "white", "black", "grey")),
-    ("1,000 people, red", ("1,000 people", "red")), ("1,2,3", ("1", "2", "3")), ("12,345,678", ("12,345,678",)),
-    ("[]", ()), (" , ;", ()), ("red", ("red",))])
+    ("['red circle', 'blue square']", ("red circle", "blue square")), ('["it\'s", "d"]', ("it's", "d")),
+    ("[red, blue]", ("red", "blue")), ("1,2,3", ("1", "2", "3")), ("[]", ()), (" , ;", ()), ("red", ("red",)),
+    ("red，blue;green|white\nblack、grey", ("red", "blue", "green", "white", "black", "grey"))])
 def test_key_words_written_as_a_text(tmp_path, written, read):
     [sample] = data.load_samples(write(tmp_path / "a.json", [GOOD | {"key_words": written}]))
     assert sample.key_words == read
 
 
-@pytest.mark.parametrize("answer, choices, gold", [
-    ("<answer>D</answer>", [], "D"), ("think <ANSWER> 4 </ANSWER>", [], "4"), ("2 + 2 = 4\n#### 4", [], "4"),
-    (r"2 \mathrm{~cm}", [], r"2 \mathrm{cm}"), ("2。", [], "2"), ("B. 30°", ["20°", "30°"], "B"),
-    ("(B) 30°", ["20°", "30°"], "B"), ("(A) 30°", ["20°", "30°"], "(A) 30°"), ("30°", ["A. 20°", "B. 30°"], "30°"),
-    ("B. 30°", ["A. 20°", "B. 30°"], "B"), ("B", ["(A) 20°", "(B) 30°"], "B"), ("B. 30°", [], "B. 30°"),
-    ("b", ["A. cat", "C. dog"], "b"), ("A. Smith", ["A. Smith", "C. Dale"], "A. Smith")])
-def test_what_stands_around_a_gold_answer_is_taken_off(tmp_path, answer, choices, gold):
-    [sample] = data.load_samples(write(tmp_path / "a.json", [GOOD | {"answer": answer, "choices": choices}]))
+@pytest.mark.parametrize("answer, gold", [
+    ("<answer>D</answer>", "D"), ("think <ANSWER> 4 </ANSWER>", "4"), ("2 + 2 = 4\n#### 4", "4"), (" 2 ", "2")])
+def test_what_stands_around_a_gold_answer_is_taken_off(tmp_path, answer, gold):
+    [sample] = data.load_samples(write(tmp_path / "a.json", [GOOD | {"answer": answer}]))
     assert sample.answer == gold
-    assert all(choice[:2] not in ("A.", "B.", "(A") for choice in sample.choices) or choices[1][0] == "C"
 
 
 def test_a_message_is_one_line_whatever_it_quotes(tmp_path):
-    """A qid may hold a line end and a terminal code that would paint a second error."""
-    row = GOOD | {"qid": "7\n\x1b[31merror: all is well\u2028\u202e\ud800", "choices": 3}
+    """The name of a column may hold a line end and a terminal code that would paint a second error; so may a qid."""
+    words = "7\n\x1b[31merror: all is well\u2028\u202e\ud800"
     with pytest.raises(InputError) as error:
-        data.load_samples(write(tmp_path / "a.json", [row]))
+        data.load_samples(write(tmp_path / "a.json", [{"problem": "q", words: 3}]))
     assert str(error.value).isprintable() and r"7\n\x1b[31merror" in str(error.value)
-    [sample] = data.load_samples(write(tmp_path / "a.json", [row | {"choices": []}]))
+    [sample] = data.load_samples(write(tmp_path / "a.json", [GOOD | {"qid": words}]))
     assert sample.qid.isprintable()
     long = InputError("begin " + "x" * 9999 + " end")
     assert len(str(long)) == 300 and str(long).startswith("begin") and str(long).endswith("x end")
@@ -284,38 +264,24 @@ def test_every_kind_of_file_gives_the_same_samples(tmp_path):
             {"qid": "y", "problem": "q, \"r\"", "answer": "007", "image": "2.png", "key_words": None}]
     expected = data.load_samples(write(tmp_path / "rows.json", rows))
     shutil.copy(tmp_path / "rows.json", tmp_path / "ROWS.JSON")
-    write(tmp_path / "rows.csv", "\ufeffqid,problem,answer,image,key_words\r\n"
-          "x,q,1.50,1.png,\"['red', 'blue']\"\r\ny,\"q, \"\"r\"\"\",007,2.png,\r\n")
-    write(tmp_path / "rows.tsv", "qid\tproblem\tanswer\timage\tkey_words\nx\tq\t1.50\t1.png\t['red', 'blue']\n"
-          "y\t\"q, \"\"r\"\"\"\t007\t2.png\t\n")
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))
     shutil.copy(tmp_path / "rows.parquet", tmp_path / "rows.PARQUET")
-    for name in ("ROWS.JSON", "rows.csv", "rows.tsv", "rows.parquet", "rows.PARQUET"):
+    for name in ("ROWS.JSON", "rows.parquet", "rows.PARQUET"):
         assert data.load_samples(str(tmp_path / name)) == expected, name
-    for kind in ("json", "csv", "parquet"):
+    for kind in ("json", "parquet"):
         (tmp_path / kind).mkdir()
         shutil.copy(tmp_path / f"rows.{kind}", tmp_path / kind)
         assert data.load_samples(str(tmp_path / kind), image_root=str(tmp_path)) == expected, kind
 
 
 @pytest.mark.parametrize("name, content, message", [
-    ("a.csv", "problem,answer\nhow many, then,2\n", "more values than the header"),
-    ("a.csv", "problem;answer\nq;2\n", "no problem or question; it has: problem;answer"),
-    ("a.csv", "problem,answer\n" + "q" * 200_000 + ",2\n", "field larger than field limit"),
     ("a.parquet", "not parquet", "a.parquet: cannot be read"), ("a.parquet", "", "a.parquet: cannot be read"),
-    ("a.txt", "q", "no split train; it has no rows"), ("a.tar", "q", "no split train; it has no rows")])
+    ("a.txt", "q", "a.txt': cannot be loaded"), ("a.tar", "q", "a.tar': cannot be loaded")])
 def test_a_file_that_is_none_of_these_is_named(tmp_path, name, content, message):
     with pytest.raises(InputError, match=re.escape(message)):
         data.load_samples(write(tmp_path / name, content))
     with pytest.raises(InputError, match=name.replace("a.", "none.")):
         data.load_samples(str(tmp_path / name.replace("a.", "none.")))
-
-
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "a.parquet", "a.json.gz"])
-def test_a_pipe_or_a_folder_in_place_of_a_file_is_not_waited_for(tmp_path, name):
-    os.mkfifo(tmp_path / name)
-    with pytest.raises(InputError, match="no file, but a folder or a pipe"):
-        data.load_samples(str(tmp_path / name))
 
 
 CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/part-*.parquet\n---\n"
@@ -339,8 +305,9 @@ def test_folders_of_one_name_are_read_as_they_are_now(tmp_path, monkeypatch):
 @pytest.mark.parametrize("files, split, rows", [
     ({"train.jsonl": 1, "test.jsonl": 2}, "test", 2), ({"train.jsonl": 1, "test.jsonl": 2}, "train", 1),
     ({"data/train-00000-of-00002.jsonl": 1, "data/train-00001-of-00002.jsonl": 2}, "train", 3),
-    ({"val/a.json": 1, "train/a.json": 2}, "validation", 1), ({"testmini-00000-of-00001-ab12.json": 2}, "testmini", 2),
-    ({"pebr_grpo.json": 3, "dataset_infos.json": 0, ".cache/x.json": 9}, "train", 3),
+    ({"val/a.json": 1, "train/a.json": 2}, "validation", 1),
+    ({"data/testmini-00000-of-00001-ab12.json": 2, "data/test-00000-of-00001.json": 1}, "testmini", 2),
+    ({"pebr_grpo.json": 3, ".cache/x.json": 9}, "train", 3),
     ({"latest/contest.json": 2}, "train", 2), ({"a.json": 1, "table.csv": 0}, "train", 1)])
 def test_the_files_of_a_split_in_a_folder(tmp_path, files, split, rows):
     for name, count in files.items():
@@ -360,18 +327,14 @@ def test_several_files_have_a_root_and_a_number_each(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write(tmp_path / name / "rows.json", [GOOD | {"id": 1, "image": f"{name}.png"}, GOOD])
-    both, lines = f"{tmp_path}/a/rows.json,{tmp_path}/b/rows.json", []
-    samples = data.load_samples(both, log=lines.append)
+    both = f"{tmp_path}/a/rows.json,{tmp_path}/b/rows.json"
+    samples = data.load_samples(both)
     assert [sample.qid for sample in samples] == ["1/1", "1/2", "2/1", "2/2"]
     assert [sample.images for sample in samples[::2]] == [(f"{tmp_path}/{name}/{name}.png",) for name in "ab"]
-    assert lines == ["2 files: the number of its file is in front of each qid, as in 1/1"]
-    rooted = data.load_samples(both, image_root="/r,/s", log=lines.append)
-    assert [sample.images for sample in rooted[::2]] == [("/r/a.png",), ("/s/b.png",)]
-    assert data.load_samples(both, image_root="/r", log=lines.append)[2].images == ("/r/b.png",)
+    assert [sample.images for sample in data.load_samples(both, "/r,/s")[::2]] == [("/r/a.png",), ("/s/b.png",)]
+    assert data.load_samples(both, "/r")[2].images == ("/r/b.png",)
     with pytest.raises(InputError, match="--image_root has 3 folders for 2 of --data"):
-        data.load_samples(both, image_root="/r,/s,/t")
-    shutil.copy(tmp_path / "a" / "rows.json", tmp_path / "a,b.json")
-    assert [sample.qid for sample in data.load_samples(str(tmp_path / "a,b.json"))] == ["1", "2"]
+        data.load_samples(both, "/r,/s,/t")
 
 
 # ---- hub sets
@@ -385,7 +348,7 @@ def test_dataset_folder_is_read_with_its_images(tmp_path, monkeypatch):
     (sample,) = data.load_samples(str(folder))
     assert (sample.qid, sample.question, sample.answer) == ("x", "q", "3")
     assert sample.images == (str(folder / "1.png"),) and data.image_size(sample.images[0]) == (60, 40)
-    with pytest.raises(InputError, match="split 'nosuch': cannot be loaded"):
+    with pytest.raises(InputError, match="no split nosuch; it has train: give one"):
         data.load_samples(str(folder), split="nosuch")
 
 
@@ -404,7 +367,7 @@ def test_pictures_of_a_set_stay_bytes_until_they_are_needed(tmp_path, monkeypatc
     rows = [GOOD | {"images": [each] if kind == "list" else each} for each in stored]
     made = datasets.Dataset.from_list(rows)
     made = made.cast_column("images", feature) if feature else made
-    monkeypatch.setattr(datasets, "load_dataset", lambda source, config, split: made)
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, config: datasets.DatasetDict(train=made))
     made.to_parquet(str(tmp_path / "a.parquet"))
     for source in ("org/name", str(tmp_path / "a.parquet")):
         first, second, third = data.load_samples(source)
@@ -414,26 +377,21 @@ def test_pictures_of_a_set_stay_bytes_until_they_are_needed(tmp_path, monkeypatc
             data.encode_prompt(second, processor)
 
 
-def test_questions_are_the_same_from_a_file_packed_or_not_from_parquet_and_from_a_saved_set(tmp_path):
+def test_questions_are_the_same_from_a_file_packed_or_not_and_from_parquet(tmp_path):
     rows = [GOOD | {"qid": "x", "choices": ["1", "2"]}, GOOD | {"qid": "y", "choices": ["3", "4"]}]
-    made = datasets.Dataset.from_list(rows)
-    made.to_parquet(str(tmp_path / "rows.parquet"))
-    made.save_to_disk(str(tmp_path / "one"))
-    datasets.DatasetDict(train=made, test=made.select([0])).save_to_disk(str(tmp_path / "splits"))
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))
     with gzip.open(tmp_path / "rows.json.gz", "wt") as file:
         json.dump(rows, file)
     expected = data.load_samples(write(tmp_path / "rows.json", rows))
-    for name in ("rows.parquet", "one", "splits", "rows.json.gz"):
+    for name in ("rows.parquet", "rows.json.gz"):
         assert data.load_samples(str(tmp_path / name)) == expected and len(expected) == 2
-    with pytest.raises(InputError, match="no split validation; it has train, test: give one with --split"):
-        data.load_samples(str(tmp_path / "splits"), split="validation")
 
 
 def test_unreachable_hub_name_says_what_to_do(monkeypatch):
-    def unreachable(source, config, split):
+    def unreachable(source, config):
         raise ConnectionError("Couldn't reach 'org/name' on the Hub\nmore lines")
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(InputError, match="'org/name', split 'train'.*Couldn't reach.*download it first") as error:
+    with pytest.raises(InputError, match="'org/name': cannot .*Couldn't reach.*download it first") as error:
         data.load_samples("org/name")
     assert "\n" not in str(error.value)
 
@@ -507,7 +465,7 @@ def test_unreadable_images_are_named(tmp_path):
     ("I;16", "png", [[0, 255, 51]], [0, 255, 51]), ("I;16", "png", [[0, 4095, 819]], [0, 255, 51]),
     ("I;16B", "tif", [[0, 65535, 13107]], [0, 255, 51]), ("I", "tif", [[0, 1, 1]], [0, 255, 255]),
     ("F", "tif", [[0.0, 1.0, 0.2]], [0, 255, 51]), ("F", "tif", [[0.0, 255.0, 51.0]], [0, 255, 51]),
-    ("F", "tif", [[-1.0, 1.0, 0.0]], [0, 255, 128]), ("I;16", "png", [[0, 0, 0]], [0, 0, 0])])
+    ("I;16", "png", [[0, 0, 0]], [0, 0, 0])])
 def test_pictures_of_other_depths_use_the_range_that_their_data_use(tmp_path, mode, suffix, values, grey):
     kind = {"I": "i4", "I;16": "<u2", "I;16B": ">u2", "F": "f4"}[mode]
     Image.frombytes(mode, (3, 1), numpy.array(values, kind).tobytes()).save(tmp_path / f"a.{suffix}")
@@ -523,27 +481,8 @@ def test_a_picture_of_16_bits_is_turned_by_exif_as_well(tmp_path, mode):
     assert data.load_image(str(tmp_path / "a.png")).size == (30, 80)
 
 
-def test_values_that_are_not_finite_are_no_picture(tmp_path):
-    Image.frombytes("F", (2, 1), numpy.array([0, NAN], "f4").tobytes()).save(tmp_path / "a.tif")
-    with pytest.raises(data.ImageError, match="a.tif: cannot be read .not all of its values are finite"):
-        data.load_image(str(tmp_path / "a.tif"))
-
-
 def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-@pytest.mark.parametrize("colour, pixels, clear, expected", [
-    (0, [1000, 65535, 0], [1000], [255, 255, 0]), (0, [1000, 4095, 0], [0], [62, 255, 255]),
-    (2, [1000, 0, 0, 65535, 65535, 65535], [1000, 0, 0], [255, 255])])
-def test_the_transparent_value_of_a_16_bit_png_becomes_white(tmp_path, colour, pixels, clear, expected):
-    """1000 of 4095 is 62.3 of 255."""
-    header = struct.pack(">IIBBBBB", len(expected), 1, 16, colour, 0, 0, 0)
-    content = zlib.compress(b"\0" + struct.pack(f">{len(pixels)}H", *pixels))
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(
-        b"tRNS", struct.pack(f">{len(clear)}H", *clear)) + chunk(b"IDAT", content) + chunk(b"IEND", b""))
-    image = data.load_image(str(tmp_path / "a.png"))
-    assert [image.getpixel((x, 0))[0] for x in range(len(expected))] == expected
 
 
 @pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"P7\n", b"", b"GIF89a",
@@ -573,7 +512,7 @@ def test_animated_pictures_are_closed_again(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before and len(kept) == 20
 
 
-def test_an_image_that_breaks_later_is_named_with_its_row_or_skipped(processor, tmp_path):
+def test_an_image_that_breaks_later_is_named_with_its_row(processor, tmp_path):
     """A JPEG cut in half has a whole header."""
     noise = numpy.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=numpy.uint8)
     Image.fromarray(noise).save(tmp_path / "whole.jpg")
@@ -583,8 +522,6 @@ def test_an_image_that_breaks_later_is_named_with_its_row_or_skipped(processor, 
     data.prompt_length(sample, processor)
     with pytest.raises(data.ImageError, match="a row 3: qid 'q7': image .*cut.jpg: cannot be read"):
         data.encode_prompt(sample, processor)
-    prompt = data.encode_prompt(sample, processor, skip_bad=True)
-    assert prompt.sample.broken and prompt.grid_thw.tolist() == [[1, 2, 2]] * 2 and "q7" in data.SKIPPED
 
 
 # ---- processor
@@ -744,15 +681,14 @@ def test_prompt_length_reads_only_the_header(processor, tmp_path):
     assert lengths[1] - lengths[0] == 4 + len(["<|vision_start|>", "<|vision_end|>"])
 
 
-def test_drop_long_counts_and_names_the_three_longest(processor, tmp_path):
+def test_drop_long_counts_and_names_the_longest(processor, tmp_path):
     """Each image of n x 28 by 28 pixels adds n tokens and its two brackets."""
     samples = [Sample(qid=f"q{n}", question="q", images=(picture(tmp_path / f"{n}.png", 28 * n, 28),))
                for n in (3, 50, 9, 60)]
     base = data.prompt_length(Sample(qid="", question="q"), processor) + 2
     lines = []
     assert filters.drop_long(samples, processor, base + 9, lines.append) == [samples[0], samples[2]]
-    assert lines == [f"dropped 2 of 4 prompts, over {base + 9} tokens (longest: "
-                     f"qid q60 with {base + 60}, qid q50 with {base + 50}, qid q9 with {base + 9})"]
+    assert lines == [f"dropped 2 of 4 prompts, over {base + 9} tokens (the longest: qid q60 with {base + 60})"]
     with pytest.raises(InputError, match="no prompt is within 10 tokens .*q60.* raise --max_prompt "):
         filters.drop_long(samples, processor, 10, lines.append)
 
@@ -824,13 +760,13 @@ def test_buckets_round_trip_to_equal_samples(tmp_path):
 
 
 def test_images_of_hub_sets_become_files_beside_the_buckets(tmp_path):
-    image = Image.new("RGB", (8, 9), (10, 200, 30))
+    image = png(8, 9)
     samples = [Sample(qid="a/b", question="q", answer="a", images=(image, image)),
                Sample(qid="2", question="q", answer="a", images=(image,))]
     data.write_buckets(str(tmp_path), samples, {"a/b": 2, "2": 2}, 2)
     first, second = data.load_samples(str(tmp_path / "easy.jsonl"))
     assert first.images == second.images * 2 and len(os.listdir(tmp_path / "images")) == 1
-    assert data.load_image(first.images[0]).tobytes() == image.tobytes()
+    assert data.load_image(first.images[0]).tobytes() == data.load_image(image).tobytes()
 
 
 @pytest.mark.parametrize("counts", [{"q0": 1}, {"q0": 1, "q1": 5}, {"q0": 1, "q1": -1}, {"q0": 1, "q1": 1, "q2": 1}])
@@ -860,8 +796,3 @@ def test_less_than_one_batch_is_refused():
     assert len(data.batches(5, 10, epochs=2, seed=0)) == 1
     with pytest.raises(InputError, match="5 questions x 1 epochs do not fill one batch of 10"):
         data.batches(5, 10, epochs=1, seed=0)
-
-
-def test_an_order_of_too_many_questions_is_not_made():
-    with pytest.raises(InputError, match="--epochs 1000000000 of 8 questions are over 20 million"):
-        data.batches(8, 4, 10**9, 0)

@@ -370,7 +370,7 @@ def test_nothing_is_not_right_where_the_gold_answer_is_withheld():
 
 def test_a_verdict_has_the_question_and_the_gold_answer(tiny_mathvista):
     """So view.py can show a benchmark's responses from its folder alone."""
-    items = load_items("mathvista", load_rows("mathvista", tiny_mathvista, "", images=False))
+    items = load_items("mathvista", load_rows("mathvista", tiny_mathvista, ""))
     for pid, verdict in judge_all("mathvista", {}, items).items():
         assert (verdict["question"], verdict["gold"]) == (items[pid].question, items[pid].answer)
 
@@ -389,7 +389,7 @@ def test_a_score_without_warnings_warns_of_nothing():
 
 
 def test_the_audit_sheet_is_always_the_same_sample(tiny_mathvista):
-    items = load_items("mathvista", load_rows("mathvista", tiny_mathvista, "", images=False))
+    items = load_items("mathvista", load_rows("mathvista", tiny_mathvista, ""))
     responses = {pid: dict(response=f"The answer is {i}.") for i, pid in enumerate(items)}
     verdicts = judge_all("mathvista", responses, items)
     sheet = report.audit_sheet(4, items, responses, verdicts)

@@ -110,7 +110,7 @@ def test_query_puts_the_hint_first_and_knows_the_unit():
 
 
 def load_problems(path):
-    return registry.load_items("mathvista", registry.load_rows("mathvista", path, "", images=False))
+    return registry.load_items("mathvista", registry.load_rows("mathvista", path, ""))
 
 
 @pytest.mark.parametrize("content, complaint", [

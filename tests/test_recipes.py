@@ -120,7 +120,7 @@ def test_the_warm_up_runs_as_written_on_two_repositories_with_images_of_their_ow
     monkeypatch.chdir(tmp_path)
     assert train.main([*argv, *SMALL, "--model", tiny_folder, "--questions_per_rollout", "7", "--questions_per_update",
                        "7", "--out", str(tmp_path / "out"), "--epochs", "1"]) == 0
-    samples = data.load_samples(argv[argv.index("--data") + 1], argv[argv.index("--image_root") + 1], log=str)
+    samples = data.load_samples(argv[argv.index("--data") + 1], argv[argv.index("--image_root") + 1])
     assert [sample.qid for sample in samples] == ["1/1", "1/2", "1/3", "1/4", "2/1", "2/2", "2/3"]
     assert os.path.exists(tmp_path / "out" / "sft" / "model" / "model.safetensors")
 
@@ -130,7 +130,7 @@ def test_geometry3k_runs_as_written_on_rows_in_their_real_format(tmp_path, tiny_
     """Sampling and stage 2 with held-out accuracy. An untrained model is never right, so stage 2 takes hard.jsonl."""
     run_recipe("recipes/geometry3k_3b.sh", tmp_path, SETS, FLAGS=flags, GPUS="1")
     monkeypatch.chdir(tmp_path)
-    samples = data.load_samples("data/geometry3k/data/train-00000-of-00001.parquet", log=str)
+    samples = data.load_samples("data/geometry3k/data/train-00000-of-00001.parquet")
     assert [(s.question, s.answer, len(s.images)) for s in samples[:2]] == [(TEXT, "3", 1), (TEXT, "\\sqrt { 3 }", 1)]
     sample, second = (words[words.index("--stage"):] for words in calls_in(tmp_path)
                       if "torchrun" in words and "--stage" in words)

@@ -227,8 +227,8 @@ def test_the_next_steps_prompts_are_encoded_while_a_step_trains(stage, tiny_fold
         *stage_1(tiny_folder, questions, tmp_path), "--questions_per_rollout", "3"]
     n, changed, update, encoded, updates = (5 if stage == "sft" else 3), threading.Condition(), train.update, [], []
 
-    def encode_and_tell(sample, processor, skip_bad=False):
-        prompt = encode_prompt(sample, processor, skip_bad)
+    def encode_and_tell(sample, processor):
+        prompt = encode_prompt(sample, processor)
         with changed:
             encoded.append(sample.qid)
             changed.notify()
