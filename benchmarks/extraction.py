@@ -2,12 +2,12 @@ r"""Reading the answer out of any model's response, by rules: no judge model, no
 
     extraction, rule = extract(response, item)             ("B", "section: letter")
 
-    item.kind        extraction                            when nothing is found
-    choice           the option's bare capital letter      the words that decline to answer, or the end of the response
-    integer, float   a bare number: 1000, -0.75            the same
-    list             as Python writes it: [1, 2]           the end of the response
-    yesno            Yes or No                             the words that decline to answer, or the end of the response
-    text             the bare text of the answer           the end of the response
+    item.kind        extraction; where nothing is found, the end of the response
+    choice           the option's bare capital letter
+    integer, float   a bare number: 1000, -0.75
+    list             as Python writes it: [1, 2]
+    yesno            Yes or No
+    text             the bare text of the answer
 
 What is read, first hit wins:
 1. a structured answer: the last "The final answer is" that begins a line, else <answer>, else the last \boxed{}.
@@ -23,13 +23,13 @@ import re
 from dataclasses import replace
 from itertools import accumulate
 
-from benchmarks.prose import choice_in_prose, list_in_prose, number_in_prose, text_in_prose
+from benchmarks.prose import read_prose
 from benchmarks.reading import MAX_RAW, MAX_SENTENCE, REJECTED_AFTER, Item, answer_number, read_choice
 from data import ANSWER_HEADER, GAP, SPECIAL_TOKEN, parse
 from grading.equal import bare_number, clean, cut, plain, said_lines
 
 
-VERSION = "3"                                      # of the rules: scores compare only under the same one
+VERSION = "5"                                      # of the rules: scores compare only under the same one
 LETTERS = "ABCDEFGH"                               # as many options as the known benchmarks have
 NO_ANSWER = ("empty", "unfinished", "out of range", "nothing")
 
@@ -76,8 +76,6 @@ def structured(text: str) -> tuple[str, str]:
 # ---------------------------------------------------------------- extract
 
 YES_NO = ("Yes", "No")
-IN_PROSE = {"choice": choice_in_prose, "integer": number_in_prose, "float": number_in_prose, "list": list_in_prose,
-            "text": text_in_prose}
 
 
 def read_short(candidate: str, item: Item) -> tuple[str, str] | None:
@@ -101,7 +99,7 @@ def extract(response: str, item: Item) -> tuple[str, str]:
     place, candidate = structured(text)
     extraction, form = "", "nothing"
     if place:
-        extraction, form = read_short(candidate, item) or IN_PROSE[item.kind](candidate, item)
+        extraction, form = read_short(candidate, item) or read_prose(candidate, item)
     if form == "nothing" and place in ("", "boxed"):
         sections = parse(text)
         if sections.description is not None or sections.rationales is not None:
@@ -109,6 +107,6 @@ def extract(response: str, item: Item) -> tuple[str, str]:
         alone = item.kind == "choice" and len(text) <= MAX_RAW and "\n" not in text
         short = read_choice(text, item) if alone else None
         if not short:
-            return IN_PROSE[item.kind](text, item)
+            return read_prose(text, item)
         place, (extraction, form) = "whole", short
     return extraction, form if form in NO_ANSWER else f"{place}: {form}"
