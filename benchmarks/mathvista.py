@@ -18,12 +18,6 @@ COLUMNS = {
     "question_type": "multi_choice or free_form", "answer_type": "text or integer or float or list",
     "choices": "strings or null", "unit": "string or null", "precision": "1 or 2 or null", "query": "string or null",
     **dict.fromkeys((f"metadata.{name}" for name in GROUPS[2:-1]), "string"), "metadata.skills": "strings"}
-SHORT = {                                          # the authors' names for tasks and skills
-    "figure question answering": "FQA", "geometry problem solving": "GPS", "math word problem": "MWP",
-    "textbook question answering": "TQA", "visual question answering": "VQA", "algebraic reasoning": "ALG",
-    "arithmetic reasoning": "ARI", "geometry reasoning": "GEO", "logical reasoning": "LOG",
-    "numeric commonsense": "NUM", "scientific reasoning": "SCI", "statistical reasoning": "STA",
-}
 
 # ---------------------------------------------------------------- the question and its prompt text
 
@@ -66,7 +60,6 @@ def judge(response: str, extraction: str, item: Item) -> Verdict:
 
 
 BENCHMARK = Benchmark(
-    hub="AI4Math/MathVista", split="testmini", columns=COLUMNS, groups=GROUPS, short=SHORT, item=item_from_row,
-    judge=judge,
+    hub="AI4Math/MathVista", split="testmini", columns=COLUMNS, groups=GROUPS, item=item_from_row, judge=judge,
     official="the authors' normaliser on our extraction: the nearest option stands in for a missing answer",
     strict="the same, and a response without an answer is wrong")
