@@ -8,8 +8,7 @@ from fractions import Fraction
 import pytest
 
 import rewards
-from benchmarks.extraction import NO_ANSWER, extract, structured, tidy
-from benchmarks.prose import sentences
+from benchmarks.extraction import NO_ANSWER, extract, sentences, structured, tidy
 from benchmarks.reading import Item
 from data import Sample, parse
 from grading.algebra import expressions

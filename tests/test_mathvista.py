@@ -15,8 +15,7 @@ from test_extraction import SKELETON, wrapped
 
 from benchmarks import registry
 from benchmarks.extraction import NO_ANSWER, extract
-from benchmarks.mathvista import BENCHMARK, GROUPS, item_from_row
-from benchmarks.normalize import levenshtein, normalize
+from benchmarks.mathvista import BENCHMARK, GROUPS, item_from_row, levenshtein, normalize
 from benchmarks.reading import Item
 from benchmarks.report import breakdown
 from data import InputError
