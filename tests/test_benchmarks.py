@@ -178,7 +178,7 @@ CHANGED = [
     ("mathvista", {"metadata": None}, "no column metadata.language", "one line"),
     ("mathvista", {"metadata.category": MISSING}, "no column metadata.category", "scored"),
     ("mathvista", {"metadata.skills": "arithmetic"}, "metadata.skills is 'arithmetic'", "scored"),
-    ("mathvista", {"question": "Which \ud83d?"}, "", "UnicodeEncodeError of --audit"),
+    ("mathvista", {"question": "Which \ud83d?"}, "", "UnicodeEncodeError"),
     ("mathverse", {"problem_version": MISSING}, "no column problem_version", "scored"),
     ("mathverse", {"answer": ["B"]}, "answer is strings", "scored"),
     ("mathverse", {"answer": {"a": 1}}, "answer is object", "scored"),
