@@ -190,7 +190,7 @@ def run_benchmark(config: EvalConfig, model, processor, name: str, items: dict, 
         for way, rows in passes.items():
             write_rows(os.path.join(config.out, name, f"{way}.jsonl"), rows.values())
         write_report(os.path.join(config.out, name), name, items, passes, dict(
-            model=config.model, settings=asdict(config), prompt_id=prompt_id(config.prompt)))
+            model=config.model, config=asdict(config), prompt_id=prompt_id(config.prompt)))
 
 
 def write_report(folder: str, name: str, items: dict, passes: dict[str, dict], about: dict):
@@ -227,7 +227,7 @@ def score(config: EvalConfig):
     made = data.checked(data.read_json(beside) if os.path.exists(beside) else {}, (dict,), f"{beside}: has", "a report")
     folder = os.path.join(config.out, f"{name}-scored")
     open_folder(folder)
-    about = dict(source=config.score, settings=made.get("settings"), prompt_id=made.get("prompt_id"))
+    about = dict(source=config.score, config=made.get("config"), prompt_id=made.get("prompt_id"))
     write_report(folder, name, items, {"responses": responses}, about)
 
 

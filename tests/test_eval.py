@@ -156,7 +156,7 @@ def test_a_benchmark_is_asked_scored_reported_and_scored_again(argv, tiny_mathvi
     assert [row["pid"] for row in rows] == [str(100 - i) for i in range(N)]
     assert made["questions"] == N and made["missing"] == []
     assert made["truncated"] == sum(not row["finished"] for row in rows)
-    assert made["official"]["correct"] > 0 and made["settings"]["temperature"] == 0 and made["settings"]["max_pixels"]
+    assert made["official"]["correct"] > 0 and made["config"]["temperature"] == 0 and made["config"]["max_pixels"]
     assert len(made["prompt_id"]) == 8 and made["extractor"] and "git" in made and made["date"]
     assert sum(made["rules"].values()) == N and made["breakdown"]["strict"]["skills"]["a"]["total"] == N
     text = (folder / "report.md").read_text()
@@ -166,7 +166,7 @@ def test_a_benchmark_is_asked_scored_reported_and_scored_again(argv, tiny_mathvi
     assert evaluation.main(["--benchmark", "mathvista", "--data", tiny_mathvista, "--out", str(tmp_path / "again"),
                             "--score", str(folder / "responses.jsonl")]) == 0
     again = read(scored / "report.json")
-    for name in "settings prompt_id official strict rules breakdown truncated no_answer chance_credit".split():
+    for name in "config prompt_id official strict rules breakdown truncated no_answer chance_credit".split():
         assert again[name] == made[name]
     assert read(scored / "verdicts.json") == read(folder / "verdicts.json")
 
