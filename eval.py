@@ -2,31 +2,28 @@
 
     torchrun --nproc_per_node 8 eval.py --model runs/pebr/stage2/model --benchmark mathvista
     torchrun --nproc_per_node 8 eval.py --model runs/pebr/stage2/model --benchmark all --caption_only --blind
-    python eval.py --benchmark mathvista --score runs/eval/mathvista/responses.jsonl --audit 50
+    python eval.py --benchmark mathvista --score runs/eval/mathvista/responses.jsonl
     python eval.py --model runs/demo/stage1/model --data runs/demo/world/evaluation.jsonl --group_size 4 --temperature 1
 
 Prompt, pixels and sampler are those of training; a benchmark's prompt text takes the place of the question. Benchmarks
 (benchmarks/registry.py finds them) come from the hub, its cache, or --data: a folder, a .parquet or a .json file. Their
 scores need no judge model and no key: "official" is the published rule, "strict" counts no answer as wrong.
 
-A benchmark writes to out/NAME. Every process appends its responses to its own responses-RANK.jsonl as soon as they are
-there, so a run that was cut off goes on where it stopped, on any number of processes. In the end responses.jsonl has
-them in the order of the data set, beside verdicts.json, report.json and report.md. A file of questions goes on in the
-same way, and is graded like training data: accuracy, pass@n, format and the other reward parts. Intervals take every
-question as one draw.
+A benchmark writes to out/NAME. Every process appends its responses to its own file in out/asked-ID as soon as they are
+there, so the same command goes on where a run was cut off, on any number of processes; ID is that of model, questions
+and settings, so responses under different ones never mix. In the end responses.jsonl has them in the order of the data
+set, beside report.json, and of a benchmark report.md and verdicts.json. A file of questions is graded like training
+data: accuracy, pass@n, format and the other reward parts. Intervals take every question as one draw.
 """
-import hashlib
 import json
 import os
 import sys
 from dataclasses import asdict, dataclass, field, replace
-from glob import escape, glob
 
 import torch
 
 import data
 from benchmarks import registry, report
-from benchmarks.common import plain
 from data import InputError, Sample
 from engine.clip import load_clip
 from engine.memory import choose_slots
@@ -40,8 +37,7 @@ from plumbing.log import records
 from plumbing.processes import (TOLD, barrier, ending_together, is_main, on_every_rank, print0, start_processes,
                                 stop_processes)
 from plumbing.release import prompt_id
-from plumbing.run_folder import (complete_files, drop_kept, fingerprints, kept, open_folder, run_id, weights_id,
-                                 write_text)
+from plumbing.run_folder import complete_files, drop_kept, fingerprints, kept, open_folder, run_id, write_text
 from train import PARTS, Sampling, ask
 
 
@@ -58,13 +54,9 @@ class EvalConfig(Sampling):
     out: str = "runs/eval"  # report.json and responses.jsonl go here, of a benchmark into a folder of its name
     # evaluation
     benchmark: list[str] = field(default_factory=list)  # names with spaces or commas between, or all
-    restart: bool = False  # ask again, instead of going on with the responses that out holds
     blind: bool = False  # a second pass: the same questions without their images
     caption_only: bool = False  # a second pass: the model's own image description instead of the image
     score: str = ""  # score these stored responses: ours, or the output file of MathVista's authors; loads no model
-    from_extraction: bool = False  # with score: judge the extractions stored there, instead of reading the responses
-    verdicts: str = ""  # with score: write each question's extraction, rule, prediction and verdicts to this .json
-    audit: int = 0  # so many questions with response, extraction and verdict, as a sheet for a person to check
 
 
 def read_flags(argv: list[str]) -> EvalConfig:
@@ -73,11 +65,9 @@ def read_flags(argv: list[str]) -> EvalConfig:
     names = registry.chosen(config.benchmark)
     check_sampling(config)
     check_rule(config.grader)
-    dependent = {"benchmark": "restart blind caption_only score audit", "score": "from_extraction verdicts"}
-    refuse([(bool(getattr(config, flag)) or not getattr(config, name),
-             f"--{name} goes with --{flag}: give that too, or leave it out")
-            for flag, needing in dependent.items() for name in needing.split()])
-    asking = [name for name in ("restart", "blind", "caption_only", "model") if getattr(config, name)]
+    asking = [name for name in ("blind", "caption_only", "model") if getattr(config, name)]
+    refuse([(bool(names) or not getattr(config, flag), f"--{flag} goes with --benchmark: give both, or leave it out")
+            for flag in ("blind", "caption_only", "score")])
     refuse([
         (bool(config.model or config.score), "--model is missing"),
         (bool(config.data or config.benchmark), "--data is missing (or --benchmark)"),
@@ -113,11 +103,24 @@ def prepare_file(config: EvalConfig, model_folder: str, processor) -> tuple[list
     """The samples within --max_prompt, how many are over it, and the folder of responses that have come so far."""
     samples = data.load_samples(config.data, config.image_root, config.split or "train")
     filters.require(samples, "answer", config.data)
+    near, folder = ready(config, config.out, model_folder, processor, samples)
+    return near, len(samples) - len(near), folder
+
+
+def ready(config: EvalConfig, out: str, model_folder: str, processor, samples: list[Sample]) -> tuple[list, str]:
+    """The samples within --max_prompt, all checked, and the folder in `out` of the responses that have come so far to
+    these questions, by this model under these settings."""
     filters.check_images(samples)
     near = filters.drop_long(samples, processor, config.max_prompt, log=print0)
-    prints = fingerprints(config, model_folder, samples, processor.chat_template)
-    open_folder(config.out)
-    return near, len(samples) - len(near), os.path.join(config.out, f"asked-{run_id(config, prints)}")
+    asking = replace(config, benchmark=[], blind=False, caption_only=False)  # these change no response
+    prints = fingerprints(asking, model_folder, samples, processor.chat_template)
+    open_folder(out)
+    return near, os.path.join(out, f"asked-{run_id(asking, prints)}")
+
+
+def write_rows(path: str, rows):
+    """A .jsonl file."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def run_file(config: EvalConfig, model, processor, clip, samples: list[Sample], dropped: int, folder: str):
@@ -133,7 +136,7 @@ def run_file(config: EvalConfig, model, processor, clip, samples: list[Sample], 
     figures = report.figures(rows, [part for part in PARTS if part != "clip" or config.clip])
     result = dict(questions=len(rows), dropped_prompts=dropped, config=asdict(config),
                   prompt_id=prompt_id(config.prompt), figures=figures)
-    write_text(os.path.join(config.out, "responses.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(os.path.join(config.out, "responses.jsonl"), rows)
     write_text(os.path.join(config.out, "report.json"), json.dumps(result, indent=1))
     drop_kept(folder)
     print(f"{config.model} on {config.data}: {len(rows)} questions x {config.group_size}, "
@@ -146,31 +149,6 @@ def run_file(config: EvalConfig, model, processor, clip, samples: list[Sample], 
 # ---------------------------------------------------------------- a benchmark: its responses go to disk as they come
 
 
-def settings_of(config: EvalConfig, model_folder: str, samples: list[Sample], out: str) -> dict:
-    """What responses depend on. InputError if those that `out` holds were made with other settings: never mix them."""
-    names = ("model", "dtype", "seed", "temperature", "top_p", "max_prompt", "max_response", "min_pixels", "max_pixels")
-    questions = json.dumps([(sample.qid, sample.question) for sample in samples])
-    settings = {name: getattr(config, name) for name in names} | dict(
-        weights=weights_id(model_folder), prompt_id=prompt_id(config.prompt),
-        questions_id=hashlib.sha256(questions.encode()).hexdigest()[:12])
-    path = os.path.join(out, "settings.json")
-    old = not config.restart and (os.path.exists(path) or glob(os.path.join(escape(out), "*-*.jsonl")))
-    found = data.checked(data.read_json(path) if old else settings, (dict,), f"{path}: has",
-                         "the settings of the responses beside it; give another --out, or --restart to replace them")
-    changed = [f"{name} was {found.get(name)} and is {value}" for name, value in settings.items()
-               if found.get(name) != value]
-    if changed:
-        raise InputError(f"{out} holds responses under other settings ({', '.join(changed)}): give another --out, "
-                         "or --restart to replace them")
-    return settings
-
-
-def stored(where: str, number: int, found) -> dict | None:
-    """A row of a benchmark's responses; None where it has none, as after a failed request."""
-    row = report.response_row(where, number, found)
-    return row if row.get("response") is not None else None
-
-
 def respond(config: EvalConfig, model, processor, samples: list[Sample], folder: str, way: str) -> dict[str, dict]:
     """All rows by pid, of which those without a response are asked. way: responses, caption_only or blind."""
     def asked(todo):
@@ -178,24 +156,17 @@ def respond(config: EvalConfig, model, processor, samples: list[Sample], folder:
             yield [dict(pid=one.sample.qid, response=one.texts[0], tokens=len(one.responses[0].ids),
                         finished=one.responses[0].finished, images=one.sample.images) for one in part]
 
-    return kept(folder, way, samples, asked, stored, "pid")
+    return kept(folder, way, samples, asked, key="pid")
 
 
 def prepare_benchmark(config: EvalConfig, name: str, model_folder: str, processor) -> tuple:
-    """(name, items, samples within --max_prompt, settings) of one benchmark, everything about them checked."""
+    """(name, items, samples within --max_prompt, the folder of responses that have come so far) of one benchmark."""
     rows = registry.load_rows(name, config.data, config.split)
     items = registry.load_items(name, rows)
-    place, out = registry.place(name, config.data), os.path.join(config.out, name)
+    place = registry.place(name, config.data)
     root = config.image_root or (place if os.path.isdir(place) else os.path.dirname(place))
     samples = registry.load_samples(items, rows, root)
-    bare = sum(not sample.images for sample in samples)
-    if bare:
-        print0(f"note: {bare} of the {len(samples)} questions of {name} have no picture and are asked without")
-    settings = settings_of(config, model_folder, samples, out)
-    filters.check_images(samples)
-    near = filters.drop_long(samples, processor, config.max_prompt, log=print0)
-    open_folder(out)
-    return name, items, near, settings
+    return name, items, *ready(config, os.path.join(config.out, name), model_folder, processor, samples)
 
 
 def described(samples: list[Sample], responses: dict[str, dict]) -> list[Sample]:
@@ -206,14 +177,8 @@ def described(samples: list[Sample], responses: dict[str, dict]) -> list[Sample]
             for sample in samples if descriptions[sample.qid]]
 
 
-def run_benchmark(config: EvalConfig, model, processor, name: str, items: dict, samples: list[Sample], settings: dict):
+def run_benchmark(config: EvalConfig, model, processor, name: str, items: dict, samples: list[Sample], folder: str):
     """All passes over one benchmark, and its report."""
-    folder = os.path.join(config.out, name)
-    if is_main():
-        for path in glob(os.path.join(escape(folder), "*.jsonl")) if config.restart else []:
-            os.remove(path)
-        write_text(os.path.join(folder, "settings.json"), json.dumps(settings, indent=1))
-    barrier()  # no rank asks before the folder is ready
     passes = {"responses": respond(config, model, processor, samples, folder, "responses")}
     if config.caption_only:
         asked = described(samples, passes["responses"])
@@ -223,34 +188,26 @@ def run_benchmark(config: EvalConfig, model, processor, name: str, items: dict, 
         passes["blind"] = respond(config, model, processor, asked, folder, "blind")
     if is_main():
         for way, rows in passes.items():
-            write_text(os.path.join(folder, f"{way}.jsonl"), "".join(json.dumps(row) + "\n" for row in rows.values()))
-        about = dict(model=config.model, settings=settings, prompt_id=settings["prompt_id"])
-        write_report(config, folder, name, items, passes, about)
+            write_rows(os.path.join(config.out, name, f"{way}.jsonl"), rows.values())
+        write_report(os.path.join(config.out, name), name, items, passes, dict(
+            model=config.model, config=asdict(config), prompt_id=prompt_id(config.prompt)))
 
 
-def write_report(config: EvalConfig, folder: str, name: str, items: dict, passes: dict[str, dict], about: dict):
+def write_report(folder: str, name: str, items: dict, passes: dict[str, dict], about: dict):
     """Judge the responses of all passes: report.json, report.md and verdicts.json in the folder, the tables on the
-    screen. Where gold answers are withheld, a file to submit takes the place of the report."""
-    others = {way: report.judge_all(name, rows, items, config.from_extraction) for way, rows in passes.items()}
-    responses, verdicts = passes["responses"], others.pop("responses")
-    split = report.perception(verdicts, others) if others else None
-    for path in filter(None, (os.path.join(folder, "verdicts.json"), config.verdicts)):
-        write_text(path, json.dumps(verdicts, indent=1))
-    if config.audit:
-        write_text(os.path.join(folder, "audit.md"), report.audit_sheet(config.audit, items, responses, verdicts))
+    screen. Where gold answers are withheld there are only the verdicts, with extraction and prediction."""
+    others = {way: report.judge_all(name, rows, items) for way, rows in passes.items()}
+    verdicts = others.pop("responses")
+    write_text(os.path.join(folder, "verdicts.json"), json.dumps(verdicts, indent=1))
     if not any(item.answer for item in items.values()):
-        rows = {pid: dict(pid=pid, response=row["response"], extraction=verdicts[pid]["extraction"],
-                          prediction=verdicts[pid]["prediction"]) for pid, row in responses.items() if pid in items}
-        path = os.path.join(folder, "submission.json")
-        write_text(path, json.dumps(rows, indent=1))
-        print(f"{name}: this split has no gold answers; {path} is the file to submit to its authors")
+        print(f"{name}: this split has no gold answers; its authors score what {folder}/verdicts.json predicts")
         return
-    result = about | report.provenance() | report.summarize(name, items, responses, verdicts)
-    if split:
-        result["perception"] = split
+    result = about | report.provenance() | report.summarize(name, items, passes["responses"], verdicts)
+    if others:
+        result["perception"] = report.perception(verdicts, others)
     write_text(os.path.join(folder, "report.json"), json.dumps(result, indent=1))
-    write_text(os.path.join(folder, "report.md"), report.markdown(result, split, whole=True))
-    print(report.markdown(result, split) + f"\nbreakdown {folder}/report.md", flush=True)
+    write_text(os.path.join(folder, "report.md"), report.markdown(result, whole=True))
+    print(report.markdown(result) + f"\nbreakdown {folder}/report.md", flush=True)
 
 
 # ---------------------------------------------------------------- stored responses
@@ -259,22 +216,19 @@ def write_report(config: EvalConfig, folder: str, name: str, items: dict, passes
 def score(config: EvalConfig):
     """Score responses of any origin: no model, no images."""
     [name] = registry.chosen(config.benchmark)
-    if not os.path.isdir(os.path.dirname(config.verdicts) or ".") or os.path.isdir(config.verdicts):
-        raise InputError(f"--verdicts {config.verdicts}: give a file in a folder that exists")
-    responses = report.read_responses(config.score, "extraction" if config.from_extraction else "response")
+    responses = report.read_responses(config.score)
     items = registry.load_items(name, registry.load_rows(name, config.data, config.split))
     strangers = [pid for pid in responses if pid not in items]
     if len(strangers) == len(responses):
         raise InputError(f"--score {config.score}: none of its {len(responses)} pids is in this split of {name}")
     if strangers:
         print(f"note: {len(strangers)} responses belong to no question of this split, the first has pid {strangers[0]}")
-    beside = os.path.join(os.path.dirname(config.score), "settings.json")  # there when the responses are ours
-    settings = plain(data.read_json(beside)) if os.path.exists(beside) else {}
-    data.checked(settings, (dict,), f"{beside}: has", "the settings of the responses beside it; move it away")
+    beside = os.path.join(os.path.dirname(config.score), "report.json")  # there when the responses are ours
+    made = data.checked(data.read_json(beside) if os.path.exists(beside) else {}, (dict,), f"{beside}: has", "a report")
     folder = os.path.join(config.out, f"{name}-scored")
     open_folder(folder)
-    about = dict(source=config.score, settings=settings, prompt_id=settings.get("prompt_id"))
-    write_report(config, folder, name, items, {"responses": responses}, about)
+    about = dict(source=config.score, config=made.get("config"), prompt_id=made.get("prompt_id"))
+    write_report(folder, name, items, {"responses": responses}, about)
 
 
 def main(argv: list[str] | None = None) -> int:

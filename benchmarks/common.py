@@ -17,7 +17,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from benchmarks.extraction import NO_ANSWER, extract
@@ -43,7 +43,6 @@ class Benchmark:
     config: str | None = None                      # of the hub's data set
     means: Callable[[dict, dict], dict] | None = None
     extract: Callable[[str, Item], tuple[str, str]] = extract
-    short: dict = field(default_factory=dict)      # the authors' abbreviations of label values
 
     def verdict(self, response: str, extraction: str, rule: str, item: Item) -> Verdict:
         """What `judge` says; but nothing is right where gold is withheld, nor strictly without an answer."""

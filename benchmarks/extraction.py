@@ -2,18 +2,19 @@ r"""Reading the answer out of any model's response, by rules: no judge model, no
 
     extraction, rule = extract(response, item)             ("B", "section: letter")
 
-    item.kind        extraction                            when nothing is found
-    choice           the option's bare capital letter      the words that decline to answer, or the end of the response
-    integer, float   a bare number: 1000, -0.75            the same
-    list             as Python writes it: [1, 2]           the end of the response
-    yesno            Yes or No                             the words that decline to answer, or the end of the response
-    text             the bare text of the answer           the end of the response
+    item.kind        extraction; where nothing is found, the end of the response
+    choice           the option's bare capital letter
+    integer, float   a bare number: 1000, -0.75
+    list             as Python writes it: [1, 2]
+    yesno            Yes or No
+    text             the bare text of the answer
 
 What is read, first hit wins:
 1. a structured answer: the last "The final answer is" that begins a line, else <answer>, else the last \boxed{}.
    The rest of the response is then not looked at; only an empty one falls through.
 2. a response in the trained format that ends before its answer section is unfinished: no answer, whatever it reasons.
-3. prose: the rules of prose.py, each named after its function.
+3. prose: RULES names the rules of each kind in the order in which they are tried: functions (text, item) -> answer or
+   None.
 
 The name of the rule goes into every report, for a score is only as good as what it was read by. Those in NO_ANSWER
 found nothing: a strict score counts them as wrong. The rules know languages (English, Chinese) and no data set.
@@ -21,15 +22,16 @@ Pure, deterministic, never raises on text, and takes linear time.
 """
 import re
 from dataclasses import replace
+from functools import lru_cache
 from itertools import accumulate
 
-from benchmarks.prose import choice_in_prose, list_in_prose, number_in_prose, text_in_prose
-from benchmarks.reading import MAX_RAW, MAX_SENTENCE, REJECTED_AFTER, Item, answer_number, read_choice
+from benchmarks.reading import (MAX_RAW, MAX_SENTENCE, REJECTED_AFTER, Item, answer_number, equal_number, in_range,
+                                letter_of, number_in, options_in, read_choice, spelled)
 from data import ANSWER_HEADER, GAP, SPECIAL_TOKEN, parse
-from grading.equal import bare_number, clean, cut, plain, said_lines
+from grading.equal import bare_number, clean, cut, numbers, plain, said_lines
 
 
-VERSION = "3"                                      # of the rules: scores compare only under the same one
+VERSION = "5"                                      # of the rules: scores compare only under the same one
 LETTERS = "ABCDEFGH"                               # as many options as the known benchmarks have
 NO_ANSWER = ("empty", "unfinished", "out of range", "nothing")
 
@@ -73,11 +75,161 @@ def structured(text: str) -> tuple[str, str]:
     return next((pair for pair in [*found, ("boxed", boxed(text))] if pair[1]), ("", ""))
 
 
+# ---------------------------------------------------------------- prose: sentences
+
+MAX_MATCHES = 20                                   # of a pattern that are tried, the last ones
+SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n")
+CONCLUSION = re.compile(r"\b(?:therefore|thus|hence|so|in conclusion|overall|answer|in summary|finally)\b|"
+                        r"因此|所以|故|答案|综上", re.IGNORECASE)
+NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|cannot)\b|n't\b|不|没有", re.IGNORECASE)
+DECLINES = re.compile(                             # said of the answer, this is none
+    r"\b(?:can(?:no|')t (?:be )?|unable to |(?:im|not )possible to )(?:determin|answer|predict|tell|calculat)|"
+    r"\b(?:insufficient|not enough) \w|\bN/A\b|\bnot (?:be )?(?:provided|given|specified|listed|available|among)\b|"
+    r"\bnone of the|不能确定|无法确定", re.IGNORECASE)
+
+
+@lru_cache(maxsize=64)
+def sentences(text: str) -> tuple[str, ...]:
+    parts = (part.strip() for part in SENTENCE_END.split(text))
+    return tuple(part[-MAX_SENTENCE:] for part in parts if part.strip(" *_`#-|"))
+
+
+def conclusions(text: str, pattern: re.Pattern = CONCLUSION) -> list[str]:
+    """The sentences that draw a conclusion, the last first."""
+    return [part for part in sentences(text)[::-1] if pattern.search(part)]
+
+
+def restating(text: str, item: Item) -> list[str]:
+    """The sentences with half of the words of what is asked, those with most of them first, then the later ones."""
+    words = [set(re.findall(r"\w+", part.lower())) for part in sentences(text)]
+    asked = set(re.findall(r"\w+", (sentences(item.question) or ("",))[-1].lower()))
+    ranked = sorted(((len(asked & said), i) for i, said in enumerate(words)), reverse=True)
+    return [sentences(text)[i] for shared, i in ranked if shared and shared >= len(asked) / 2]
+
+
+def declines(text: str, item: Item) -> bool:
+    """Whether the last sentence says that there is no answer, and names none."""
+    last = (sentences(text) or ("",))[-1]
+    named = options_in(last, item) if item.choices else set(numbers(last)) - set(numbers(item.question))
+    return bool(DECLINES.search(last)) and not named
+
+
+# ---------------------------------------------------------------- prose: choices
+
+# A letter as an answer: (B), (b), [B], "B", B; but neither "A triangle" nor the B of AB, B' or B = 5.
+# What may stand around it is bounded, here and in every rule: a pattern that may repeat has to end.
+LETTER = (r"[ *\"'`$]{0,6}(?:(?i:option|choice|answer|letter)\b|选项)?[ *\"`$:]{0,6}(?:\\(?:text|boxed)\{){0,3}"
+          r"(?:\(([A-Za-z])\)|\[([A-Z])\]|(?<=')([A-Z])'|([A-Z])(?![A-Za-z0-9_'°-]| ?[=<>+/^]|(?<=A) [a-z]))")
+SUBJECT = r"(?:\b(?i:answer|ans|option|choice|solution|letter|correct(?: one)?)\b|答案|选项)"
+IS = r"(?:\b(?:is|are|be|was)\b|[:=为是])"
+STATED = re.compile(rf"{SUBJECT}[^.\n]{{0,80}}?(?:{IS}|\n)(?: not \(?[A-Z]\)?,? but)?{LETTER}")
+MENTIONED = re.compile(
+    r"(?:\b(?i:option|choice|answer|ans|choose|select|pick)\b|故选|选[择项]?|答案)[: ]{0,3}" + LETTER)
+CONFIRMED = re.compile(r"(?:\(([A-Za-z])\)[^.(\n]{0,60}?|\b([A-Z])\*{0,2}) is (?:the )?(?:correct|right|answer|best)")
+LISTED = re.compile(r"[ *-]*\(?([A-Z])[).:] ?\S")
+
+
+def last_matches(pattern: re.Pattern, text: str) -> list[re.Match]:
+    """The matches to try, the last first."""
+    return list(pattern.finditer(text))[: -MAX_MATCHES : -1]
+
+
+def last_letter(text: str, pattern: re.Pattern) -> str | None:
+    """The letter of the last match that is not called wrong."""
+    right = (match for match in last_matches(pattern, text)
+             if not REJECTED_AFTER.match(text[match.end() : match.end() + 80]))
+    return next((next(filter(None, match.groups())).upper() for match in right), None)
+
+
+def only_letter(text: str, item: Item) -> str | None:
+    """The one letter in parentheses in the whole response."""
+    letters = {letter for letter in re.findall(r"\(([A-Z])\)", text.upper()) if in_range(letter, item)}
+    return letters.pop() if len(letters) == 1 else None
+
+
+def yes_or_no(text: str, item: Item) -> str | None:
+    """Where yes and no, or true and false, are the options: the first word, or else the last of a conclusion, or else
+    the first sentence that repeats the question, which a negation makes a no."""
+    if set(spelled(item.choices)) not in ({"yes", "no"}, {"true", "false"}):
+        return None
+    letters = {option in ("yes", "true"): letter_of(i) for i, option in enumerate(spelled(item.choices))}
+    leading = re.match(r"\W*(yes|no|true|false)\b", text, re.IGNORECASE)
+    concluding = (re.findall(r"\b(?:yes|no|true|false)\b(?! \w)", part, re.IGNORECASE) for part in conclusions(text))
+    words = leading.groups() if leading else next(filter(None, concluding), None)
+    if words:
+        return letters[words[-1].lower() in ("yes", "true")]
+    statements = set(restating(text, item))
+    statement = next((part for part in sentences(text) if part in statements), None)
+    return letters[not NEGATION.search(statement)] if statement else None
+
+
+def concluded(text: str, item: Item) -> str | None:
+    """The last option that the last conclusion with an answer names, or that its number equals; else the same of any
+    sentence."""
+    letters = ((options_in(part, item) or [equal_number(number_in(part, item.question), item)])[-1]
+               for part in (*conclusions(text), *sentences(text)[::-1]))
+    return next(filter(None, letters), None)
+
+
+# ---------------------------------------------------------------- prose: numbers, lists and texts
+
+ANSWER = re.compile("answer|答案", re.IGNORECASE)
+STATES_ANSWER = re.compile(rf"(?:\b(?i:(?<!other )answer|correct \w+)\b|答案)[^.\n]{{0,60}}?{IS}")
+
+
+def first_number(parts: list[str], item: Item) -> str | None:
+    """The number of the first sentence that has one."""
+    values = (number_in(part, item.question) for part in parts)
+    return next((bare_number(value) for value in values if value is not None), None)
+
+
+def last_list(text: str, item: Item) -> str | None:
+    """The last [...] as Python writes it."""
+    for items in re.findall(r"\[([^\[\]]{1,400})\]", text)[::-1]:
+        values = [numbers(part) for part in items.split(",")]
+        if all(values):
+            return "[" + ", ".join(bare_number(value[0]) for value in values) + "]"
+    return None
+
+
+def stated_text(text: str, item: Item) -> str | None:
+    """What follows the last "answer is", to the end of the sentence."""
+    rests = (text[match.end() : match.end() + MAX_SENTENCE] for match in last_matches(STATES_ANSWER, text))
+    return next(filter(None, (clean(re.split(r"\n|\. ", rest)[0]) for rest in rests)), None)
+
+
+# ---------------------------------------------------------------- prose: the order of the rules
+
+NUMBER_RULES = {
+    "stated number": lambda text, item: first_number(conclusions(text, ANSWER), item),    # The answer is 5.
+    "restated": lambda text, item: first_number(restating(text, item), item),             # in the words of the question
+    "last number": lambda text, item: first_number(sentences(text)[::-1], item)}
+RULES = {
+    "choice": {
+        "stated letter": lambda text, item: last_letter(text, STATED),                    # The correct answer is (B).
+        "yes or no": yes_or_no,
+        "mentioned letter": lambda text, item: last_letter(text, CONFIRMED) or last_letter(text, MENTIONED),
+        "only letter": only_letter, "concluded": concluded},
+    "integer": NUMBER_RULES, "float": NUMBER_RULES, "list": {"list": last_list}, "text": {"stated text": stated_text}}
+
+
+def read_prose(text: str, item: Item) -> tuple[str, str]:
+    """(answer, name of the rule that gave it), of the first rule that answers; else the end of the text, "nothing"."""
+    lines = text.split("\n")
+    options = {match[1] for match in map(LISTED.match, lines) if match} if item.choices else ()
+    if len(options) > 1:  # a copy of the options, a line each, is no answer
+        lines = [line for line in lines if not LISTED.match(line)]
+    said = "\n".join(lines)
+    rules = {} if declines(said, item) else RULES[item.kind]
+    answers = ((rule(said, item), name) for name, rule in rules.items())
+    answer, name = next((found for found in answers if found[0]), (text[-MAX_RAW:], "nothing"))
+    outside = item.kind == "choice" and name != "nothing" and not in_range(answer, item)
+    return answer, "out of range" if outside else name
+
+
 # ---------------------------------------------------------------- extract
 
 YES_NO = ("Yes", "No")
-IN_PROSE = {"choice": choice_in_prose, "integer": number_in_prose, "float": number_in_prose, "list": list_in_prose,
-            "text": text_in_prose}
 
 
 def read_short(candidate: str, item: Item) -> tuple[str, str] | None:
@@ -101,7 +253,7 @@ def extract(response: str, item: Item) -> tuple[str, str]:
     place, candidate = structured(text)
     extraction, form = "", "nothing"
     if place:
-        extraction, form = read_short(candidate, item) or IN_PROSE[item.kind](candidate, item)
+        extraction, form = read_short(candidate, item) or read_prose(candidate, item)
     if form == "nothing" and place in ("", "boxed"):
         sections = parse(text)
         if sections.description is not None or sections.rationales is not None:
@@ -109,6 +261,6 @@ def extract(response: str, item: Item) -> tuple[str, str]:
         alone = item.kind == "choice" and len(text) <= MAX_RAW and "\n" not in text
         short = read_choice(text, item) if alone else None
         if not short:
-            return IN_PROSE[item.kind](text, item)
+            return read_prose(text, item)
         place, (extraction, form) = "whole", short
     return extraction, form if form in NO_ANSWER else f"{place}: {form}"

@@ -8,8 +8,10 @@ Deviations from the authors' scripts:
 2. Groups come from the data set, instead of the copy of its metadata in the file of responses.
 Options are compared by their text, as the authors do: of two equal ones both are right.
 """
+import re
+
 from benchmarks.common import Benchmark, Item, Verdict, labels_of, lettered
-from benchmarks.normalize import normalize
+from benchmarks.extraction import LETTERS
 
 
 GROUPS = ("question_type", "answer_type", "language", "source", "category", "task", "context", "grade", "skills")
@@ -18,12 +20,6 @@ COLUMNS = {
     "question_type": "multi_choice or free_form", "answer_type": "text or integer or float or list",
     "choices": "strings or null", "unit": "string or null", "precision": "1 or 2 or null", "query": "string or null",
     **dict.fromkeys((f"metadata.{name}" for name in GROUPS[2:-1]), "string"), "metadata.skills": "strings"}
-SHORT = {                                          # the authors' names for tasks and skills
-    "figure question answering": "FQA", "geometry problem solving": "GPS", "math word problem": "MWP",
-    "textbook question answering": "TQA", "visual question answering": "VQA", "algebraic reasoning": "ALG",
-    "arithmetic reasoning": "ARI", "geometry reasoning": "GEO", "logical reasoning": "LOG",
-    "numeric commonsense": "NUM", "scientific reasoning": "SCI", "statistical reasoning": "STA",
-}
 
 # ---------------------------------------------------------------- the question and its prompt text
 
@@ -60,13 +56,57 @@ def item_from_row(row: dict, number: int) -> Item:
         | {"skills": tuple(row["metadata"]["skills"])})
 
 
+# ---------------------------------------------------------------- the authors' normaliser, quirks included
+
+
+def levenshtein(a: str, b: str) -> int:
+    """Insertions, deletions and substitutions, 1 each."""
+    previous = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        row = [i]
+        for j, y in enumerate(b, 1):
+            row.append(min(previous[j] + 1, row[j - 1] + 1, previous[j - 1] + (x != y)))
+        previous = row
+    return previous[-1]
+
+
+def normalize(extraction, item: Item) -> str | None:
+    """The prediction the authors compare with the gold answer (calculate_score.py:normalize_extracted_answer).
+
+        kind, options                extraction       -> prediction
+        choice, ("20", "30")         "B"              -> "30"
+        choice, ("20", "30")         "the (b) one"    -> "30"        the first letter in parentheses
+        choice, ("yes", "no")        "B."             -> "no"        no letter: the nearest option
+        choice, ("yes", "no")        ""               -> "no"        so is an empty one: the shortest option
+        integer                      "3.9"            -> "3"
+        integer                      "25 cm"          -> None
+        float, precision 1           "0.25"           -> "0.2"
+        list                         "[1,2]"          -> "[1,2]"     not "[1, 2]": it compares characters
+    """
+    if item.kind == "choice":
+        extraction = str(extraction).strip()
+        inside = re.search(r"\(([a-zA-Z])\)", extraction)
+        letter = inside[1].upper() if inside else extraction
+        index = LETTERS.find(letter) if len(letter) == 1 else -1
+        if 0 <= index < len(item.choices):
+            return item.choices[index]
+        return min(item.choices, key=lambda choice: levenshtein(letter, choice))  # the first of several
+    try:
+        if item.kind == "integer":
+            return str(int(float(extraction)))
+        if item.kind == "float":
+            return str(round(float(extraction), item.precision))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return str(extraction)
+
+
 def judge(response: str, extraction: str, item: Item) -> Verdict:
     prediction = normalize(extraction, item)
     return Verdict(prediction, prediction == item.answer, prediction == item.answer)
 
 
 BENCHMARK = Benchmark(
-    hub="AI4Math/MathVista", split="testmini", columns=COLUMNS, groups=GROUPS, short=SHORT, item=item_from_row,
-    judge=judge,
+    hub="AI4Math/MathVista", split="testmini", columns=COLUMNS, groups=GROUPS, item=item_from_row, judge=judge,
     official="the authors' normaliser on our extraction: the nearest option stands in for a missing answer",
     strict="the same, and a response without an answer is wrong")

@@ -32,43 +32,33 @@ class Item:
 
 # ---------------------------------------------------------------- numbers
 
-BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
-STATES = re.compile(
-    r"(?:\b(?:is|are|was|were|be|equals?|gives?|get|have|has|of)\b|[:为是])[^\w-]{0,4}"
-    r"(?:(?:also|still|then|about|around|approximately|exactly|roughly|nearly|only|just|likely|estimated|equal|at|to) )"
-    r"{0,3}(?=\W{0,3}\d)", re.IGNORECASE)
+STATES = re.compile(r"\b(?:is|are|was|were|be|equals?|gives?|has|have)\b[^\w-]{0,4}"
+                    r"(?:(?:about|approximately|only|just) )?(?=\W{0,3}\d)", re.IGNORECASE)
 EQUALS = re.compile(r"[=≈](?=[^\w=]{0,6}\d)")
-ORDINAL = re.compile(r"\b(\d{1,4})(?:st|nd|rd|th)\b")
 
 
 def number_in(text: str, question: str = "") -> Fraction | None:
-    """The number that a sentence states. In this order: the bold one; the last one after =, or else the first one after
-    "is", that the question does not have; the last one that the question does not have; the first in words, as
-    twenty-five; the last; that of 4th. An "is" after the last = comes before it."""
-    bold = [value for part in BOLD.findall(text) for value in numbers(part)]
-    if bold:
-        return bold[-1]
+    """The number that a sentence states: the last one after =, or else the first one after "is", that the question does
+    not have; the last one that the question does not have; the first in words, as twenty-five; the last."""
     text, asked = text.replace("*", ""), set(numbers(question))
     equals, states = ([match.end() for match in pattern.finditer(text)] for pattern in (EQUALS, STATES))
-    later = [end for end in states if equals and end > equals[-1]]
-    for end in (*later, *equals[::-1], *states):
+    for end in (*equals[::-1], *states):
         value = next(iter(numbers(text[end : end + MAX_RAW])), None)
         if value is not None and value not in asked:
             return value
     found = numbers(text)
     fresh = [value for value in found if value not in asked]
     words = [value for match in IN_WORDS.finditer(text) if (value := in_words(match[0])) is not None]
-    ordinal = [Fraction(digits) for digits in ORDINAL.findall(text)]
-    return (fresh[-1:] or words[:1] or found[-1:] or ordinal[-1:] or [None])[0]
+    return (fresh[-1:] or words[:1] or found[-1:] or [None])[0]
 
 
-def answer_number(text: str, question: str = "") -> Fraction | None:
+def answer_number(text: str) -> Fraction | None:
     """The number of a text that is nothing but an answer: 12 of the 20 cubes."""
     short = quantity(without_left_side(clean(text), ""))
     if short:
         return short[0]
     leading = numbers(text)[:1] if re.match(r"[*$ ~]*-?\d", text) and "=" not in text else []
-    return leading[0] if leading else number_in(text, question)
+    return leading[0] if leading else number_in(text)
 
 
 # ---------------------------------------------------------------- options

@@ -1,4 +1,4 @@
-"""Figures and tables of an evaluation: intervals, verdicts, breakdowns, what perception costs, an audit sheet.
+"""Figures and tables of an evaluation: intervals, verdicts, breakdowns, what perception costs.
 
     responses = read_responses("responses.jsonl")                pid -> {"response", ..}
     verdicts = judge_all("mathvista", responses, items)          pid -> {"extraction", "rule", "prediction", ..}
@@ -9,18 +9,15 @@ No model, no process group, no images: stored responses can be scored again anyw
 Accuracies are in percent of all questions of the split; a question without a response is wrong and is listed.
 """
 import datetime
-import importlib.metadata
 import math
 import os
-import platform
-import random
+import shutil
 import statistics
 import subprocess
 from collections import Counter
 
-from benchmarks.common import Item, Verdict, grouped, lettered, misfit, percent, plain
+from benchmarks.common import Item, Verdict, grouped, misfit, percent, plain
 from benchmarks.extraction import NO_ANSWER, VERSION
-from benchmarks.reading import letter_of
 from benchmarks.registry import BENCHMARKS
 from data import InputError, read_file
 from grading.algebra import process_grader
@@ -28,7 +25,6 @@ from grading.algebra import process_grader
 
 MISSING = "missing"                                # the rule of a question without a response
 FIGURES = ("official", "strict")
-AUDIT_CHARACTERS = 400                             # of a response on the audit sheet, the last ones
 
 # ---------------------------------------------------------------- intervals
 
@@ -78,41 +74,31 @@ COLUMNS = {"pid": "string or number", "response": "string or null", "tokens": "n
            "finished": "true or false or null"}
 
 
-def response_row(where: str, key, row) -> dict:
-    """A row of responses, plain, its pid a string; InputError where it is none. key: its pid in an object of rows."""
-    row = plain({"pid": key} | row if isinstance(key, str) and isinstance(row, dict) else row)
-    wrong = misfit(row, COLUMNS)
-    if wrong:
-        raise InputError(f"{where}: {wrong}; fix or remove this row")
-    return row | {"pid": str(row["pid"])}
-
-
-def read_responses(path: str, column: str = "response") -> dict[str, dict]:
-    """pid -> row: our responses.jsonl, or MathVista's object of rows by pid, plain or .gz. column: what is judged,
-    response or extraction. A row without a response, as after a failed request, is left out."""
-    responses, rows = {}, [response_row(f"{path} row {key}", key, row) for key, row in read_file(path)]
-    if not any(row.get(column) is not None for row in rows):
-        found = ", ".join(rows[0]) if rows else "nothing"
-        raise InputError(f"{path}: no row has {column}, the first has {found}: rename the column that holds it")
-    for row in rows:
-        if row["pid"] in responses:
-            raise InputError(f"{path}: pid {row['pid']} is there twice; fix or remove one row")
-        if row.get("response") is not None or column == "extraction":
-            responses[row["pid"]] = row | {"response": row.get("response") or ""}
+def read_responses(path: str) -> dict[str, dict]:
+    """pid -> row: our responses.jsonl, or MathVista's object of rows by pid, plain or .gz. A row without a response, as
+    after a failed request, is left out. InputError: a row that is none, or no row with a response."""
+    responses, row = {}, {}
+    for key, row in read_file(path):
+        row = plain({"pid": key} | row if isinstance(key, str) and isinstance(row, dict) else row)
+        pid, wrong = str(row.get("pid")) if isinstance(row, dict) else "", misfit(row, COLUMNS)
+        if wrong or pid in responses:
+            raise InputError(f"{path} row {key}: {wrong or f'pid {pid} is there twice'}; fix or remove this row")
+        if row.get("response") is not None:
+            responses[pid] = row | {"pid": pid}
+    if not responses:
+        raise InputError(f"{path}: no row has response, the last has {', '.join(row) or 'nothing'}: rename the column "
+                         "that holds it")
     return responses
 
 
-def judge_all(name: str, responses: dict[str, dict], items: dict[str, Item], stored: bool = False) -> dict[str, dict]:
-    """The verdict on every item, in their order; stored: judge the rows' own "extraction", reading no response."""
+def judge_all(name: str, responses: dict[str, dict], items: dict[str, Item]) -> dict[str, dict]:
+    """The verdict on every item, in their order."""
     benchmark, verdicts = BENCHMARKS[name], {}
     for pid, item in items.items():
         extraction, rule, verdict = "", MISSING, Verdict(None, False, False)
         if pid in responses:
-            response, given = responses[pid]["response"], responses[pid].get("extraction")
-            if not stored:
-                extraction, rule = benchmark.extract(response, item)
-            else:
-                extraction, rule = ("", "nothing") if given in (None, "") else (str(given), "stored")
+            response = responses[pid]["response"]
+            extraction, rule = benchmark.extract(response, item)
             verdict = benchmark.verdict(response, extraction, rule, item)
         verdicts[pid] = dict(question=item.question, gold=item.answer, extraction=extraction, rule=rule)
         verdicts[pid] |= verdict._asdict()
@@ -122,9 +108,11 @@ def judge_all(name: str, responses: dict[str, dict], items: dict[str, Item], sto
 # ---------------------------------------------------------------- the report
 
 
-def accuracy(right) -> dict:
+def share(right: list[bool]) -> dict:
+    """How many of these are right, of how many, in percent, and Wilson's interval; None percent of none."""
     low, high = wilson(sum(right), len(right))
-    return dict(accuracy=percent(right), low=100 * low, high=100 * high, correct=sum(right))
+    return dict(accuracy=percent(right) if right else None, low=100 * low, high=100 * high, correct=sum(right),
+                of=len(right))
 
 
 def breakdown(right: dict[str, bool], items: dict[str, Item], groups: tuple[str, ...]) -> dict:
@@ -143,13 +131,6 @@ def breakdown(right: dict[str, bool], items: dict[str, Item], groups: tuple[str,
     return scores
 
 
-def unreachable(name: str, items: dict[str, Item]) -> list[str]:
-    """The questions on which no option, or where there are none not even the gold answer itself, is judged right."""
-    return [pid for pid, item in items.items() if not any(
-        BENCHMARKS[name].verdict(answer, answer, "gold", item).strict
-        for answer in ([item.answer] if item.kind != "choice" else map(letter_of, range(len(item.choices)))))]
-
-
 def summarize(name: str, items: dict[str, Item], responses: dict[str, dict], verdicts: dict[str, dict]) -> dict:
     """Everything that is said of the responses to one benchmark."""
     benchmark = BENCHMARKS[name]
@@ -161,11 +142,10 @@ def summarize(name: str, items: dict[str, Item], responses: dict[str, dict], ver
     rules = Counter(verdict["rule"] for verdict in verdicts.values())
     return dict(
         benchmark=name, questions=len(items), missing=[pid for pid in items if pid not in responses],
-        unreachable=unreachable(name, items),
         truncated=finished.count(False) if finished else None,  # unknown where responses come from elsewhere
         tokens=statistics.fmean(tokens) if tokens else None,
         no_answer=sum(rules[rule] for rule in NO_ANSWER),
-        **{kind: accuracy(right[kind].values()) | {"counts": getattr(benchmark, kind)} for kind in FIGURES},
+        **{kind: share(list(right[kind].values())) | {"counts": getattr(benchmark, kind)} for kind in FIGURES},
         chance_credit=sum(verdict["official"] and verdict["rule"] in NO_ANSWER for verdict in verdicts.values()),
         empty_model={kind: percent([verdict[kind] for verdict in silent]) for kind in FIGURES},
         means={kind: benchmark.means(right[kind], items) if benchmark.means else {} for kind in FIGURES},
@@ -175,20 +155,13 @@ def summarize(name: str, items: dict[str, Item], responses: dict[str, dict], ver
     )
 
 
-def revision() -> str:
-    """The commit of this code, "-dirty" when files differ from it; "" where there is no git."""
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, cwd=os.path.dirname(__file__), capture_output=True, text=True).stdout.strip()
-    except FileNotFoundError:
-        return ""
-
-
 def provenance() -> dict:
-    """What a score cannot be compared without: extractor, commit, versions, date."""
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "math-verify")}
-    return dict(extractor=VERSION, date=datetime.datetime.now().isoformat(timespec="seconds"), git=revision(),
-                versions={"python": platform.python_version()} | versions)
+    """What a score cannot be compared without: the version of the extraction, the date, and the commit of this code,
+    "-dirty" when files differ from it, "" where there is no git."""
+    command = ["git", "describe", "--always", "--dirty"]
+    here = os.path.dirname(__file__)
+    found = subprocess.run(command, cwd=here, capture_output=True, text=True).stdout if shutil.which("git") else ""
+    return dict(extractor=VERSION, date=datetime.datetime.now().isoformat(timespec="seconds"), git=found.strip())
 
 
 def warnings(report: dict) -> list[str]:
@@ -198,21 +171,13 @@ def warnings(report: dict) -> list[str]:
         silent = report["empty_model"]["official"]
         lines.append(f"warning: {report['chance_credit']} of the {official} answers that are right in the official "
                      f"figure are no answers; saying nothing at all scores {silent:.1f} there")
-    for name, lack in {"missing": "no response", "unreachable": "no gold answer that anything can match"}.items():
-        if pids := report[name]:
-            listed = ", ".join(pids[:10]) + (", .." if len(pids) > 10 else "")
-            lines.append(f"warning: {len(pids)} questions have {lack} and count as wrong: {listed}")
+    if pids := report["missing"]:
+        listed = ", ".join(pids[:10]) + (", .." if len(pids) > 10 else "")
+        lines.append(f"warning: {len(pids)} questions have no response and count as wrong: {listed}")
     return lines
 
 
 # ---------------------------------------------------------------- what perception costs
-
-
-def share(right: list[bool]) -> dict:
-    """How many of these are true, of how many, in percent, and Wilson's interval; None percent of none."""
-    low, high = wilson(sum(right), len(right))
-    return dict(count=sum(right), of=len(right), percent=percent(right) if right else None, low=100 * low,
-                high=100 * high)
 
 
 def perception(full: dict[str, dict], others: dict[str, dict[str, dict]]) -> dict:
@@ -242,7 +207,7 @@ def perception(full: dict[str, dict], others: dict[str, dict[str, dict]]) -> dic
                   "without a description (counts as wrong from it)": share(silent)}
     if blind := right.get("blind"):
         shares["wrong, but right without any image (luck)"] = share([blind[pid] for pid in wrong])
-    unread = len(ways) == 3 and ways["caption_only"]["count"] <= ways["blind"]["count"]
+    unread = len(ways) == 3 and ways["caption_only"]["correct"] <= ways["blind"]["correct"]
     return dict(accuracy=ways, shares=shares, unread=unread)
 
 
@@ -257,8 +222,8 @@ def table(head: list[str], rows) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
-def markdown(report: dict, split: dict | None = None, whole: bool = False) -> str:
-    """The report as text; split: what `perception` returns; whole: with settings, rules and breakdown."""
+def markdown(report: dict, whole: bool = False) -> str:
+    """The report as text; whole: with rules and breakdown."""
     known = report["tokens"] is not None and report["truncated"] is not None
     length = f", {report['truncated']} truncated, {report['tokens']:.0f} tokens each" if known else ""
     blocks = [
@@ -271,17 +236,15 @@ def markdown(report: dict, split: dict | None = None, whole: bool = False) -> st
         "\n".join(f"- {kind}: {report[kind]['counts']}" for kind in FIGURES)]
     means = [[name, *(f"{report['means'][kind][name]:.2f}" for kind in FIGURES)] for name in report["means"]["strict"]]
     blocks += [table(["", *FIGURES], means)] if means else []
-    blocks += perception_table(split) if split else []
+    blocks += perception_table(report["perception"]) if "perception" in report else []
     blocks += ["\n".join(warnings(report))] if warnings(report) else []
     if whole:
-        short, strict = BENCHMARKS[report["benchmark"]].short, report["breakdown"]["strict"]
-        rows = [[group, f"{value} ({short[value]})" if value in short else value, official["total"],
-                 official["accuracy"], strict[group][value]["accuracy"]]
+        strict = report["breakdown"]["strict"]
+        rows = [[group, value, official["total"], official["accuracy"], strict[group][value]["accuracy"]]
                 for group, values in report["breakdown"]["official"].items() if group != "average"
                 for value, official in values.items()]
         blocks += ["## Rules of extraction", table(["rule", "responses"], report["rules"].items())]
         blocks += ["## Breakdown", table(["", "value", "questions", *FIGURES], rows)]
-        blocks += ["## Settings", table(["", "value"], report.get("settings", {}).items())]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -290,24 +253,9 @@ def perception_table(split: dict) -> list[str]:
     names = {"full": "accuracy with the image", "caption_only": "accuracy with its own description instead",
              "blind": "accuracy with neither"}
     shares = {names[way]: accuracy for way, accuracy in split["accuracy"].items()} | split["shares"]
-    rows = [[name, "-" if s["percent"] is None else f"{s['percent']:.2f}", f"{s['low']:.2f} .. {s['high']:.2f}",
-             f"{s['count']} of {s['of']}"] for name, s in shares.items()]
+    rows = [[name, "-" if s["accuracy"] is None else f"{s['accuracy']:.2f}", f"{s['low']:.2f} .. {s['high']:.2f}",
+             f"{s['correct']} of {s['of']}"] for name, s in shares.items()]
     warning = ("warning: the model answers no better from its description than from nothing: it does not read "
                "descriptions given as text, and these shares do not say what perception costs")
     lines = table(["what perception costs (strict)", "%", "95 % interval", "questions"], rows)
     return [lines, warning] if split["unread"] else [lines]
-
-
-def audit_sheet(count: int, items: dict[str, Item], responses: dict[str, dict], verdicts: dict[str, dict]) -> str:
-    """A sample of questions, always the same ones, for a person to mark what the rules got wrong."""
-    pids = [pid for pid in items if pid in responses]
-    sample = random.Random(count).sample(pids, min(count, len(pids)))
-    lines = ["# Does the verdict hold?", "", "Mark each that does not; the share of marks is the error of the rules."]
-    for pid in sorted(sample, key=pids.index):
-        item, verdict = items[pid], verdicts[pid]
-        official, strict = ("right" if verdict[kind] else "wrong" for kind in FIGURES)
-        lines += ["", f"## [ ] {pid}", "", item.question, *lettered(item.choices), "",
-                  *(f"> {line}" for line in responses[pid]["response"][-AUDIT_CHARACTERS:].splitlines()), "",
-                  f"extraction `{verdict['extraction']}` ({verdict['rule']}), prediction `{verdict['prediction']}`, "
-                  f"gold `{item.answer}`: official {official}, strict {strict}"]
-    return "\n".join(lines) + "\n"
