@@ -10,7 +10,7 @@ from plumbing.processes import is_main
 
 
 def connect(config, folder: str):
-    """log(step, metrics, rows) and end() of rank 0's --tracker; the other ranks, and "none", get two that do nothing."""
+    """log(step, metrics, rows) and end() of --tracker; on other ranks than the first, two functions that do nothing."""
     if config.tracker == "none" or not is_main():
         return lambda *_: None, lambda: None
     if config.tracker == "tensorboard":

@@ -60,7 +60,7 @@ def test_trackio_has_every_metric_and_the_responses_to_one_question(tiny_folder,
 
 
 @needs("wandb")
-def test_wandb_offline_has_every_metric_and_the_responses_to_one_question(tiny_folder, questions, tmp_path, monkeypatch):
+def test_wandb_has_every_metric_and_the_responses_to_one_question(tiny_folder, questions, tmp_path, monkeypatch):
     for name, value in (("MODE", "offline"), ("DATA_DIR", str(tmp_path)), ("CACHE_DIR", str(tmp_path))):
         monkeypatch.setenv(f"WANDB_{name}", value)
     lines = run_with("wandb", tiny_folder, questions, tmp_path)
