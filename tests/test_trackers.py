@@ -69,4 +69,4 @@ def test_wandb_has_every_metric_and_the_responses_to_one_question(tiny_folder, q
     with open(glob(folder + "/*.wandb")[0], "rb") as file, open(table) as table:
         sent = file.read()
         assert all(name.encode() in sent for name in set(lines[0]) - {"step"})
-        assert json.load(table)["columns"][:2] == ["text", "reward"]
+        assert json.load(table)["columns"][:2] == ["text", "extracted"]
