@@ -193,8 +193,8 @@ def score(samples: list[Sample], responses: list[str], lengths: list[int], weigh
     if grader == "release":
         from grading.algebra import process_grader  # its worker needs mathruler, which few have
 
-        judge = process_grader("release")
-        accuracies = [float(judge.correct(text, sample.answer)) for text, sample in zip(responses, samples_of)]
+        equal = process_grader("release").equal
+        accuracies = [float(equal(text, sample.answer)) for text, sample in zip(responses, samples_of)]
     else:
         accuracies = [accuracy_reward(section.answer, sample) for section, sample in zip(sections, samples_of)]
     if rules == "release":
