@@ -35,7 +35,6 @@ from grading.equal import characters, cut, same_answer
 
 # ---------------------------------------------------------------- the five parts
 
-
 def clip_reward(cosine: torch.Tensor, target: float) -> torch.Tensor:
     """min(max(cosine, 0) / target, 1): a cosine of target (0.4) is as good as it gets (PeBR pebr_1.py:62).
 
@@ -172,7 +171,6 @@ def release_parts(samples: list[Sample], responses: list[str], clip: ClipScorer 
 
 # ---------------------------------------------------------------- the weighted sum
 
-
 def score(samples: list[Sample], responses: list[str], lengths: list[int], weights: dict[str, float],
           clip: ClipScorer | None, clip_target: float = 0.4, length_limit: int = 512,
           keyword_scope: str = "description", grader: str = "own",
@@ -187,7 +185,6 @@ def score(samples: list[Sample], responses: list[str], lengths: list[int], weigh
     G = N // max(Q, 1)  # a process may have no question
     assert Q * G == N == len(lengths), f"{N=} not a multiple of {Q=}, or not {len(lengths)=}"
     assert clip is not None or not weights.get("clip"), "clip has a weight but there is no scorer"
-    assert keyword_scope in ("description", "response") and rules in ("own", "release"), f"{keyword_scope=}, {rules=}"
     samples_of = [sample for sample in samples for _ in range(G)]  # of each response
     sections = [parse(response) for response in responses]
     if grader == "release":
@@ -215,7 +212,6 @@ def score(samples: list[Sample], responses: list[str], lengths: list[int], weigh
 
 
 # ---------------------------------------------------------------- a question with all that came of it
-
 
 @dataclass(order=True)
 class Answered:

@@ -26,7 +26,7 @@ import re
 import unicodedata
 from collections import Counter
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 
 
 MAX_TEXT = 40_000                                  # characters of a response that are read: over 4096 tokens
@@ -48,14 +48,12 @@ SPELLINGS = {character: text for text, characters in TYPED.items() for character
 
 @lru_cache(maxsize=4096)
 def spelled_character(character: str) -> str:
-    r"""In ASCII or LaTeX where there is one: ² as ^{2}, ½ as 1/2, θ as \theta. Invisible ones and half surrogates are
-    none and U+FFFD."""
+    r"""In ASCII or LaTeX where there is one: ² as ^{2}, ½ as 1/2, θ as \theta. Invisible ones are none."""
     if character.isascii() or character in SPELLINGS:
         return SPELLINGS.get(character, character)
-    category, kind = unicodedata.category(character), unicodedata.decomposition(character).split(" ")[0]
-    if category in ("Cf", "Cs") or "\ufe00" <= character <= "\ufe0f":
-        return "" if category != "Cs" else "\ufffd"
-    compatible = unicodedata.normalize("NFKC", character)
+    if unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f":
+        return ""
+    compatible, kind = unicodedata.normalize("NFKC", character), unicodedata.decomposition(character).split(" ")[0]
     greek = re.fullmatch("GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", unicodedata.name(compatible[0], ""))
     if greek:
         name = greek[2].replace("LAMDA", "LAMBDA")
@@ -203,8 +201,8 @@ def bare_number(value: Fraction) -> str:
 
 # ---------------------------------------------------------------- units
 
-# Dimension, then names and their factor to its base unit; each in the last two lines is a dimension of its own. Any other
-# word after a number is no unit: 7x, 7 or 8.
+# Dimension, then names and their factor to its base unit; each of the last two lines' has a dimension of its own. Any
+# other word after a number is no unit: 7x, 7 or 8.
 UNIT_TABLE = """
 length  mm,millimeter,millimetre=1/1000 cm,centimeter,centimetre=1/100 m,meter,metre=1 km,kilometer,kilometre=1000
 length  in,inch,inches=127/5000 ft,foot,feet=381/1250 yd,yard=1143/1250 mi,mile=201168/125
@@ -414,9 +412,7 @@ def correct(candidate: str | None, gold: str, choices: tuple[str, ...] = ()) -> 
 
 # ---------------------------------------------------------------- with algebra
 
-def bare(text: str) -> str:
-    r"""The spelling of `clean`, but with \frac{1}{2} left as it is: written as 1/2, 1/2x would have two readings."""
-    return clean(text, fractions=False)
+bare = partial(clean, fractions=False)             # 1/2x has two readings, \frac{1}{2}x has one
 
 
 def symbolic(gold: str) -> bool:
