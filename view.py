@@ -25,12 +25,7 @@ from plumbing.doctor import Doctor
 
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "plumbing", "page.html")
 SIDE = 256  # pixels of an embedded picture, at most
-CHARACTERS = 6000  # of one text: a response of 2,048 tokens has about as many
 ORDER = {"sft": 0, "sample": 1, "1": 2, "2": 3}  # of the stages
-
-
-class Torn(ValueError):
-    """What keeps a page from being made, as one line."""
 
 
 @dataclass
@@ -67,16 +62,9 @@ class Page:
 
 # ------------------------------------------------------------------------------------ files of a run
 
-def read_object(path: str, page: Page) -> dict:
-    """A json file as an object; {} and a note where it is torn."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            value = json.load(file)
-    except (OSError, ValueError):
-        value = None
-    if not isinstance(value, dict):
-        page.note(f"{path} is missing or torn")
-    return value if isinstance(value, dict) else {}
+def read_object(path: str) -> dict:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return json.load(file)
 
 
 def read_lines(path: str, page: Page) -> Iterator[dict]:
@@ -108,7 +96,7 @@ def training_stages(run: str, page: Page) -> list[dict]:
         rows = [by_step[step] for step in sorted(by_step)]
         names = {name: None for row in rows for name, value in row.items()
                  if isinstance(value, (int, float)) and "/" in name}
-        config = read_object(os.path.join(folder, "config.json"), page)
+        config = read_object(os.path.join(folder, "config.json"))
         doctor = Doctor(SimpleNamespace(**config)) if {"stage", "lr", "kl_coef"} <= set(config) else None
         lines = [line for row in rows for line in doctor.look(row)] if doctor else []
         stages.append(dict(name=os.path.relpath(folder, run), folder=folder, stage=str(config.get("stage")),
@@ -127,19 +115,12 @@ def buckets(run: str, page: Page) -> dict[str, int]:
     return sizes
 
 
-def shorten(value):
-    """A text of at most CHARACTERS characters; anything else as it is."""
-    return value[:CHARACTERS] + " .." if isinstance(value, str) and len(value) > CHARACTERS else value
-
-
 def group_of(row: dict, page: Page, **place) -> dict:
     """A row of a rollout, or of an evaluation's responses, as the page shows it."""
-    responses = [{name: shorten(value) for name, value in response.items()} for response in row.get("responses", [])
-                 if isinstance(response, dict)]
     pictures = [page.picture(path) for path in row.get("images", []) if isinstance(path, str)]
-    return place | dict(qid=str(row.get("qid")), question=shorten(str(row.get("question"))), answer=row.get("answer"),
+    return place | dict(qid=str(row.get("qid")), question=str(row.get("question")), answer=row.get("answer"),
                         key_words=row.get("key_words", []), images=[path for path in pictures if path],
-                        responses=responses)
+                        responses=row.get("responses", []))
 
 
 def rollouts(stage: dict, count: int, page: Page) -> list[dict]:
@@ -158,9 +139,9 @@ def evaluations(run: str, count: int, page: Page) -> list[dict]:
     """[{name, report, items}] of every evaluation: of a file of questions or of a benchmark, wrong answers first."""
     found = []
     for folder in find(run, "report.json"):
-        report, path = read_object(os.path.join(folder, "report.json"), page), os.path.join(folder, "responses.jsonl")
+        report, path = read_object(os.path.join(folder, "report.json")), os.path.join(folder, "responses.jsonl")
         verdicts = os.path.join(folder, "verdicts.json")
-        verdicts = read_object(verdicts, page) if os.path.exists(verdicts) else {}
+        verdicts = read_object(verdicts) if os.path.exists(verdicts) else {}
         items = []
         for row in read_lines(path, page) if os.path.exists(path) else []:
             if "pid" in row:  # of a benchmark: one response, and what was made of it lies beside
@@ -186,16 +167,16 @@ def evaluations(run: str, count: int, page: Page) -> list[dict]:
 
 
 def build(run: str, images: int, groups: int, items: int) -> dict:
-    """All that the page shows, as one object. Torn: nothing in this folder is of a run."""
+    """All that the page shows, as one object. FileNotFoundError: nothing in this folder is of a run."""
     if not os.path.isdir(run):
-        raise Torn(f"{run} is no folder: give the --out of a run, or of an evaluation")
+        raise FileNotFoundError(f"{run} is no folder: give the --out of a run, or of an evaluation")
     page = Page(images)
     stages, sizes = training_stages(run, page), buckets(run, page)
     share = groups // max(1, sum(stage["stage"] in ("1", "2") for stage in stages))
     shown = [group for stage in stages for group in rollouts(stage, share, page)]
     found = evaluations(run, items, page)
     if not (stages or found or sizes):
-        raise Torn(f"{run} holds no metrics.jsonl, no report.json and no easy.jsonl: give the --out of a run")
+        raise FileNotFoundError(f"{run} holds no metrics.jsonl, report.json or easy.jsonl: give the --out of a run")
     about = [{name: value for name, value in stage.items() if name != "folder"} for stage in stages]
     return dict(run=run, stages=about, buckets=sizes, rollouts=shown, evaluations=found, notes=page.notes,
                 pictures=page.pictures)
@@ -219,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
         with open(path, "w", encoding="utf-8", errors="replace") as file:
             file.write(page.replace("{{content}}", text))
         print(f"{path}: {os.path.getsize(path) / 1e6:.1f} MB; open it in a browser")
-    except (OSError, Torn) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
