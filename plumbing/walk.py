@@ -5,7 +5,6 @@ Only the responses are given, because an untrained model would write noise. Symb
 P tokens of a prompt, N response tokens of an optimiser step, T tokens of its packed row, u images, p patches.
 """
 import contextlib
-import inspect
 import io
 import random
 import sys
@@ -39,7 +38,7 @@ def show(fixed: dict[str, int], frame, event: str, _):
     function = next((each for each in TENSORS if each.__code__ is frame.f_code), None)
     if event != "return" or function is None:
         return
-    print(f"\n{function.__name__}: {inspect.getdoc(function).splitlines()[0]}")
+    print(f"\n{function.__name__}: {function.__doc__.splitlines()[0]}")
     sizes = dict(fixed)  # within a function a symbol has one size
     for name, shape in TENSORS[function].items():
         value = frame.f_locals
