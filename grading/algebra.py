@@ -33,7 +33,6 @@ from fractions import Fraction
 from data import InputError
 from grading.equal import answer_line, bare, symbolic, unit_of, without_left_side
 
-
 RULES = {"own": ("math-verify", "math_verify"), "release": ("mathruler pylatexenc", "mathruler pylatexenc")}
 WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "algebra_worker.py")
 LIMIT = 2.0  # seconds for a pair

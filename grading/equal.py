@@ -28,7 +28,6 @@ from collections import Counter
 from fractions import Fraction
 from functools import lru_cache, partial
 
-
 MAX_TEXT = 40_000                                  # characters of a response that are read: over 4096 tokens
 
 

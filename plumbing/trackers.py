@@ -14,8 +14,7 @@ def connect(config, folder: str):
     if config.tracker == "none" or not is_main():
         return lambda *_: None, lambda: None
     if config.tracker == "tensorboard":
-        from torch.utils.tensorboard import SummaryWriter  # imports tensorboard
-
+        from torch.utils.tensorboard import SummaryWriter
         writer = SummaryWriter(os.path.join(folder, "tensorboard"))
         return lambda step, metrics, _: [writer.add_scalar(*each, step) for each in metrics.items()], writer.close
     service = importlib.import_module(config.tracker)  # trackio has wandb's names
