@@ -35,7 +35,6 @@ from grading.equal import characters, cut, same_answer
 
 # ---------------------------------------------------------------- the five parts
 
-
 def clip_reward(cosine: torch.Tensor, target: float) -> torch.Tensor:
     """min(max(cosine, 0) / target, 1): a cosine of target (0.4) is as good as it gets (PeBR pebr_1.py:62).
 
@@ -172,7 +171,6 @@ def release_parts(samples: list[Sample], responses: list[str], clip: ClipScorer 
 
 # ---------------------------------------------------------------- the weighted sum
 
-
 def score(samples: list[Sample], responses: list[str], lengths: list[int], weights: dict[str, float],
           clip: ClipScorer | None, clip_target: float = 0.4, length_limit: int = 512,
           keyword_scope: str = "description", grader: str = "own",
@@ -193,8 +191,8 @@ def score(samples: list[Sample], responses: list[str], lengths: list[int], weigh
     if grader == "release":
         from grading.algebra import process_grader  # its worker needs mathruler, which few have
 
-        judge = process_grader("release")
-        accuracies = [float(judge.correct(text, sample.answer)) for text, sample in zip(responses, samples_of)]
+        equal = process_grader("release").equal
+        accuracies = [float(equal(text, sample.answer)) for text, sample in zip(responses, samples_of)]
     else:
         accuracies = [accuracy_reward(section.answer, sample) for section, sample in zip(sections, samples_of)]
     if rules == "release":
@@ -215,7 +213,6 @@ def score(samples: list[Sample], responses: list[str], lengths: list[int], weigh
 
 
 # ---------------------------------------------------------------- a question with all that came of it
-
 
 @dataclass(order=True)
 class Answered:

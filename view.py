@@ -2,22 +2,18 @@
 
     python view.py runs/demo                      writes runs/demo/view.html; also while the run goes on, or cut off
     python view.py runs/eval/mathvista            an evaluation alone
-    python view.py runs/demo --svg curves.svg     rewards and held-out answers over the steps, as a picture
 
 It reads the files that a run leaves (metrics.jsonl, rollouts/, report.json, responses.jsonl) and needs neither model
 nor network. The page holds everything it shows, so it can be sent to somebody. What is missing or torn is left out, and
-a note on the page says so. plumbing/page.html is the page; all text from data and models reaches it as JSON.
+a note on the page says so. plumbing/page.html is the page: it draws the curves and cards from the JSON written here.
 """
 import argparse
 import base64
 import glob
 import hashlib
-import html
 import io
-import itertools
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,22 +25,7 @@ from plumbing.doctor import Doctor
 
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "plumbing", "page.html")
 SIDE = 256  # pixels of an embedded picture, at most
-CHARACTERS = 6000  # of one text: a response of 2,048 tokens has about as many
 ORDER = {"sft": 0, "sample": 1, "1": 2, "2": 3}  # of the stages
-PANELS = {  # what is drawn together; a metric in none of these gets a panel of its own
-    "reward": ("reward/total", "reward/clip", "reward/keyword", "reward/format", "reward/length", "reward/accuracy"),
-    "held-out questions": ("eval/accuracy", "eval/clip", "eval/keyword", "eval/format", "eval/length"),
-    "clipped tokens": ("policy/clip_low", "policy/clip_high"),
-    "responses": ("response/truncated", "response/parse_failed"),
-}
-FIRST = ("adv/zero_std_groups", "response/length", "policy/kl", "policy/entropy", "opt/grad_norm", "opt/loss")
-PICTURE_STYLE = ("text{font:11px sans-serif;fill:#333}.title{font-weight:bold}.axis{text-anchor:end}"
-                 ".shade0{fill:#f1f3f6}.shade1{fill:#e2e7ee}polyline{fill:none;stroke-width:1.6}.raw{opacity:.25}")
-COLOURS = ("#2f6fde", "#d9822b", "#2b9a66", "#b6459d", "#7a8087", "#c8382e")
-
-
-class Torn(ValueError):
-    """What keeps a page from being made, as one line."""
 
 
 @dataclass
@@ -81,16 +62,9 @@ class Page:
 
 # ------------------------------------------------------------------------------------ files of a run
 
-def read_object(path: str, page: Page) -> dict:
-    """A json file as an object; {} and a note where it is torn."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            value = json.load(file)
-    except (OSError, ValueError):
-        value = None
-    if not isinstance(value, dict):
-        page.note(f"{path} is missing or torn")
-    return value if isinstance(value, dict) else {}
+def read_object(path: str) -> dict:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return json.load(file)
 
 
 def read_lines(path: str, page: Page) -> Iterator[dict]:
@@ -121,8 +95,8 @@ def training_stages(run: str, page: Page) -> list[dict]:
                    if isinstance(row.get("step"), int)}  # of a step that was taken twice, the later one
         rows = [by_step[step] for step in sorted(by_step)]
         names = {name: None for row in rows for name, value in row.items()
-                 if isinstance(value, (int, float)) and re.fullmatch(r"\w+/[\w@]+", name)}
-        config = read_object(os.path.join(folder, "config.json"), page)
+                 if isinstance(value, (int, float)) and "/" in name}
+        config = read_object(os.path.join(folder, "config.json"))
         doctor = Doctor(SimpleNamespace(**config)) if {"stage", "lr", "kl_coef"} <= set(config) else None
         lines = [line for row in rows for line in doctor.look(row)] if doctor else []
         stages.append(dict(name=os.path.relpath(folder, run), folder=folder, stage=str(config.get("stage")),
@@ -141,19 +115,12 @@ def buckets(run: str, page: Page) -> dict[str, int]:
     return sizes
 
 
-def shorten(value):
-    """A text of at most CHARACTERS characters; anything else as it is."""
-    return value[:CHARACTERS] + " .." if isinstance(value, str) and len(value) > CHARACTERS else value
-
-
 def group_of(row: dict, page: Page, **place) -> dict:
     """A row of a rollout, or of an evaluation's responses, as the page shows it."""
-    responses = [{name: shorten(value) for name, value in response.items()} for response in row.get("responses", [])
-                 if isinstance(response, dict)]
     pictures = [page.picture(path) for path in row.get("images", []) if isinstance(path, str)]
-    return place | dict(qid=str(row.get("qid")), question=shorten(str(row.get("question"))), answer=row.get("answer"),
+    return place | dict(qid=str(row.get("qid")), question=str(row.get("question")), answer=row.get("answer"),
                         key_words=row.get("key_words", []), images=[path for path in pictures if path],
-                        responses=responses)
+                        responses=row.get("responses", []))
 
 
 def rollouts(stage: dict, count: int, page: Page) -> list[dict]:
@@ -172,9 +139,9 @@ def evaluations(run: str, count: int, page: Page) -> list[dict]:
     """[{name, report, items}] of every evaluation: of a file of questions or of a benchmark, wrong answers first."""
     found = []
     for folder in find(run, "report.json"):
-        report, path = read_object(os.path.join(folder, "report.json"), page), os.path.join(folder, "responses.jsonl")
+        report, path = read_object(os.path.join(folder, "report.json")), os.path.join(folder, "responses.jsonl")
         verdicts = os.path.join(folder, "verdicts.json")
-        verdicts = read_object(verdicts, page) if os.path.exists(verdicts) else {}
+        verdicts = read_object(verdicts) if os.path.exists(verdicts) else {}
         items = []
         for row in read_lines(path, page) if os.path.exists(path) else []:
             if "pid" in row:  # of a benchmark: one response, and what was made of it lies beside
@@ -196,128 +163,23 @@ def evaluations(run: str, count: int, page: Page) -> list[dict]:
     return found
 
 
-# --------------------------------------------------------------------------------------- its curves
-
-
-def lines_of(stages: list[dict], names: tuple[str, ...]) -> dict[str, list[list[tuple[int, float]]]]:
-    """name -> for each stage its points (step of the whole run, value)."""
-    lines, first = {name: [] for name in names}, 0
-    for stage in stages:
-        for name in names:
-            unweighted = stage["config"].get(name.removeprefix("reward/") + "_weight") == 0
-            values = stage["metrics"].get(name, [])
-            values = values if any(values) or not unweighted else []  # a part that is not computed is no line at 0
-            lines[name].append([(first + i, value) for i, value in enumerate(values) if value is not None])
-        first += len(stage["steps"])
-    return {name: parts for name, parts in lines.items() if any(parts)}
-
-
-def smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """A running mean in which the last value weighs 3 tenths; a few points stay as they are."""
-    weight = 0.3 if len(points) > 3 else 1.0
-    means = itertools.accumulate((value for _, value in points), lambda mean, value: mean + weight * (value - mean))
-    return [(x, mean) for (x, _), mean in zip(points, means)]
-
-
-def panel(title: str, lines: dict, stages: list[dict], width: int = 560, height: int = 190) -> str:
-    """An SVG of some metrics over the steps of all stages: raw values faint, smoothed ones strong, stages shaded."""
-    values = [value for parts in lines.values() for points in parts for _, value in points]
-    low, high = min(values), max(values)
-    high = high if high > low else low + (abs(low) or 1.0)
-    steps = max(2, sum(len(stage["steps"]) for stage in stages))
-    left, right, top, bottom = 52, width - 8, 34, height - 18
-
-    def place(points) -> str:
-        return " ".join(f"{left + (right - left) * x / (steps - 1):.1f},"
-                        f"{bottom - (bottom - top) * (y - low) / (high - low):.1f}" for x, y in points)
-
-    parts, first = [], 0
-    for i, stage in enumerate(stages):
-        x = place([(first, high)]).split(",")[0]
-        share = (right - left) * len(stage["steps"]) / (steps - 1)
-        label = stage["name"] if share > 7 * len(stage["name"]) else ""
-        parts.append(f'<rect class="shade{i % 2}" x="{x}" y="{top}" width="{share:.1f}" height="{bottom - top}"/>'
-                     f'<text x="{float(x) + 3:.1f}" y="{height - 5}">{html.escape(label)}</text>')
-        first += len(stage["steps"])
-    for i, runs in enumerate(lines.values()):
-        colour = COLOURS[i % len(COLOURS)]
-        for points in filter(None, runs):
-            ring = "".join(f'<circle cx="{p.split(",")[0]}" cy="{p.split(",")[1]}" r="3" fill="{colour}"/>'
-                           for p in place(points).split()) if len(points) < 4 else ""
-            parts.append(f'<polyline class="raw" stroke="{colour}" points="{place(points)}"/>'
-                         f'<polyline class="mean" stroke="{colour}" points="{place(smooth(points))}"/>{ring}')
-    x = left
-    for i, name in enumerate(lines):
-        label = html.escape(name.split("/")[-1] if len(lines) > 1 else title)
-        parts.append(f'<text x="{x}" y="26" style="fill:{COLOURS[i % len(COLOURS)]}">{label}</text>')
-        x += 14 + 7 * len(label)
-    axis = "".join(f'<text class="axis" x="{left - 5}" y="{y}">{value:.3g}</text>'
-                   for y, value in ((top + 9, high), (bottom, low)))
-    drawn = html.escape(json.dumps(dict(names=list(lines), stages=[stage["name"] for stage in stages])))
-    return (f'<svg viewBox="0 0 {width} {height}" data-left="{left}" data-right="{right}" data-steps="{steps}" '
-            f'data-drawn="{drawn}" xmlns="http://www.w3.org/2000/svg" role="img" '
-            f'aria-label="{html.escape(title)}"><text class="title" x="{left}" y="12">{html.escape(title)}</text>'
-            f'{"".join(parts)}{axis}</svg>')
-
-
-def curves(stages: list[dict]) -> list[str]:
-    """A panel for every metric of a run, what is drawn together first."""
-    names = list(dict.fromkeys(name for stage in stages for name in stage["metrics"]))
-    together = {name for panel_names in PANELS.values() for name in panel_names}
-    names.sort(key=lambda name: (name not in FIRST, name.endswith("_std"), name.startswith("perf/")))
-    panels = []
-    for title, members in (PANELS | {name: (name,) for name in names if name not in together}).items():
-        having = [stage for stage in stages if set(members) & set(stage["metrics"])]
-        if lines := lines_of(having, members):
-            panels.append(panel(title, lines, having))
-    return panels
-
-
-def picture(panels: list[str]) -> str:
-    """Panels below each other as one SVG file."""
-    placed = "".join(svg.replace("<svg ", f'<svg y="{190 * i}" width="560" height="190" ', 1)
-                     for i, svg in enumerate(panels))
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 560 {190 * len(panels)}"><style>{PICTURE_STYLE}'
-            f'</style><rect width="100%" height="100%" fill="#fff"/>{placed}</svg>\n')
-
-
-def with_ends(stages: list[dict], found: list[dict]) -> list[dict]:
-    """The stages, their held-out curves going from what the model before them reached to what theirs did."""
-    ends = {os.path.basename(evaluation["name"]): evaluation["figures"] for evaluation in found}
-    before = {}
-    for stage in stages:
-        after = {f"eval/{part}": figure.get("mean") for part, figure in ends.get(stage["name"], {}).items()}
-        for name in after if before and len(stage["steps"]) > 1 else ():
-            stage["metrics"].setdefault(name, [before.get(name), *[None] * (len(stage["steps"]) - 2), after[name]])
-        before = after
-    return stages
-
-
 # --------------------------------------------------------------------------------------------- page
 
 
-def build(run: str, images: int, groups: int, items: int) -> tuple[dict, list[str]]:
-    """All that the page shows, as one object, and its curves. Torn: nothing in this folder is of a run."""
+def build(run: str, images: int, groups: int, items: int) -> dict:
+    """All that the page shows, as one object. FileNotFoundError: nothing in this folder is of a run."""
     if not os.path.isdir(run):
-        raise Torn(f"{run} is no folder: give the --out of a run, or of an evaluation")
+        raise FileNotFoundError(f"{run} is no folder: give the --out of a run, or of an evaluation")
     page = Page(images)
     stages, sizes = training_stages(run, page), buckets(run, page)
     share = groups // max(1, sum(stage["stage"] in ("1", "2") for stage in stages))
     shown = [group for stage in stages for group in rollouts(stage, share, page)]
     found = evaluations(run, items, page)
     if not (stages or found or sizes):
-        raise Torn(f"{run} holds no metrics.jsonl, no report.json and no easy.jsonl: give the --out of a run")
-    stages = with_ends(stages, found)
+        raise FileNotFoundError(f"{run} holds no metrics.jsonl, report.json or easy.jsonl: give the --out of a run")
     about = [{name: value for name, value in stage.items() if name != "folder"} for stage in stages]
-    content = dict(run=run, stages=about, buckets=sizes, rollouts=shown, evaluations=found, notes=page.notes,
-                   pictures=page.pictures)
-    return content, curves(stages)
-
-
-def write(path: str, text: str):
-    with open(path + ".writing", "w", encoding="utf-8", errors="replace") as file:
-        file.write(text)
-    os.replace(path + ".writing", path)
+    return dict(run=run, stages=about, buckets=sizes, rollouts=shown, evaluations=found, notes=page.notes,
+                pictures=page.pictures)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -327,20 +189,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=200, help="embed at most so many pictures (default: %(default)s)")
     parser.add_argument("--groups", type=int, default=250, help="rollout groups on the page (default: %(default)s)")
     parser.add_argument("--items", type=int, default=1000, help="questions of an evaluation (default: %(default)s)")
-    parser.add_argument("--svg", default="", help="write the curves of rewards and held-out answers to this file")
     args = parser.parse_args(argv)
+    path = args.out or os.path.join(args.run, "view.html")
     try:
-        content, panels = build(args.run, args.images, args.groups, args.items)
+        content = build(args.run, args.images, args.groups, args.items)
         with open(PAGE, encoding="utf-8") as file:
             page = file.read()
         # In JSON < can stand as an escape, so no text can end the script that holds it.
         text = json.dumps(content, ensure_ascii=True).replace("<", "\\u003c")
-        path = args.out or os.path.join(args.run, "view.html")
-        write(path, page.replace("{{curves}}", "\n".join(panels)).replace("{{content}}", text))
+        with open(path, "w", encoding="utf-8", errors="replace") as file:
+            file.write(page.replace("{{content}}", text))
         print(f"{path}: {os.path.getsize(path) / 1e6:.1f} MB; open it in a browser")
-        if args.svg:
-            write(args.svg, picture(panels[:2]))
-    except (OSError, Torn) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

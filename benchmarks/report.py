@@ -20,7 +20,7 @@ from benchmarks.common import Item, Verdict, grouped, misfit, percent, plain
 from benchmarks.extraction import NO_ANSWER, VERSION
 from benchmarks.registry import BENCHMARKS
 from data import InputError, read_file
-from grading.algebra import process_grader
+from grading.algebra import grader_counts
 
 
 MISSING = "missing"                                # the rule of a question without a response
@@ -149,7 +149,7 @@ def summarize(name: str, items: dict[str, Item], responses: dict[str, dict], ver
         chance_credit=sum(verdict["official"] and verdict["rule"] in NO_ANSWER for verdict in verdicts.values()),
         empty_model={kind: percent([verdict[kind] for verdict in silent]) for kind in FIGURES},
         means={kind: benchmark.means(right[kind], items) if benchmark.means else {} for kind in FIGURES},
-        grader=dict(process_grader("own").take_counts()),  # timeouts among them: pairs that count as different
+        **grader_counts("own"),  # pairs that took too long to compare, and count as different
         rules=dict(rules.most_common()),
         breakdown={kind: breakdown(right[kind], items, benchmark.groups) for kind in FIGURES},
     )

@@ -1,8 +1,8 @@
 r"""Whether two answers are equal by algebra, found out in a process that can be killed.
 
-    grader = process_grader("own")             one per process and rule; its worker starts when it is first needed
-    grader.correct(r"\sqrt{8}", r"2\sqrt{2}")  True: x^2+2x+1 is (x+1)^2 as well
-    grader.take_counts()                       Counter(asked=.., timeouts=.., restarts=..) since the last call
+    by_algebra(r"\sqrt{8}", r"2\sqrt{2}")    True: x^2+2x+1 is (x+1)^2 as well
+    grader = process_grader("own")          one per process and rule; its worker starts when it is first needed
+    grader.equal(candidate, gold)           what its worker says of them
 
 Algebra needs sympy, which may work on a hostile answer for ever or fill the memory. So a worker does it
 (algebra_worker.py, with math-verify), and is killed when it takes longer than the limit.
@@ -28,12 +28,10 @@ import select
 import subprocess
 import sys
 import threading
-from collections import Counter
 from fractions import Fraction
 
 from data import InputError
-from grading.equal import answer_line, bare, correct, paired_items, symbolic, unit_of, without_left_side
-
+from grading.equal import answer_line, bare, symbolic, unit_of, without_left_side
 
 RULES = {"own": ("math-verify", "math_verify"), "release": ("mathruler pylatexenc", "mathruler pylatexenc")}
 WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "algebra_worker.py")
@@ -43,9 +41,7 @@ CACHE = 4096  # pairs remembered: the responses of a group repeat each other
 
 
 def check_rule(rule: str):
-    """Raise InputError unless the rule exists and its packages are installed."""
-    if rule not in RULES:
-        raise InputError(f"--grader {rule}: give {' or '.join(RULES)}")
+    """Raise InputError unless the packages of a rule are installed."""
     packages, modules = RULES[rule]
     if not all(importlib.util.find_spec(name) for name in modules.split()):
         raise InputError(f"--grader {rule} needs what is not installed: pip install {packages}")
@@ -147,47 +143,22 @@ def expressions(candidate: str, gold: str) -> tuple[str, str] | None:
 
 # ---------------------------------------------------------------- asking
 
-
 class Grader:
     """Compares answers by one rule, from any thread."""
 
     def __init__(self, rule: str = "own", limit: float = LIMIT):
         check_rule(rule)
         self.rule, self.limit = rule, limit
-        self.counts = Counter()  # pairs asked, timeouts among them, restarts of the worker
-        self.worker = None
-        self.started = False
+        self.timeouts, self.worker = 0, None
         self.lock = threading.Lock()
-        self.remembered = functools.lru_cache(CACHE)(self.ask)
+        self.equal = functools.lru_cache(CACHE)(self.ask)
         atexit.register(self.close)
-
-    def correct(self, candidate: str | None, gold: str, choices: tuple[str, ...] = ()) -> bool:
-        """Whether the candidate says what gold says. Rule "release" wants the whole response, "own" its answer."""
-        if self.rule == "release":
-            return self.remembered(candidate or "", gold)
-        return correct(candidate, gold, choices) or bool(candidate) and self.by_algebra(candidate, gold)
-
-    def by_algebra(self, candidate: str, gold: str) -> bool:
-        """Whether the worker finds them equal; False where there is nothing to ask."""
-        candidate = answer_line(candidate)
-        items = paired_items(bare(candidate), bare(gold))
-        if len(items) > 1:
-            return all(self.correct(*item) for item in items)
-        pair = expressions(candidate, gold)
-        return pair is not None and self.remembered(*pair)
-
-    def take_counts(self) -> Counter:
-        """The counts since this was last called."""
-        with self.lock:
-            counts, self.counts = self.counts, Counter()
-        return counts
 
     def ask(self, candidate: str, gold: str) -> bool:
         """What the worker says of a pair as it is; False when it says nothing within the limit, or dies of it."""
         with self.lock:
             if self.worker is None or self.worker.poll() is not None:
                 self.start()
-            self.counts["asked"] += 1
             reply = b""
             try:
                 self.worker.stdin.write(json.dumps([candidate, gold]).encode() + b"\n")
@@ -202,8 +173,6 @@ class Grader:
     def start(self):
         """A fresh interpreter, not a fork of this one with its threads, locks and CUDA."""
         self.close()
-        self.counts["restarts"] += self.started
-        self.started = True
         environment = os.environ | {"PYTHONHASHSEED": "0"}  # sympy walks through sets
         self.worker = subprocess.Popen([sys.executable, WORKER, self.rule, str(self.limit)], bufsize=0, env=environment,
                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -219,7 +188,7 @@ class Grader:
         poll.register(self.worker.stdout, select.POLLIN)
         if poll.poll(seconds * 1000):
             return self.worker.stdout.read(100)
-        self.counts["timeouts"] += 1
+        self.timeouts += 1
         return b""
 
     def close(self):
@@ -237,6 +206,13 @@ def process_grader(rule: str) -> Grader:
 
 
 def grader_counts(rule: str) -> dict[str, int]:
-    """Pairs that this process has had compared since the last call, and those given up after LIMIT seconds."""
-    counts = process_grader(rule).take_counts()
-    return {f"grader/{name}": counts[name] for name in ("asked", "timeouts")}
+    """The pairs that this process has given up after LIMIT seconds since the last call."""
+    grader = process_grader(rule)
+    timeouts, grader.timeouts = grader.timeouts, 0
+    return {"grader/timeouts": timeouts}
+
+
+def by_algebra(candidate: str, gold: str) -> bool:
+    """Whether the worker finds an answer equal to gold; False where there is nothing to ask."""
+    pair = expressions(answer_line(candidate), gold)
+    return pair is not None and process_grader("own").equal(*pair)

@@ -7,6 +7,7 @@ Whoever asks keeps the clock and kills it. Its own limits are for the case that 
 of processor time what a pair may take, so that the kernel ends it even in the middle of a product that never ends.
 A system that does not know a limit, as macOS does not know that of memory, runs without it.
 """
+import contextlib
 import json
 import math
 import os
@@ -56,12 +57,9 @@ def release():
 
 def set_limit(name: str, value: int):
     """Set a limit of this process, such as RLIMIT_AS, where the system has it and lets us lower it."""
-    try:
+    with contextlib.suppress(AttributeError, OSError, ValueError):
         kind = getattr(resource, name)
-        hard = resource.getrlimit(kind)[1] if name == "RLIMIT_CPU" else value  # that one is raised with each pair
-        resource.setrlimit(kind, (value, hard))
-    except (AttributeError, OSError, ValueError):
-        pass
+        resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
 
 
 def main(rule: str, limit: float):

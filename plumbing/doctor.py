@@ -15,8 +15,6 @@ ADVICE = {  # what to look at when a part of the reward is the same for all resp
             "descriptions",
     "keyword": "read some descriptions beside their key_words in rollouts/: other words, or another language?",
     "accuracy": "read some answers beside their gold in rollouts/: too hard, or golds that nothing can match?",
-    "format": "the model has not learned the section headers: a longer warm-up",
-    "length": "see response/length against --length_limit",
 }
 
 
@@ -50,69 +48,41 @@ class Doctor:
         return sum(values) / len(values) if values else float("nan")
 
     def symptoms(self) -> Iterator[tuple[str, str]]:
-        yield from self.of_rewards() if self.rl else ()
-        yield from self.of_responses() if self.rl else ()
-        yield from self.of_the_policy()
-        waited, step = self.mean("time/wait"), self.mean("time/step")
-        if waited > 0.4 * step:
-            yield "wait", (f"{waited:.1f} of {step:.1f} s of a step go into waiting for the slowest rank (time/wait): "
-                           "is one GPU slower, or one rank's images larger?")
+        kl, gap, loss = (self.mean(name) for name in ("policy/kl", "policy/sampler_gap", "opt/loss"))
+        begun = self.mean("opt/loss", self.first)
+        still = kl < 1e-7 and self.kl_coef > 0 if self.rl else loss > 0.999 * begun and self.steps >= 3 * WINDOW
+        if self.lr > 0 and still:
+            number = f"policy/kl {kl:.1g}" if self.rl else f"opt/loss {begun:.4g}, then {loss:.4g}"
+            yield "still", f"the learning rate has no effect ({number}): raise --lr; is everything frozen?"
+        if kl > 1:
+            yield "kl", f"the policy is far from its reference (policy/kl {kl:.2g}): lower --lr or raise --kl_coef"
+        if gap > 0.05:
+            yield "gap", (f"sampler and trainer differ by {gap:.2g} in a token's log-prob (policy/sampler_gap): a bug "
+                          "or too low a precision, never the data; try --dtype float32 on a few steps")
+        if self.rl:
+            yield from self.of_responses()
 
-    def of_rewards(self) -> Iterator[tuple[str, str]]:
-        equal = self.mean("adv/zero_std_groups")
+    def of_responses(self) -> Iterator[tuple[str, str]]:
+        equal, cut, entropy = map(self.mean, ("adv/zero_std_groups", "response/truncated", "policy/entropy"))
         if equal > 0.7:
             yield "equal", (f"{equal:.0%} of the groups have equal rewards and teach nothing (adv/zero_std_groups): "
                             "ask questions that are answered right sometimes (medium.jsonl), or raise --temperature")
-        spread = {part: weight * self.mean(f"reward/{part}_std") for part, weight in self.weights.items()}
-        total = sum(spread.values())
         for part, weight in self.weights.items():
-            mean = self.mean(f"reward/{part}")
-            if weight >= 0.2 and spread[part] < 1e-3 * weight and (mean < 0.99 or part == "clip"):
-                yield part, (f"the {part} part is {mean:.3f} for nearly all responses (reward/{part}_std "
-                             f"{spread[part] / weight:.1g}): {ADVICE.get(part, 'it teaches nothing')}")
-            others = sum(weight for other, weight in self.weights.items() if other != part)
-            if others >= 0.4 and spread[part] > 0.97 * total > 0:
-                yield "one part", (f"{spread[part] / total:.0%} of the reward's variance is the {part} part's "
-                                   "(reward/*_std times its weight): the others have no say; change the weights")
-        reward, before = self.mean("reward/total"), self.mean("reward/total", self.first)
+            mean, spread = self.mean(f"reward/{part}"), self.mean(f"reward/{part}_std")
+            if weight >= 0.2 and spread < 1e-3 and (mean < 0.99 or part == "clip"):
+                yield part, (f"the {part} part is {mean:.3f} nearly everywhere (reward/{part}_std {spread:.1g}): "
+                             f"{ADVICE.get(part, 'it teaches nothing')}")
+        if cut > 0.2:
+            yield "cut", (f"{cut:.0%} of the responses are cut off (response/truncated): raise --max_response, or "
+                          "teach the end token by a longer warm-up")
+        before = self.mean("policy/entropy", self.first)
+        if entropy < 0.1 * before:
+            yield "entropy", (f"the entropy has fallen from {before:.2g} to {entropy:.2g} (policy/entropy): the policy "
+                              "repeats itself; lower --lr, raise --kl_coef or --temperature")
+        reward, before, held_out = self.mean("reward/total"), self.mean("reward/total", self.first), self.held_out
         if not -1.01 < reward < 1.01:
             yield "reward", f"the mean reward is {reward:.3g} (reward/total), outside of -1 .. 1: check its parts"
-        held_out = self.held_out
         if len(held_out) > 1 and held_out[-1] < held_out[0] - 0.03 and reward > before:
             yield "held out", (f"the reward rises ({before:.2f} to {reward:.2f}) while held-out accuracy falls "
                                f"({held_out[0]:.2f} to {held_out[-1]:.2f}, eval/accuracy): the reward is being gamed, "
                                "or the data learned by heart; stop earlier, raise --kl_coef, read the rollouts")
-
-    def of_responses(self) -> Iterator[tuple[str, str]]:
-        unread, formed, cut = (self.mean(name) for name in
-                               ("response/parse_failed", "reward/format", "response/truncated"))
-        if unread > 0.3 and formed > 0.7:
-            yield "unread", (f"{unread:.0%} of the responses hold no answer that can be read (response/parse_failed) "
-                             f"though their format earns {formed:.2f}: look at the final section in rollouts/")
-        if cut > 0.2:
-            yield "cut", (f"{cut:.0%} of the responses are cut off (response/truncated): raise --max_response, or "
-                          "teach the end token by a longer warm-up")
-        asked, slow = self.mean("grader/asked"), self.mean("grader/timeouts")
-        if slow > 0.02 * asked:
-            yield "grader", (f"{slow:.1f} answers a step take too long to compare and count as wrong "
-                             "(grader/timeouts): simplify these golds, see `extracted` in rollouts/")
-
-    def of_the_policy(self) -> Iterator[tuple[str, str]]:
-        kl, ratio, gap = (self.mean(f"policy/{name}") for name in ("kl", "ratio_max", "sampler_gap"))
-        if kl > 1:
-            yield "kl", f"the policy is far from its reference (policy/kl {kl:.2g}): lower --lr or raise --kl_coef"
-        if ratio > 30:
-            yield "ratio", (f"single tokens change by a factor of {ratio:.3g} within a step (policy/ratio_max): "
-                            "lower --lr, or take fewer updates from a rollout (--questions_per_update)")
-        if gap > 0.05:
-            yield "gap", (f"sampler and trainer differ by {gap:.2g} in a token's log-prob (policy/sampler_gap): a bug "
-                          "or too low a precision, never the data; try --dtype float32 on a few steps")
-        entropy, before = self.mean("policy/entropy"), self.mean("policy/entropy", self.first)
-        if self.rl and entropy < 0.1 * before:
-            yield "entropy", (f"the entropy has fallen from {before:.2g} to {entropy:.2g} (policy/entropy): the policy "
-                              "repeats itself; lower --lr, raise --kl_coef or --temperature")
-        loss, begun = self.mean("opt/loss"), self.mean("opt/loss", self.first)
-        still = kl < 1e-7 if self.rl else loss > 0.999 * begun and self.steps >= 3 * WINDOW
-        if self.lr > 0 and still and (self.kl_coef > 0 or not self.rl):
-            number = f"policy/kl {kl:.1g}" if self.rl else f"opt/loss {begun:.4g}, then {loss:.4g}"
-            yield "still", f"the learning rate has no effect ({number}): raise --lr; is everything frozen?"

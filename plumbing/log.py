@@ -121,9 +121,8 @@ class Log:
 
     def __init__(self, config, folder: str, bar):
         self.folder, self.bar, self.doctor = folder, bar, Doctor(config)
-        self.metrics, self.tracker = os.path.join(folder, "metrics.jsonl"), None
+        self.metrics, (self.track, self.end_tracker) = os.path.join(folder, "metrics.jsonl"), connect(config, folder)
         if is_main():
-            self.tracker = connect(config, folder)
             with open(self.metrics) as file:
                 for line in file:  # of a run that is resumed
                     self.doctor.look(json.loads(line))
@@ -138,8 +137,7 @@ class Log:
         if rows:
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             write_text(os.path.join(self.folder, "rollouts", f"step_{step:06d}.jsonl"), lines)
-        if self.tracker:
-            self.tracker.log(step, finite, rows)
+        self.track(step, {name: value for name, value in finite.items() if value is not None}, rows)
         for line in (console_line(step, self.bar.total, metrics), *self.doctor.look(finite)):
             self.bar.write(line)
         name = "reward/total" if rows else "opt/loss"
@@ -149,8 +147,7 @@ class Log:
         """Everything that the doctor has said, once more."""
         for line in self.doctor.said.values():
             print0(f"doctor: {line}")
-        if self.tracker:
-            self.tracker.end()
+        self.end_tracker()
 
 
 def console_line(step: int, steps: int, metrics: dict[str, float]) -> str:

@@ -10,7 +10,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 import data
 import demo
-from plumbing.console import before_and_after, learned, log_to
+from plumbing.console import learned, log_to
 from ranks import ranks
 
 
@@ -83,27 +83,6 @@ def test_a_stages_line_has_the_means_of_its_first_and_its_last_three_steps(tmp_p
     for i, name in enumerate(("easy", "medium", "hard")):
         (tmp_path / f"{name}.jsonl").write_text("{}\n" * i)
     assert learned(str(tmp_path), ()) == "0 easy, 1 medium, 2 hard"
-
-
-def test_before_and_after_is_a_question_described_better_first_and_answered_better_then(tmp_path):
-    parts = {"perceives, then reasons": [(0, 0), (1, 0), (1, 1)], "only reasons": [(0, 0), (0, 0), (0, 1)],
-             "forgets": [(1, 1), (1, 1), (0, 0)]}  # (keyword, accuracy) of each of three models
-    for i in range(3):
-        rows = [dict(qid=name, question=name, answer="7", images=["x.png"], responses=[
-            dict(text=f"text {i} of {name}", keyword=values[i][0], accuracy=values[i][1])])
-            for name, values in parts.items()]
-        (tmp_path / str(i)).mkdir()
-        (tmp_path / str(i) / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = before_and_after({str(tmp_path / str(i)): f"model {i}" for i in range(3)})
-    assert [f"text {i} of perceives, then reasons" in told for i in range(3)] == [True] * 3
-    assert "model 1: key words 1.00, answer wrong" in told and "x.png" in told
-
-
-def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path, capsys):
-    (tmp_path / "file").touch()
-    with pytest.raises(SystemExit) as stop:
-        demo.main(["--out", str(tmp_path / "file" / "demo")])
-    assert stop.value.code == 2 and "no folder can be made" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("end, code", [

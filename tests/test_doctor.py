@@ -13,9 +13,8 @@ CONFIG = dict(stage="1", lr=1e-6, kl_coef=0.01, clip_weight=0.4, keyword_weight=
 HEALTHY = {"adv/zero_std_groups": 0.1, "reward/total": 0.7, "reward/clip": 0.6, "reward/clip_std": 0.2,
            "reward/keyword": 0.7, "reward/keyword_std": 0.2, "reward/format": 1.0, "reward/format_std": 0.0,
            "reward/length": 1.0, "reward/length_std": 0.0, "reward/accuracy": 0.5, "reward/accuracy_std": 0.4,
-           "response/parse_failed": 0.01, "response/truncated": 0.0, "grader/asked": 10.0, "grader/timeouts": 0.0,
-           "policy/kl": 0.02, "policy/ratio_max": 3.0, "policy/sampler_gap": 0.001, "policy/entropy": 0.1,
-           "opt/loss": 0.001, "time/wait": 0.1, "time/step": 4.0}
+           "response/truncated": 0.0, "policy/kl": 0.02, "policy/sampler_gap": 0.001, "policy/entropy": 0.1,
+           "opt/loss": 0.001}
 STAGE_2 = dict(stage="2", clip_weight=0.0, keyword_weight=0.0, length_weight=0.0, accuracy_weight=0.9)
 
 
@@ -32,16 +31,11 @@ def doctor_after(changes: dict, settings: dict, steps: int = 3 * WINDOW) -> tupl
     ({"reward/clip_std": 0.0, "reward/clip": 1.0}, {}, "--clip_target", "1.000"),
     ({"reward/keyword_std": 0.0, "reward/keyword": 0.0}, {}, "key_words", "0.000"),
     ({"reward/accuracy_std": 0.0, "reward/accuracy": 0.0}, STAGE_2, "gold", "0.000"),
-    ({"reward/keyword_std": 0.004}, {}, "the weights", "98%"),  # .4 * .2 of .4 * .2 + .4 * .004
     ({"reward/total": 9e8}, {}, "outside", "9e+08"),
-    ({"response/parse_failed": 0.5}, {}, "final section", "50%"),
     ({"response/truncated": 0.4}, {}, "--max_response", "40%"),
-    ({"grader/timeouts": 3.0}, {}, "golds", "3.0"),
     ({"policy/kl": 2.0}, {}, "--kl_coef", "2"),
-    ({"policy/ratio_max": 100.0}, {}, "--questions_per_update", "100"),
     ({"policy/sampler_gap": 0.2}, {}, "precision", "0.2"),
     ({"policy/entropy": 0.0}, {}, "repeats itself", "0.1 to 0"),
-    ({"time/wait": 3.0}, {}, "slowest rank", "3.0 of 4.0"),
     ({"policy/kl": 0.0}, {}, "--lr", "policy/kl 0"),
     ({}, dict(stage="sft"), "--lr", "opt/loss 0.001"),
 ])
@@ -67,9 +61,9 @@ def test_a_stage_says_what_the_doctor_says_once_and_at_its_end_again_also_of_ste
         (tmp_path / "metrics.jsonl").touch()
         log = Log(config, str(tmp_path), progress(range(first, first + WINDOW), "stage 1", 2 * WINDOW, first))
         for step in range(first, first + WINDOW):
-            log.step(step, HEALTHY | {"policy/ratio_max": 100.0, "policy/kl": float("nan")}, [])
+            log.step(step, HEALTHY | {"response/truncated": 0.4, "policy/kl": float("nan")}, [])
         log.end()
-        lines = [line for line in capsys.readouterr().out.splitlines() if "policy/ratio_max" in line]
+        lines = [line for line in capsys.readouterr().out.splitlines() if "response/truncated" in line]
         assert len(lines) == (2 if first == 0 else 1) and lines[-1].startswith("doctor: ")
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2 * WINDOW
 

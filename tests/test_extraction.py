@@ -141,8 +141,8 @@ STYLES += [
     (LENGTH, r"The answer is 2\frac{1}{2}.", "2.5"), (LENGTH, "The answer is 2½.", "2.5"),
     (LENGTH, "The answer is 3 / 4.", "0.75"), (LENGTH, "The answer is 5×10².", "500"),
     (COUNT, "The answer is 10^3.", "1000"), (COUNT, "The answer is 2^5.", "32"), (COUNT, r"It is \sqrt{16}.", "4"),
-    (COUNT, "### The final answer is: 1 000", "1000"), (COUNT, "The answer is one hundred.", "100"),
-    (COUNT, "The answer is twenty five.", "25"), (COUNT, r"\boxed{3} is wrong, the answer is 5", "5"),
+    (COUNT, "### The final answer is: 1 000", "1000"), (COUNT, "The answer is twenty five.", "25"),
+    (COUNT, r"\boxed{3} is wrong, the answer is 5", "5"),
     (COUNT, r"\fbox{3}", "3"), (SLOPE, r"Thus the slope equals $-\frac{6}{8}$", "B"),
     (SLOPE, r"Thus the slope equals $\frac{6}{8}$", "A"),
     (ANGLE_R, "Since the given angles are P = 100.0 and Q = 80.0, we can deduce that the size of angle R is 50.0.",
@@ -367,7 +367,7 @@ def magnitude(value: Fraction) -> list[str]:
              f"{2 * top}/2", rf"{top} \times 10^0", f"{top}e0", rf"\sqrt{{{top * top}}}", rf"\text{{{top}}}",
              rf"{{\bf {top}}}", digits.translate(FULL_WIDTH), "\u200b".join(digits)]
     forms += [f"{top // 100}×10²", rf"{top // 100} \cdot 10^{{2}}"] * (top % 100 == 0)
-    words = {3: "three", 5: "five", 25: "twenty five", 100: "one hundred", 500: "five hundred", 1000: "one thousand"}
+    words = {3: "three", 5: "five", 25: "twenty five"}
     return forms + ([words[top], words[top].replace("y f", "y-f").capitalize()] if top in words else [])
 
 

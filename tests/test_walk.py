@@ -38,7 +38,7 @@ def test_the_walk_is_in_the_order_of_the_step_and_the_first_update_has_ratio_1(p
 
 def test_a_tensor_of_another_shape_ends_the_walk():
     """group_advantages of 2 x 4 rewards, where the walk is told that G is 3."""
-    sys.setprofile(walk.Guide(2, 3))
+    sys.setprofile(lambda *event: walk.show({"Q": 2, "G": 3}, *event))
     try:
         with pytest.raises(AssertionError, match="group_rewards: G is 3"):
             walk.train.group_advantages(torch.rand(2, 4))
