@@ -43,7 +43,7 @@ import data
 import rewards
 from data import InputError, Prompt, Sample, seed_of
 from engine.clip import load_clip
-from engine.memory import REHEARSED, fit_plan, load_models, make_optimizer, rehearse
+from engine.memory import fit_plan, load_models, make_optimizer
 from engine.plan import GB, shape_of, table
 from engine.policy import Group, Policy, choose_loss, dummy_group, micro_batches, pack
 from engine.sampler import stream, sync
@@ -524,12 +524,6 @@ def train(run: Run, step_function):
     first, skipped = prepare_folder(run.folder, config, run.prints)
     folder, done = os.path.join(run.folder, "checkpoints"), first
     check_space(run.policy, config)
-    if run.device.type in REHEARSED:
-        def idle_step(groups):
-            batches = make_micro_batches(groups, config.token_budget, run.device)
-            update(run.policy, optimizer, batches, solution_loss, 0.0, 1.0, 1.0, run.device)
-
-        rehearse(config, run.policy, run.ref_policy, run.replica, optimizer, len(run.processor.tokenizer), idle_step)
     on_every_rank(lambda: load_checkpoint(folder, run.policy, optimizer))
     mine = [run.samples[i] for batch in run.batches[first:steps] for i in shard_of_rank(batch)]
     share = len(shard_of_rank(run.batches[0]))  # of one step

@@ -62,13 +62,10 @@ def update_metrics(stats: list[dict]) -> dict[str, float]:
     return {("opt/" if name in optimiser else "policy/") + name: value for name, value in metrics.items()}
 
 
-def peak_memory(forget=False) -> float:
-    """GB that this rank has held at most: of its GPU, since one was told to forget, or of host memory without one."""
+def peak_memory() -> float:
+    """GB that this rank has held at most: of its GPU, or of host memory without one."""
     if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        if forget:
-            torch.cuda.reset_peak_memory_stats()
-        return peak
+        return torch.cuda.max_memory_allocated() / 2**30
     import resource  # not on Windows
 
     unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux kilobytes

@@ -1,4 +1,4 @@
-"""What saves memory or meets its end: offloading, checkpointing, freezing, rehearsal, advice."""
+"""What saves memory or meets its end: offloading, checkpointing, freezing, advice."""
 import dataclasses
 import json
 import os
@@ -57,31 +57,7 @@ def test_a_frozen_vision_tower_stays_as_it_was(one_process, tiny_folder, questio
                               {n: t for n, t in weights(one_process).items() if not n.startswith("visual.")}) < 6e-3
 
 
-# ----------------------------------------------------------------------------- rehearsal, and when memory ends
-
-
-def test_the_rehearsal_changes_neither_weights_nor_what_follows(one_process, tiny_folder, questions, tmp_path,
-                                                                monkeypatch, capsys):
-    """And leaves neither the policy nor the reference gathered; all three phases of a step are in it."""
-    sharded = []
-
-    def watched(config, policy, ref_policy, *rest):
-        scored = mock.Mock(return_value=None)
-        ref_policy.register_forward_hook(scored)
-        memory.rehearse(config, policy, ref_policy, *rest)
-        assert scored.call_count == 1
-        sharded.extend(isinstance(weight, DTensor) for model in (policy, ref_policy) for weight in model.parameters())
-
-    monkeypatch.setattr(train, "REHEARSED", ("cpu",))
-    monkeypatch.setattr(train, "rehearse", watched)
-    ours = run_stage(tiny_folder, questions, tmp_path, "--token_budget", "2500")
-    printed = capsys.readouterr().out
-    assert sharded and all(sharded)
-    words = ("rehearsed the largest step: rollout peak", "log-probs peak", "training peak", "step 1/")
-    places = [printed.index(word) for word in words]
-    assert places == sorted(places)
-    assert largest_difference(weights(ours), weights(one_process)) < 2e-4
-    compare_metrics(ours, one_process)
+# ----------------------------------------------------------------------------------------- when memory ends
 
 
 def run_out(*args, **kwargs):
