@@ -151,7 +151,6 @@ class Config(Sampling):
     # memory
     recipe: Literal["none", "small"] = "none"  # settings to start from, beside the stage's: RECIPES
     gradient_checkpointing: bool = True  # compute activations again in the backward instead of keeping them
-    ref_offload: bool = False  # keep the reference policy in host memory; a layer at a time comes to the GPU
     token_budget: int = 16384  # tokens in one packed row; changes memory and speed, not the result
     plan: bool = False  # print the memory plan and stop; needs no data, no weights and no GPU
     gpus: int = 8  # of the plan

@@ -59,7 +59,7 @@ def load_models(config, folder: str, device, mesh):
         policy = Policy.load(folder, device, dtype if lora else torch.float32, mesh, dtype, lora=adapters)
         policy.prepare_training(config.freeze_vision, config.gradient_checkpointing)
     if config.stage in ("1", "2") and config.kl_coef > 0:
-        ref_policy = policy if lora else Policy.load(folder, device, dtype, mesh, dtype, config.ref_offload).eval()
+        ref_policy = policy if lora else Policy.load(folder, device, dtype, mesh, dtype).eval()
     if config.stage != "sft" or config.eval_every:
         shared = policy if adapters and dist.get_world_size() == 1 else None
         replica = Policy.load(folder, device, dtype, lora=adapters, shared=shared).eval()

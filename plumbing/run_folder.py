@@ -32,7 +32,7 @@ BUCKETS = {"easy.jsonl", "medium.jsonl", "hard.jsonl"}
 DROPPED = ".dropped"  # of a folder on its way out
 ASIDE = ".before-restart"  # of a stage's folder: the run that --restart replaces, until the new one is complete
 SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "fused_loss", "save_every", "eval_data", "eval_every",
-               "eval_questions", "gradient_checkpointing", "ref_offload", "patience", "plan", "gpus", "gpu_gb",
+               "eval_questions", "gradient_checkpointing", "patience", "plan", "gpus", "gpu_gb",
                "skip_bad_images", "grace", "tracker", "recipe"}
 HELD = contextlib.ExitStack()  # the locks of this program
 DISK = SimpleNamespace(folder=".", needs={})  # that this program writes to; GB of what it writes, by name

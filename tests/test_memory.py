@@ -1,4 +1,4 @@
-"""What saves memory or meets its end: offloading, checkpointing, freezing, advice."""
+"""What saves memory or meets its end: checkpointing, freezing, advice."""
 import dataclasses
 import json
 import os
@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-from torch.distributed.tensor import DTensor
 
 import train
 from engine import memory, sampler
@@ -31,18 +30,10 @@ def run_stage(tiny_folder, questions, out, *flags):
 # ------------------------------------------------------------------ switches that change nothing, or only what they say
 
 
-@pytest.mark.parametrize("flags", [["--ref_offload", "True"], ["--gradient_checkpointing", "True"]], ids=lambda f: f[0])
-def test_the_switch_leaves_the_result_bit_for_bit(one_process, tiny_folder, questions, tmp_path, flags):
-    ours = run_stage(tiny_folder, questions, tmp_path, *flags)
+def test_checkpointing_leaves_the_result_bit_for_bit(one_process, tiny_folder, questions, tmp_path):
+    ours = run_stage(tiny_folder, questions, tmp_path, "--gradient_checkpointing", "True")
     assert largest_difference(weights(ours), weights(one_process)) == 0
     compare_metrics(ours, one_process)
-
-
-def test_an_offloaded_reference_lies_in_host_memory(tiny_folder, processes):
-    device, mesh = processes
-    reference = train.Policy.load(tiny_folder, device, torch.float32, mesh, torch.float32, offload=True)
-    assert all(isinstance(p, DTensor) and p.to_local().device.type == "cpu" for p in reference.parameters())
-    assert all(buffer.device == device for buffer in reference.buffers())
 
 
 def test_a_frozen_vision_tower_stays_as_it_was(one_process, tiny_folder, questions, tmp_path):
