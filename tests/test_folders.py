@@ -198,7 +198,8 @@ def settings(base, file, message, prefix="", **values):
     return [(base, file, {f"{prefix}{name}": value}, message) for name, given in values.items() for value in given]
 
 
-TYPE, BAD = "config.json cannot be read: Strict", "config.json describes no model that takes"
+TYPE, BAD = "config.json cannot be read: Strict", "config.json describes no model: |config.json says"
+PATCHES = "its processor makes patches .* config.json wants"
 TEST, NONE, EOS = "template fails on a test prompt: ", "no processor found that works", "eos_token_id in gen"
 WEIGHTS, GREY = "model.safetensors", "image_mean or image_std is wrong"
 BAD_MODELS = [
@@ -208,8 +209,8 @@ BAD_MODELS = [
           (GONE, "has no config.json"), (FOLDER, "IsADirectoryError")),
     *settings("flat", "config.json", "model; Qwen2-VL, Qwen2.5-VL and dense Qwen3-VL are supported: model",
               model_type=["llama", "nobody", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen2_5_vl_text", 5, None]),
-    *settings("flat", "config.json", "test image|image_mean or image_std is wrong", model_type=["qwen3_vl"]),
-    *settings("flat", "config.json", "test image", model_type=["qwen2_vl"]),
+    *settings("flat", "config.json", "makes patches|image_mean or image_std is wrong", model_type=["qwen3_vl"]),
+    *settings("flat", "config.json", BAD, model_type=["qwen2_vl"]),
     *settings("flat", "config.json", TYPE, num_hidden_layers=["2", None, 2.5, -1], hidden_size=["128", None],
               intermediate_size=["x"], num_attention_heads=["4"], num_key_value_heads=["2"], vocab_size=["288"],
               hidden_act=[5, None], rms_norm_eps=["small", None], rope_scaling=[5], image_token_id=[None],
@@ -221,17 +222,15 @@ BAD_MODELS = [
               layer_types=[["full_attention"], ["full_attention", "half"], "full"]),
     *settings("flat", "config.json", BAD, num_hidden_layers=[0], hidden_size=[0, -128, 127, 64],
               intermediate_size=[0, -1], num_attention_heads=[0, 3, -4], num_key_value_heads=[0, 3, 8],
-              hidden_act=["nobody"], rms_norm_eps=[-1.0], rope_theta=[0, -1.0, "x"], torch_dtype=[5],
-              rope_scaling=[None, {}, {"type": "mrope"}, {"type": "nobody"},
-              {"type": "mrope", "mrope_section": [1, 1, 1]}, {"type": "mrope", "mrope_section": "x"}],
+              hidden_act=["nobody"], rope_theta=["x"], torch_dtype=[5], rope_scaling=[{"type": "nobody"}],
               vision_config=[GONE]),
-    *settings("flat", "config.json", BAD, "vision_config.", depth=[0, -1], hidden_size=[0, 90], num_heads=[0, 5, 7],
-              intermediate_size=[0], out_hidden_size=[64, 0], hidden_act=["nobody"], window_size=[0, 14],
-              patch_size=[0, 16, 7], spatial_merge_size=[0, 1, 3], temporal_patch_size=[0, 1]),
-    *settings("new", "config.json", BAD, "text_config.", layer_types=[["full_attention", "sliding_attention"]],
-              rope_parameters=[GONE, {}]),
-    *settings("new", "config.json", BAD, "text_config.rope_parameters.", rope_type=["nobody"],
-              mrope_section=[GONE, [2, 7], "x"]),
+    *settings("flat", "config.json", BAD, "vision_config.", depth=[0, -1], hidden_size=[0, 90], num_heads=[0],
+              intermediate_size=[0], out_hidden_size=[64, 0], hidden_act=["nobody"]),
+    *settings("flat", "config.json", PATCHES, "vision_config.", patch_size=[0, 16, 7], spatial_merge_size=[0, 1, 3],
+              temporal_patch_size=[0, 1]),
+    *settings("new", "config.json", "packing knows full attention only", "text_config.",
+              layer_types=[["full_attention", "sliding_attention"]]),
+    *settings("new", "config.json", BAD, "text_config.rope_parameters.", rope_type=["nobody"]),
     *settings("flat", "config.json", "give one or a list of its", vocab_size=[0, -1, 10]),
     *settings("flat", "config.json", "its tokenizer has 286 tokens, and config.json has 270", vocab_size=[270]),
     *settings("flat", "config.json", "different image tokens", image_token_id=[0, 10**6, -1, GONE]),
@@ -268,7 +267,6 @@ BAD_MODELS = [
     *rows("new", "chat_template.jinja", ("{% for %}", TEST + "TemplateSyntaxError"),
           ("{{ messages", TEST + "TemplateSyntaxError"),
           ("{{ raise_exception('no') }}", TEST + "TemplateError: no"), ("{{ 1 / 0 }}", TEST + "ZeroDivisionError"),
-          ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "TimeoutError: not done"),
           ("{% for a in range(10 ** 9) %}{% endfor %}", "OverflowError: Range too big"),
           ("{{ ''.__class__.__mro__ }}", TEST + "SecurityError"), ("{{ nobody() }}", TEST + "UndefinedError"),
           ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", TEST + "RecursionError"),
@@ -279,14 +277,13 @@ BAD_MODELS = [
           (demo.CHAT_TEMPLATE.replace("<|image_pad|>", "<|image_pad|>" * 2), "2 image tokens for 1 images"),
           (demo.CHAT_TEMPLATE.replace("{{ part['text'] }}", ""), "does not keep a prompt")),
     *rows("flat", "preprocessor_config.json", *[(text, NONE) for text in ("[]", "{", b"\xff", GONE, FOLDER)]),
-    *settings("flat", "preprocessor_config.json", BAD, patch_size=[16, 7], merge_size=[1, 4],
-              temporal_patch_size=[1, 3]),
+    *settings("flat", "preprocessor_config.json", PATCHES, patch_size=[16, 7], merge_size=[1, 4],
+              temporal_patch_size=[0, 1, 3]),
     *settings("flat", "preprocessor_config.json", TEST, patch_size=[0, "x"], merge_size=[0],
               image_mean=[[0.5] * 2, "x"], image_std=[[1.0] * 4], do_resize=[False], rescale_factor=["x"],
               resample=[99],
               image_processor_type=["CLIPImageProcessor"]),
     *settings("flat", "preprocessor_config.json", GREY, image_mean=[[0.5] * 3, 5], image_std=[[0] * 3, [0.5] * 3],
-              temporal_patch_size=[0],
               do_rescale=[False], do_normalize=[False], rescale_factor=[1]),
     *settings("flat", "preprocessor_config.json", NONE, image_processor_type=["Nobody", 5], size=[5]),
     *settings("flat", "preprocessor_config.json", "no image processor", processor_class=["Nobody"]),
@@ -325,8 +322,7 @@ def refused(load, folder: str, message: str):
 
 
 @pytest.mark.parametrize("base, file, change, message", BAD_MODELS, ids=names(BAD_MODELS))
-def test_a_bad_model_folder_is_one_line_that_names_it(bases, tmp_path, monkeypatch, base, file, change, message):
-    monkeypatch.setattr("engine.weights.TEMPLATE_SECONDS", 2.0)
+def test_a_bad_model_folder_is_one_line_that_names_it(bases, tmp_path, base, file, change, message):
     if file == "config.json" and change == GONE:  # a processor alone may be loaded, a model not
         return refused(lambda folder: Policy.load(folder, "cpu"), changed(bases[base], file, change, tmp_path), message)
     refused(load_model, changed(bases[base], file, change, tmp_path), message)
