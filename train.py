@@ -52,10 +52,10 @@ from grading.algebra import check_rule, grader_counts
 from grading.equal import correct
 from plumbing import filters
 from plumbing.flags import complain, read_stage
-from plumbing.log import Log, check_end, check_gap, check_skipped, mean, records, step_metrics
-from plumbing.processes import (TOLD, Stopped, Timer, ahead, barrier, broadcast, check_logprobs, ending_together,
-                                fair_shares, gather, is_main, on_every_rank, print0, progress, shard_of_rank,
-                                start_processes, stop_processes, stop_together, sum_over_ranks, told_to_stop)
+from plumbing.log import Log, check_skipped, mean, records, step_metrics
+from plumbing.processes import (TOLD, Stopped, Timer, ahead, barrier, broadcast, ending_together, fair_shares, gather,
+                                is_main, on_every_rank, print0, progress, shard_of_rank, start_processes,
+                                stop_processes, stop_together, sum_over_ranks, told_to_stop)
 from plumbing.run_folder import (check_folder, check_space, checkpoints, complete_files, drop_old_run, fingerprints,
                                  kept, prepare_folder, replace_buckets, run_id)
 
@@ -468,7 +468,6 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: in
             with run.ref_policy.adapters_off():  # with LoRA the reference is the policy without its adapters
                 for batch in chain(*minibatches):
                     batch.ref_logprobs, _ = run.ref_policy(pack(batch.groups, device), config.temperature)
-    on_every_rank(lambda: check_logprobs(chain(*minibatches)))
 
     def loss_fn(logprobs, batch, rows):
         now, weights = logprobs.detach(), batch.weights[rows]
@@ -542,9 +541,8 @@ def train(run: Run, step_function):
             metrics["time/step"] = time.perf_counter() - began
             log.step(step, metrics, rows)
             barrier()  # if rank 0 could not write, nobody goes on
-            check_gap(config.old_logprobs, metrics)
             skipped, done = skipped + 1 if metrics["opt/skipped"] else 0, step + 1
-            check_skipped(run.folder, step, skipped, [run.samples[i] for i in run.batches[step]])
+            check_skipped(run, step, skipped)
             if config.save_every and done % config.save_every == 0:
                 save_checkpoint(folder, done, run.policy, optimizer)
             stop_together()
@@ -552,7 +550,7 @@ def train(run: Run, step_function):
         if done and f"step-{done:06d}" not in broadcast(checkpoints(folder)):
             save_checkpoint(folder, done, run.policy, optimizer)
         raise Stopped(stop.number, f" after step {done} of {steps}") from stop
-    check_end(skipped, run.policy)
+    check_skipped(run, steps - 1, skipped, most=0)
     export(os.path.join(run.folder, "model"), run.policy, run.processor, getattr(torch, config.dtype))
     drop_old_run(run.folder)
     log.end()

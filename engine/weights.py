@@ -110,18 +110,16 @@ def transformers_class(model_type: str, end: str):
 
 
 def generation_config(folder: str, config):
-    """The folder's GenerationConfig, or what config.json says of generation. InputError: no usable end tokens."""
+    """The folder's GenerationConfig, or what config.json says of generation. InputError: no end token."""
     from transformers import GenerationConfig
 
     found = GenerationConfig.from_model_config(config)
     if os.path.exists(os.path.join(folder, "generation_config.json")):
         with foreign(f"model {folder}: generation_config.json cannot be read", "take the file of the base model"):
             found = GenerationConfig.from_pretrained(folder)
-    vocab, ends = config.text_config.vocab_size, found.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    if not ends or not all(type(end) is int and 0 <= end < vocab for end in ends):
-        raise InputError(f"model {folder}: eos_token_id in generation_config.json or config.json is "
-                         f"{found.eos_token_id!r:.100}: give one or a list of its {vocab} tokens")
+    if found.eos_token_id in (None, []):
+        raise InputError(f"model {folder}: neither generation_config.json nor config.json has an eos_token_id: take "
+                         "the base model's files")
     return found
 
 
@@ -224,13 +222,14 @@ def hub_name(config, name: str) -> str:
 def check_weights(named, where: str, advice: str):
     """InputError: a weight of this rank holds a number that is not finite, or a matrix of it holds zeros only.
 
-    A bias may be zero. The largest number of each weight is fetched from the device once, for all weights together.
+    A bias may be zero, and so may an adapter's B that nothing has trained. The largest number of each weight is fetched
+    from the device once, for all weights together.
     """
     local = {name: weight.to_local() if isinstance(weight, DTensor) else weight for name, weight in named}
     local = {name: weight for name, weight in local.items() if weight.numel()}  # a rank may have no row
     largest = torch.stack([norm.float() for norm in torch._foreach_norm(list(local.values()), float("inf"))]).tolist()
     for (name, weight), most in zip(local.items(), largest):
-        if not most < float("inf") or most == 0 and weight.dim() > 1:
+        if not most < float("inf") or most == 0 and weight.dim() > 1 and "lora_B" not in name:
             found = "nothing but zeros" if most == 0 else "numbers that are not finite"
             raise InputError(f"{where}: {name} holds {found}; {advice}")
 
@@ -284,7 +283,7 @@ def export(path: str, policy, processor, dtype=torch.bfloat16, file_bytes=4 << 3
     """
     here(f"export to {path}")
     policy.reshard()
-    named = [(hub_name(policy.config, name), weight) for name, weight in base_weights(policy)]
+    named = [(hub_name(policy.config, name), weight) for name, weight in policy.named_parameters()]
     on_every_rank(lambda: check_weights(named, f"nothing is exported to {path}", "start again with a lower --lr"))
     writer = is_main()
     with replaced_folder(path) if writer else contextlib.nullcontext() as folder:

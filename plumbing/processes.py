@@ -265,15 +265,6 @@ def on_every_rank(function: Callable):
     return result
 
 
-def check_logprobs(batches):
-    """InputError that names the questions of a train.MicroBatch with old or reference log-probs that are not finite."""
-    for batch in batches:
-        for tokens in (batch.old_logprobs, batch.ref_logprobs):
-            if tokens is not None and not tokens.isfinite().all():
-                qids = ", ".join(prompt.sample.qid for prompt, _ in batch.groups)
-                raise InputError(f"logprobs of qid {qids}: one is not finite; look for inf and nan in the model")
-
-
 # ------------------------------------------------------------------------ who prints, who has which rows
 
 

@@ -306,7 +306,7 @@ def test_a_run_whose_last_step_was_skipped_exports_nothing(tiny_folder, warmup, 
         assert train.main(learn(tiny_folder, warmup, tmp_path)) == 2
     for _ in range(2):
         error = capsys.readouterr().err
-        assert "the gradient of the last 1 was not finite: no model" in error, error
+        assert "1 steps in a row, the last is step 1, had a gradient that is not finite: no model" in error, error
         assert error.count("\n") == 1 and not os.path.exists(tmp_path / "sft" / "model")
         assert train.main(learn(tiny_folder, warmup, tmp_path)) == 2
 
@@ -319,9 +319,9 @@ def test_five_skipped_steps_are_one_line_and_a_file_of_rows(tiny_folder, warmup,
     assert len([json.loads(line)["qid"] for line in open(path)]) == 4
 
 
-@pytest.mark.parametrize("phase", ["reward", "rollout", "logprobs"])
+@pytest.mark.parametrize("phase", ["reward", "rollout"])
 def test_what_is_not_finite_is_named_with_phase_and_qid(tiny_folder, questions, tmp_path, monkeypatch, capsys, phase):
-    score, judge, scored = train.rewards.score, train.rewards.judge, train.make_micro_batches
+    score, judge = train.rewards.score, train.rewards.judge
 
     def spoilt_score(samples, responses, *args):
         total, parts = score(samples, responses, *args)
@@ -335,34 +335,12 @@ def test_what_is_not_finite_is_named_with_phase_and_qid(tiny_folder, questions, 
                 group[0].logprobs[0] = float("-inf")
         return judge(samples, finished, *args)
 
-    def batches(*args):
-        made = scored(*args)
-        if phase == "logprobs":
-            made[-1].sampler_logprobs[0] = float("nan")
-        return made
-
     monkeypatch.setattr(train.rewards, "judge", spoilt)
     monkeypatch.setattr(train.rewards, "score", spoilt_score)
-    monkeypatch.setattr(train, "make_micro_batches", batches)
     argv = stage_1(tiny_folder, questions, tmp_path, *SHORT, "--questions_per_rollout", "12")
-    assert train.main([*argv, "--old_logprobs", "sampler"]) == 2
+    assert train.main(argv) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and f"error: {phase} of qid " in error and "is not finite" in error, error
-    assert phase == "logprobs" or "of qid q3:" in error
-
-
-def test_a_model_that_is_not_finite_is_not_exported(tiny_folder, warmup, tmp_path, monkeypatch, capsys):
-    check = train.check_end
-
-    def spoil(skipped, policy):
-        next(policy.parameters()).data.mul_(float("nan"))
-        check(skipped, policy)
-
-    monkeypatch.setattr(train, "check_end", spoil)
-    assert train.main(learn(tiny_folder, warmup, tmp_path)) == 2
-    error = capsys.readouterr().err
-    assert "not finite: no model is exported" in error and error.count("\n") == 1
-    assert not os.path.exists(tmp_path / "sft" / "model")
+    assert error.count("\n") == 1 and f"error: {phase} of qid q3:" in error and "is not finite" in error, error
 
 
 # ---------------------------------------------------------------- what no file calls

@@ -200,7 +200,7 @@ def settings(base, file, message, prefix="", **values):
 
 TYPE, BAD = "config.json cannot be read: Strict", "config.json describes no model: |config.json says"
 PATCHES = "its processor makes patches .* config.json wants"
-TEST, NONE, EOS = "template fails on a test prompt: ", "no processor found that works", "eos_token_id in gen"
+TEST, NONE, EOS = "template fails on a test prompt: ", "no processor found that works", "has an eos_token_id"
 WEIGHTS, GREY = "model.safetensors", "image_mean or image_std is wrong"
 BAD_MODELS = [
     *rows("new", "config.json", ("{}", "different image tokens"), ("[]", "config.json cannot be read: TypeError"),
@@ -231,8 +231,7 @@ BAD_MODELS = [
     *settings("new", "config.json", "packing knows full attention only", "text_config.",
               layer_types=[["full_attention", "sliding_attention"]]),
     *settings("new", "config.json", BAD, "text_config.rope_parameters.", rope_type=["nobody"]),
-    *settings("flat", "config.json", "give one or a list of its", vocab_size=[0, -1, 10]),
-    *settings("flat", "config.json", "its tokenizer has 286 tokens, and config.json has 270", vocab_size=[270]),
+    *settings("flat", "config.json", "its tokenizer has 286 tokens, and config.json has", vocab_size=[0, -1, 10, 270]),
     *settings("flat", "config.json", "different image tokens", image_token_id=[0, 10**6, -1, GONE]),
     *settings("flat", "config.json", "cannot be read: AttributeError", torch_dtype=["float99"]),
     *settings("flat", "config.json", "has no weight", num_hidden_layers=[3], tie_word_embeddings=[False, GONE]),
@@ -240,8 +239,7 @@ BAD_MODELS = [
     *settings("flat", "config.json", "no place for model.layers.1.input_layernorm.weight .12 such",
               num_hidden_layers=[1]),
     *settings("flat", "config.json", "no place for visual.blocks.1", "vision_config.", depth=[1]),
-    *settings("flat", "generation_config.json", EOS,
-              eos_token_id=["<|im_end|>", 10**6, [], -1, [258, "x"], [258, 10**6], 258.5, True, {}, None]),
+    *settings("flat", "generation_config.json", EOS, eos_token_id=[[], None]),
     *rows("flat", "generation_config.json", *[(text, "generation_config.json cannot be read")
                                               for text in ("[]", "{", "5", b"\xff", FOLDER)]),
     *rows("new", WEIGHTS, (GONE, "has no weights"), (FOLDER, "model.safetensors is torn"), ("", "torn"),
