@@ -56,8 +56,8 @@ from plumbing.log import Log, check_skipped, mean, records, step_metrics
 from plumbing.processes import (TOLD, Stopped, Timer, ahead, barrier, broadcast, ending_together, fair_shares, gather,
                                 is_main, on_every_rank, print0, progress, shard_of_rank, start_processes,
                                 stop_processes, stop_together, sum_over_ranks, told_to_stop)
-from plumbing.run_folder import (check_folder, check_space, checkpoints, complete_files, drop_old_run, fingerprints,
-                                 kept, prepare_folder, replace_buckets, run_id)
+from plumbing.run_folder import (check_folder, check_space, checkpoints, complete_files, fingerprints, kept,
+                                 prepare_folder, replace_buckets, run_id)
 
 # ------------------------------------------------------------------------------- settings and stages
 
@@ -106,7 +106,7 @@ class Config(Sampling):
     stage: str = ""  # sft, sample, 1 or 2; to be given
     parity: Literal["none", "release"] = "none"  # release: all settings of plumbing/release.py
     out: str = "runs/pebr"  # everything is written below this folder
-    restart: bool = False  # begin anew instead of resuming; the old run is dropped when the new one is complete
+    restart: bool = False  # begin anew instead of resuming; the old run stays beside it, as FOLDER.before-restart
     save_every: int = 0  # steps between checkpoints to resume from; 0: none
     eval_data: str = ""  # held-out questions, asked greedily during training; the figures are eval/*
     eval_every: int = 0  # steps between two evaluations of eval_data, one after the last step; 0: none
@@ -552,7 +552,6 @@ def train(run: Run, step_function):
         raise Stopped(stop.number, f" after step {done} of {steps}") from stop
     check_skipped(run, steps - 1, skipped, most=0)
     export(os.path.join(run.folder, "model"), run.policy, run.processor, getattr(torch, config.dtype))
-    drop_old_run(run.folder)
     log.end()
     print0(f"model -> {run.folder}/model")
 

@@ -29,8 +29,6 @@ from plumbing.processes import barrier, broadcast, is_main, launch_store, print0
 from plumbing.release import prompt_id
 
 BUCKETS = {"easy.jsonl", "medium.jsonl", "hard.jsonl"}
-DROPPED = ".dropped"  # of a folder on its way out
-ASIDE = ".before-restart"  # of a stage's folder: the run that --restart replaces, until the new one is complete
 SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "fused_loss", "save_every", "eval_data", "eval_every",
                "eval_questions", "gradient_checkpointing", "patience", "plan", "gpus", "gpu_gb",
                "skip_bad_images", "grace", "tracker", "recipe"}
@@ -229,29 +227,19 @@ def replace_buckets(folder: str, samples: list[Sample], rows: list[dict], group_
         print("a stage is left without questions: a longer or shorter warm-up, or another --temperature, helps")
 
 
-def set_aside(folder: str):
-    """Move a run out of the way of the one that replaces it; a restart that never got to its end is just deleted."""
-    shutil.rmtree(folder + DROPPED, ignore_errors=True)
-    if os.path.exists(folder + ASIDE) and not os.path.exists(os.path.join(folder, "model")):
-        os.rename(folder, folder + DROPPED)  # first, for half a folder would be nobody's
-        shutil.rmtree(folder + DROPPED, ignore_errors=True)
-    else:
-        shutil.rmtree(folder + ASIDE, ignore_errors=True)
-        os.rename(folder, folder + ASIDE)
-
-
 def prepare_folder(folder: str, config, prints: dict[str, str]) -> tuple[int, int]:
     """Make a stage's folder ready, resuming what the same command left there. Returns the step to start at, and how
     many steps before it were skipped in a row.
 
-    With --restart the old run is set aside, and dropped only when the new one is complete (`drop_old_run`). When
+    With --restart the old run stays beside it as FOLDER.before-restart, where one of that name is deleted. When
     torchrun restarts us, the folder already holds our own checkpoints: these are resumed, not set aside.
     """
     folder = os.path.realpath(folder)  # it may be a link to a larger disk
     if is_main():
         mark = f"replaced {folder}"
         if config.restart and os.path.exists(folder) and not (restarts() and launch_store().check([mark])):
-            set_aside(folder)
+            shutil.rmtree(f"{folder}.before-restart", ignore_errors=True)
+            os.rename(folder, f"{folder}.before-restart")
         if config.restart:
             launch_store().set(mark, "")
         os.makedirs(os.path.join(folder, "rollouts"), exist_ok=True)
@@ -266,12 +254,6 @@ def prepare_folder(folder: str, config, prints: dict[str, str]) -> tuple[int, in
         write_text(metrics, "".join(lines[:step]))  # what came after the checkpoint is done again
         skipped = len(list(takewhile(lambda line: json.loads(line)["opt/skipped"], reversed(lines[:step]))))
     return step, broadcast(skipped)
-
-
-def drop_old_run(folder: str):
-    """Delete what --restart had set aside: the run that takes its place is complete."""
-    if is_main():
-        shutil.rmtree(os.path.realpath(folder) + ASIDE, ignore_errors=True)
 
 
 # ----------------------------------------------------- responses that go to disk as they come, and are kept

@@ -72,7 +72,8 @@ def interrupted(program: str, argv: list[str], folder: str, rank: int, moment: i
 
 
 def left(out: str) -> dict:
-    """What a run leaves, by name, without its times: files of folders that are no longer needed are part of it."""
+    """What a run leaves, by name, without its times: files of folders that are no longer needed are part of it. What a
+    restart has set aside is not: when the same command comes again, that is the run that was killed."""
     found = {}
     for path, content in contents(out).items():
         name = os.path.relpath(path, out)
@@ -83,7 +84,7 @@ def left(out: str) -> dict:
             content = {key: value for key, value in json.loads(content).items() if key not in ("date", "config")}
         elif name.endswith("/config.json") and "/model" not in name:
             content = {key: value for key, value in json.loads(content).items() if key != "out"}
-        if "checkpoints" not in name and not name.endswith((".lock", ".md")) and "responses-" not in name:
+        if "checkpoints" not in name and ".before-restart" not in name and not name.endswith((".lock", ".md")) and "responses-" not in name:
             found[name] = content
     return found
 
