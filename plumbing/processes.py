@@ -14,7 +14,6 @@ import gc
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -37,7 +36,7 @@ PATIENCE = 60.0  # minutes until a barrier is given up, where no flag says other
 SIGN_OF_LIFE = 60.0  # seconds between two lines about who is missing
 THREADS = 4  # that work ahead of a rank
 # The signal that has told this rank to end, or 0, and the seconds that it then has; 0 while there is nothing to save.
-TOLD = SimpleNamespace(signal=0, grace=0.0)
+TOLD = SimpleNamespace(signal=0, grace=0.0, since=0.0)
 
 
 def restarts() -> int:
@@ -165,11 +164,20 @@ def barrier(patience: float = PATIENCE):
 def ending_together():
     """Around a rank's work: an error that ends it also ends those that will wait for it at the next meeting.
 
-    An error that is no bad input, such as a failed collective, also says what every rank was doing.
+    A failed collective becomes an InputError. That, and an error that is none, also say what every rank was doing.
     """
     try:
         with hearing_signals():
             yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "Connection" not in str(error):  # gloo's errors have no class
+            raise
+        last = ""
+        with contextlib.suppress(dist.DistError):  # the store dies with the process that holds it
+            last = f"; last seen {whereabouts(range(dist.get_world_size()))}"
+        why = str(error).splitlines()[0][:100]
+        raise InputError(f"rank {dist.get_rank()} has lost another ({why}{last}); the same command goes on from the "
+                         "last checkpoint") from error
     finally:
         error = sys.exception()
         known = isinstance(error, InputError) and error.on_every_rank
@@ -192,23 +200,18 @@ class Stopped(InputError):
         self.number, self.code = number, 128 + number
 
 
-def wait_for_signals(ears: socket.socket):
-    """Of a thread: a signal gets here even while the main thread waits for a collective. The first one asks the run to
-    end well; the second ends it at once, as does the first after TOLD.grace seconds."""
-    if not (heard := ears.recv(1)):
-        return  # the run is over
-    TOLD.signal, first = heard[0], time.monotonic()
-    while (left := first + TOLD.grace - time.monotonic()) > 0:
-        ears.settimeout(left)
-        with contextlib.suppress(TimeoutError):
-            if not ears.recv(1):
-                return
-            if time.monotonic() > first + 1:  # one that comes sooner is the same, handed on by torchrun
-                break
-    if is_main():
-        print(f"{signal.Signals(TOLD.signal).name}: ended at once; the same command goes on from what is saved",
-              file=sys.stderr, flush=True)
-    os._exit(128 + TOLD.signal)
+def hear(number: int, _):
+    """The first signal asks the run to end well; a second one, or TOLD.grace seconds, end it at once."""
+    first, now = not TOLD.signal, time.monotonic()
+    if first and TOLD.grace:
+        TOLD.signal, TOLD.since = number, now
+        signal.setitimer(signal.ITIMER_REAL, TOLD.grace)
+    elif first or number == signal.SIGALRM or now > TOLD.since + 1:  # sooner it is the same, handed on by torchrun
+        number = TOLD.signal or number
+        if is_main():
+            line = f"{signal.Signals(number).name}: ended at once; the same command goes on from what is saved\n"
+            os.write(sys.stderr.fileno(), line.encode())  # print may be in use by what was interrupted
+        os._exit(128 + number)
 
 
 @contextlib.contextmanager
@@ -217,19 +220,14 @@ def hearing_signals():
     if threading.current_thread() is not threading.main_thread():  # Python tells the main thread only
         yield
         return
-    ears, mouth = socket.socketpair()
-    mouth.setblocking(False)
     TOLD.signal, TOLD.grace = 0, 0.0
-    wakeup = signal.set_wakeup_fd(mouth.fileno())
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
-    threading.Thread(target=wait_for_signals, args=(ears,), daemon=True).start()
+    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(wakeup)
-        mouth.close()
 
 
 def told_to_stop() -> bool:

@@ -84,7 +84,8 @@ def left(out: str) -> dict:
             content = {key: value for key, value in json.loads(content).items() if key not in ("date", "config")}
         elif name.endswith("/config.json") and "/model" not in name:
             content = {key: value for key, value in json.loads(content).items() if key != "out"}
-        if "checkpoints" not in name and ".before-restart" not in name and not name.endswith((".lock", ".md")) and "responses-" not in name:
+        others = ("checkpoints", ".before-restart", "responses-")
+        if not any(other in name for other in others) and not name.endswith((".lock", ".md")):
             found[name] = content
     return found
 
