@@ -56,7 +56,7 @@ from plumbing.log import Log, check_skipped, mean, records, step_metrics
 from plumbing.processes import (TOLD, Stopped, Timer, ahead, barrier, broadcast, ending_together, fair_shares, gather,
                                 is_main, on_every_rank, print0, progress, shard_of_rank, start_processes,
                                 stop_processes, stop_together, sum_over_ranks, told_to_stop)
-from plumbing.run_folder import (check_folder, check_space, checkpoints, complete_files, fingerprints, kept,
+from plumbing.run_folder import (check_folder, checkpoints, complete_files, fingerprints, kept,
                                  prepare_folder, replace_buckets, run_id)
 
 # ------------------------------------------------------------------------------- settings and stages
@@ -111,6 +111,7 @@ class Config(Sampling):
     eval_data: str = ""  # held-out questions, asked greedily during training; the figures are eval/*
     eval_every: int = 0  # steps between two evaluations of eval_data, one after the last step; 0: none
     eval_questions: int = 256  # so many of eval_data, always the same
+    tracker: Literal["none", "wandb", "trackio", "tensorboard"] = "none"  # mirrors metrics and samples, if installed
     # data
     questions_per_rollout: int = 560  # Q, per step, in the warm-up as well (pebr_stage1.yaml: rollout_batch_size)
     questions_per_update: int = 112  # questions per optimiser step (pebr_stage1.yaml: global_batch_size)
@@ -146,8 +147,6 @@ class Config(Sampling):
     lora_alpha: float = 32.0  # adapters are scaled by this / lora_rank
     lora_targets: str = "all-linear"  # of the decoder layers; or attention, or names such as q_proj,v_proj
     lora_vision: bool = False  # adapters in the vision tower as well
-    # run
-    tracker: Literal["none", "wandb", "trackio", "tensorboard"] = "none"  # mirrors metrics and samples, if installed
     # memory
     recipe: Literal["none", "small"] = "none"  # settings to start from, beside the stage's: RECIPES
     gradient_checkpointing: bool = True  # compute activations again in the backward instead of keeping them
@@ -397,13 +396,13 @@ def start(config: Config) -> Run:
 # -------------------------------------------------------------------------- the three kinds of step
 
 
-def solution_loss(logprobs: Tensor, batch: MicroBatch, rows: slice) -> tuple[Tensor, dict]:
-    return sft_loss(logprobs, batch.weights[rows]), {}  # it has no statistics
-
-
 def sft_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: int) -> tuple[list, list[dict], Timer]:
     """One optimiser step of supervised warm-up: a solution is a group of one response."""
     config, timer = run.config, Timer(f"step {step}")
+
+    def loss_fn(logprobs, batch, rows):
+        return sft_loss(logprobs, batch.weights[rows]), {}  # it has no statistics
+
     with timer("encode"):
         groups = [(prompt, [data.encode_solution(prompt.sample, run.processor, config.cutoff - len(prompt.input_ids))])
                   for prompt in prompts if not prompt.sample.broken]
@@ -412,7 +411,7 @@ def sft_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: i
     with timer("update"):
         batches = make_micro_batches(groups, config.token_budget, run.device)
         lr = learning_rate(config, step, steps)
-        stats = update(run.policy, optimizer, batches, solution_loss, lr, 1.0, config.max_grad_norm, run.device)
+        stats = update(run.policy, optimizer, batches, loss_fn, lr, 1.0, config.max_grad_norm, run.device)
     return [], [stats], timer
 
 
@@ -492,10 +491,8 @@ def sample_questions(run: Run):
     asked = kept(folder, "responses", run.samples, lambda todo: (records(part, data.SKIPPED) for part in ask(
         run.replica, run.processor, None, todo, config, "sample", config.skip_bad_images)))
     rows = [row for row in asked.values() if row["responses"]]  # the images of the others cannot be read
-    timeouts = sum_over_ranks(grader_counts(config.grader))["grader/timeouts"]
     if is_main():
         replace_buckets(run.folder, run.samples, rows, config.group_size, folder)
-        print(f"{timeouts:g} answers took too long to compare")
     barrier()
 
 
@@ -519,9 +516,8 @@ def train(run: Run, step_function):
     if broadcast(os.path.exists(os.path.join(run.folder, "model"))) and not config.restart:
         print0(f"{run.folder} is complete; --restart runs it again")
         return
-    first, skipped = prepare_folder(run.folder, config, run.prints)
-    folder, done = os.path.join(run.folder, "checkpoints"), first
-    check_space(run.policy, config)
+    first = done = prepare_folder(run.folder, config, run.prints)
+    folder, skipped = os.path.join(run.folder, "checkpoints"), 0
     on_every_rank(lambda: load_checkpoint(folder, run.policy, optimizer))
     mine = [run.samples[i] for batch in run.batches[first:steps] for i in shard_of_rank(batch)]
     share = len(shard_of_rank(run.batches[0]))  # of one step
@@ -543,7 +539,7 @@ def train(run: Run, step_function):
             barrier()  # if rank 0 could not write, nobody goes on
             skipped, done = skipped + 1 if metrics["opt/skipped"] else 0, step + 1
             check_skipped(run, step, skipped)
-            if config.save_every and done % config.save_every == 0:
+            if config.save_every and done % config.save_every == 0 and not skipped:
                 save_checkpoint(folder, done, run.policy, optimizer)
             stop_together()
     except Stopped as stop:  # between two steps, or in a rollout, which has changed no weight

@@ -9,16 +9,13 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import socket
 import time
 from collections.abc import Callable, Iterable
 from glob import escape, glob
-from itertools import takewhile
 from types import SimpleNamespace
 
-import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
@@ -28,12 +25,11 @@ from data import InputError, Sample, several
 from plumbing.processes import barrier, broadcast, is_main, launch_store, print0, restarts, whereabouts
 from plumbing.release import prompt_id
 
-BUCKETS = {"easy.jsonl", "medium.jsonl", "hard.jsonl"}
 SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "fused_loss", "save_every", "eval_data", "eval_every",
                "eval_questions", "gradient_checkpointing", "patience", "plan", "gpus", "gpu_gb",
                "skip_bad_images", "grace", "tracker", "recipe"}
 HELD = contextlib.ExitStack()  # the locks of this program
-DISK = SimpleNamespace(folder=".", needs={})  # that this program writes to; GB of what it writes, by name
+DISK = SimpleNamespace(folder=".")  # that this program writes to
 NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
                errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG}
 
@@ -42,7 +38,7 @@ NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 def complete_files():
     """Around a program, within `ending_together`: a file that cannot be written ends it with one line. Afterwards its
     folders are free for others."""
-    DISK.folder, DISK.needs = ".", {}
+    DISK.folder = "."
     with HELD:
         try:
             yield
@@ -52,25 +48,11 @@ def complete_files():
             reason = error
             if everywhere := isinstance(error, CheckpointException):
                 reason = next(iter(error.failures.values()))[0]
-            line = InputError(f"cannot write ({reason}); {free()}; {whereabouts([dist.get_rank()])}; what was complete "
+            room = f"{shutil.disk_usage(DISK.folder).free / 1e9:.3g} GB are free"
+            line = InputError(f"cannot write ({reason}); {room}; {whereabouts([dist.get_rank()])}; what was complete "
                               "is safe: the same command goes on from there")
             line.on_every_rank = everywhere
             raise line from error
-
-
-def check_space(policy, config):
-    """Say so if the disk of --out has less room than a checkpoint and the model take."""
-    total = sum(parameter.numel() for parameter in policy.parameters())
-    trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
-    DISK.needs = {"a checkpoint": 12 * trained / 1e9,  # the weight and Adam's two moments
-                  "the model": getattr(torch, config.dtype).itemsize * total / 1e9}
-    if is_main() and shutil.disk_usage(DISK.folder).free / 1e9 < sum(DISK.needs.values()):
-        print(f"warning: {DISK.folder} is short of room: {free()}", flush=True)
-
-
-def free() -> str:
-    room = shutil.disk_usage(DISK.folder).free / 1e9
-    return ", ".join([f"{room:.3g} GB are free", *(f"{name} takes {size:.3g}" for name, size in DISK.needs.items())])
 
 
 def lock(path: str):
@@ -181,8 +163,6 @@ def check_folder(config, folder: str, prints: dict[str, str]):
                 config.restart or config.stage == "sample"):
             raise InputError(f"--{name} {getattr(config, name)} lies in {folder}, which this run replaces: "
                              "give another --out")
-    for path in several(config.data) if config.stage in ("1", "2") else []:
-        check_buckets(path)
     names = {name for _, _, names in os.walk(folder) for name in names if not name.endswith(".writing")}
     if not names or config.stage == "sample" and "easy.jsonl" in names:
         return  # there is nothing of value, or the buckets that this run replaces
@@ -202,18 +182,6 @@ def check_folder(config, folder: str, prints: dict[str, str]):
                          "give another --out, or --restart to replace it")
 
 
-def check_buckets(path: str):
-    """InputError if a bucket's file and the two beside it, where they are there, were not written by one run."""
-    runs, folder = {}, os.path.dirname(path)
-    for name in BUCKETS if os.path.basename(path) in BUCKETS else ():
-        if os.path.exists(beside := os.path.join(folder, name)):
-            with open(beside, errors="replace") as file:
-                runs |= dict.fromkeys(re.findall(r'"run": "(\w+)"', file.readline()), name)
-    if len(runs) > 1:
-        raise InputError(f"{folder}: {' and '.join(sorted(runs.values()))} are of different runs of --stage sample: "
-                         "run it again")
-
-
 def replace_buckets(folder: str, samples: list[Sample], rows: list[dict], group_size: int, asked: str):
     """Write the questions with responses, in three buckets, and all responses; asked: where they lay until then."""
     correct = {row["qid"]: sum(response["accuracy"] == 1 for response in row["responses"]) for row in rows}
@@ -227,9 +195,8 @@ def replace_buckets(folder: str, samples: list[Sample], rows: list[dict], group_
         print("a stage is left without questions: a longer or shorter warm-up, or another --temperature, helps")
 
 
-def prepare_folder(folder: str, config, prints: dict[str, str]) -> tuple[int, int]:
-    """Make a stage's folder ready, resuming what the same command left there. Returns the step to start at, and how
-    many steps before it were skipped in a row.
+def prepare_folder(folder: str, config, prints: dict[str, str]) -> int:
+    """Make a stage's folder ready, resuming what the same command left there. Returns the step to start at.
 
     With --restart the old run stays beside it as FOLDER.before-restart, where one of that name is deleted. When
     torchrun restarts us, the folder already holds our own checkpoints: these are resumed, not set aside.
@@ -247,13 +214,12 @@ def prepare_folder(folder: str, config, prints: dict[str, str]) -> tuple[int, in
         write_text(os.path.join(folder, "config.json"), json.dumps(settings, indent=1))
     barrier()
     names = broadcast(checkpoints(os.path.join(folder, "checkpoints")))
-    step, skipped = int(names[-1].removeprefix("step-")) if names else 0, 0
+    step = int(names[-1].removeprefix("step-")) if names else 0
     if is_main():
         metrics = os.path.join(folder, "metrics.jsonl")
         lines = open(metrics).readlines() if os.path.exists(metrics) else []
         write_text(metrics, "".join(lines[:step]))  # what came after the checkpoint is done again
-        skipped = len(list(takewhile(lambda line: json.loads(line)["opt/skipped"], reversed(lines[:step]))))
-    return step, broadcast(skipped)
+    return step
 
 
 # ----------------------------------------------------- responses that go to disk as they come, and are kept

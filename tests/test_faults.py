@@ -208,10 +208,9 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(tiny_fol
         filler.write_bytes(bytes(free - room))
         capsys.readouterr()
         assert train.main(argv) == 2, room
-        said = capsys.readouterr()
-        assert said.err.startswith("error: cannot write (") and said.err.count("\n") == 1 and "is safe" in said.err
-        assert " GB are free" in said.err and "same command" in said.err, said.err  # torch.save does not say why
-        assert room == 0 or "a checkpoint takes 0.0" in said.err and "is short of room: " in said.out, said.err
+        said = capsys.readouterr().err
+        assert said.startswith("error: cannot write (") and said.count("\n") == 1 and "is safe" in said
+        assert " GB are free" in said and "same command" in said, said  # torch.save does not say why
         filler.unlink()
         assert train.main(argv) == 0
         found = weights(small_disk / str(room) / "sft")
@@ -255,18 +254,6 @@ def test_a_folder_that_holds_nothing_of_value_is_taken_over(tiny_folder, warmup,
     assert train.main(learn(tiny_folder, warmup, tmp_path)) == 0
 
 
-def test_buckets_of_two_runs_are_refused(tmp_path):
-    rows = [data.Sample(qid=f"q{i}", question="q", answer="a") for i in range(2)]
-    data.write_buckets(str(tmp_path), rows, {"q0": 2, "q1": 1}, 2)
-    run_folder.check_buckets(str(tmp_path / "easy.jsonl"))
-    medium = (tmp_path / "medium.jsonl").read_bytes()
-    data.write_buckets(str(tmp_path), rows, {"q0": 2, "q1": 0}, 2)
-    (tmp_path / "medium.jsonl").write_bytes(medium)
-    with pytest.raises(data.InputError, match="are of different runs of --stage sample"):
-        run_folder.check_buckets(str(tmp_path / "easy.jsonl"))
-    run_folder.check_buckets(str(tmp_path / "other.jsonl"))  # no bucket
-
-
 def test_a_folders_name_is_no_pattern(tiny_folder, questions, tmp_path, monkeypatch):
     """What was answered before an interruption is found in x[1]."""
     collect, out = train.collect, tmp_path / "x[1]"
@@ -302,15 +289,14 @@ def with_bad_steps(monkeypatch, bad: set[int]):
 
 
 def test_a_run_whose_last_step_was_skipped_exports_nothing(tiny_folder, warmup, tmp_path, monkeypatch, capsys):
-    """Nor does the same command when it resumes from the checkpoint after that step."""
+    """Nor is there a checkpoint after that step: the same command takes it once more."""
     with monkeypatch.context() as patch:
         with_bad_steps(patch, {1})
         assert train.main(learn(tiny_folder, warmup, tmp_path)) == 2
-    for _ in range(2):
-        error = capsys.readouterr().err
-        assert "1 steps in a row, the last is step 1, had a gradient that is not finite: no model" in error, error
-        assert error.count("\n") == 1 and not os.path.exists(tmp_path / "sft" / "model")
-        assert train.main(learn(tiny_folder, warmup, tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert "1 steps in a row, the last is step 1, had a gradient that is not finite: no model" in error, error
+    assert error.count("\n") == 1 and not os.path.exists(tmp_path / "sft" / "model")
+    assert train.main(learn(tiny_folder, warmup, tmp_path)) == 0 and os.path.exists(tmp_path / "sft" / "model")
 
 
 def test_five_skipped_steps_are_one_line_and_a_file_of_rows(tiny_folder, warmup, tmp_path, monkeypatch, capsys):
