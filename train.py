@@ -133,7 +133,6 @@ class Config(Sampling):
     clip_ratio_high: float = 0.3  # and at 1 + this
     clip_ratio_c: float = 3.0  # dual clip: bounds the loss of bad tokens whose ratio explodes
     kl_coef: float = 0.01  # weight of the KL to the reference policy (pebr_stage1.yaml); 0 loads no reference
-    old_logprobs: Literal["policy", "sampler"] = "policy"  # whose the ratio's old log-probs are: sampler saves a pass
     fused_loss: Literal["auto", "on", "off"] = "auto"  # on a GPU, Triton's twin of grpo_loss; auto: if both agree
     # optimiser
     lr: float = 1e-6  # learning rate of AdamW
@@ -381,8 +380,7 @@ def start(config: Config) -> Run:
     batches = []
     if config.stage != "sample":
         batches = data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed, config.drop_last)
-        left = config.epochs * len(samples) - len(batches) * config.questions_per_rollout
-        print0(f"{len(samples)} questions x {config.epochs} epochs: {len(batches)} steps, {left} left over")
+        print0(f"{len(samples)} questions x {config.epochs} epochs: {len(batches)} steps")
     clip = load_clip(config.clip, device) if config.clip_weight > 0 else None
     out = os.path.join(config.out, FOLDERS[config.stage])
     prints = fingerprints(config, folder, samples, processor.chat_template)
@@ -460,9 +458,7 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: in
         minibatches = deal_out(run, step, prompts, answered, advantages)
     with timer("logprobs"), torch.no_grad():  # before any update; the sampler's own log-probs round differently
         for batch in chain(*minibatches[1:]):  # the first update's own log-probs are its old ones
-            batch.old_logprobs = batch.sampler_logprobs
-            if config.old_logprobs == "policy":
-                batch.old_logprobs, _ = run.policy(pack(batch.groups, device), config.temperature)
+            batch.old_logprobs, _ = run.policy(pack(batch.groups, device), config.temperature)
         if run.ref_policy is not None:  # in a loop of its own, so that layers of one policy at a time are gathered
             with run.ref_policy.adapters_off():  # with LoRA the reference is the policy without its adapters
                 for batch in chain(*minibatches):
