@@ -13,7 +13,7 @@ import torch
 
 from data import parse
 from plumbing.doctor import Doctor
-from plumbing.processes import is_main, print0, shared_error
+from plumbing.processes import SharedError, is_main, print0
 from plumbing.run_folder import write_text
 from plumbing.trackers import connect
 
@@ -94,8 +94,8 @@ def check_skipped(run, step: int, skipped: int, most: int = 4):
         samples = [run.samples[i] for i in run.batches[step]]
         if is_main():
             write_text(path, "".join(json.dumps(asdict(sample), default=repr) + "\n" for sample in samples))
-        raise shared_error(f"{skipped} steps in a row, the last is step {step}, had a gradient that is not finite: no "
-                           f"model is exported; lower --lr, in a run of its own; the rows of the last are in {path}")
+        raise SharedError(f"{skipped} steps in a row, the last is step {step}, had a gradient that is not finite: no "
+                          f"model is exported; lower --lr, in a run of its own; the rows of the last are in {path}")
 
 
 class Log:

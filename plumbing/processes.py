@@ -44,11 +44,10 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
-def shared_error(message: str) -> InputError:
+class SharedError(InputError):
     """Bad input that every rank raises, so that rank 0 speaks for all."""
-    error = InputError(message)
-    error.on_every_rank = True
-    return error
+
+    on_every_rank = True
 
 
 def start_processes() -> tuple[torch.device, DeviceMesh]:
@@ -157,7 +156,7 @@ def barrier(patience: float = PATIENCE):
         time.sleep(pause)
         pause = min(2 * pause, 0.1)
     if reason := store.get(f"go/{n}").decode():
-        raise shared_error(reason)
+        raise SharedError(reason)
 
 
 @contextlib.contextmanager
@@ -190,10 +189,8 @@ def ending_together():
                     print(f"last seen {whereabouts(range(dist.get_world_size()))}", file=sys.stderr, flush=True)
 
 
-class Stopped(InputError):
+class Stopped(SharedError):
     """SIGTERM or SIGINT has ended the run, on every rank, and what was done is on disk."""
-
-    on_every_rank = True
 
     def __init__(self, number: int, where: str = ""):
         super().__init__(f"{signal.Signals(number).name}: ended{where}; the same command goes on from there")
@@ -259,7 +256,7 @@ def on_every_rank(function: Callable):
     for error in errors:
         if error is not None:
             launch_store().set("refused", "")
-            raise shared_error(str(error)) from error
+            raise SharedError(str(error)) from error
     return result
 
 
