@@ -420,7 +420,7 @@ def deal_out(run: Run, step: int, prompts: list[Prompt], answered: list[rewards.
     A row waits for the longest one of all ranks. So the questions of a step are dealt out again, now by their tokens,
     and a rank encodes the prompts that others have sampled, because sending pixels would take longer.
     """
-    lengths = gather([len(prompt.input_ids) for prompt in prompts], everywhere=True)
+    lengths = gather([len(prompt.input_ids) for prompt in prompts])
     tokens = [n + sum(len(response.ids) for response in one.responses) for n, one in zip(lengths, answered)]
     shares = [[i for i in share if not answered[i].sample.broken]  # of each optimiser step
               for share in fair_shares(tokens, run.config.questions_per_update)]
@@ -450,7 +450,7 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: in
     samples = [prompt.sample for prompt in prompts]
     seeds = [seed_of(config.seed, step, i) for i in shard_of_rank(range(config.questions_per_rollout))]
     parts = collect(run.replica, run.processor, run.clip, samples, prompts, seeds, config, timer)
-    answered = gather(sorted(chain(*parts)), everywhere=True)  # Q
+    answered = gather(sorted(chain(*parts)))  # Q
     advantages = group_advantages(torch.tensor([one.earned["reward"] for one in answered]), config.advantage_dtype)
     for one, values in zip(answered, advantages.tolist()):
         one.earned["advantage"] = values

@@ -308,14 +308,11 @@ def fair_shares(costs: list[float], block: int) -> list[list[int]]:
     return [[first + i for i in deal(costs[first : first + block], W)[rank]] for first in range(0, len(costs), block)]
 
 
-def gather(rows: list, everywhere: bool = False) -> list:
-    """On rank 0, or everywhere, the rows of all ranks in the order in which `shard_of_rank` dealt them out; else []."""
+def gather(rows: list) -> list:
+    """The rows of all ranks, on every rank, in the order in which `shard_of_rank` dealt them out."""
     W = dist.get_world_size()
-    per_rank = [None] * W if everywhere or is_main() else []
-    if everywhere:
-        dist.all_gather_object(per_rank, rows)
-    else:
-        dist.gather_object(rows, per_rank or None)
+    per_rank = [None] * W
+    dist.all_gather_object(per_rank, rows)
     return [per_rank[i % W][i // W] for i in range(sum(map(len, per_rank)))]
 
 
