@@ -43,7 +43,7 @@ import data
 import rewards
 from data import InputError, Prompt, Sample, seed_of
 from engine.clip import load_clip
-from engine.memory import REHEARSED, fit_plan, load_models, make_optimizer, rehearse
+from engine.memory import fit_plan, load_models, make_optimizer
 from engine.plan import GB, shape_of, table
 from engine.policy import Group, Policy, choose_loss, dummy_group, micro_batches, pack
 from engine.sampler import stream, sync
@@ -52,12 +52,12 @@ from grading.algebra import check_rule, grader_counts
 from grading.equal import correct
 from plumbing import filters
 from plumbing.flags import complain, read_stage
-from plumbing.log import Log, check_end, check_gap, check_skipped, mean, records, step_metrics
-from plumbing.processes import (TOLD, Stopped, Timer, ahead, barrier, broadcast, check_logprobs, ending_together,
-                                fair_shares, gather, is_main, on_every_rank, print0, progress, shard_of_rank,
-                                start_processes, stop_processes, stop_together, sum_over_ranks, told_to_stop)
-from plumbing.run_folder import (check_folder, check_space, checkpoints, complete_files, drop_old_run, fingerprints,
-                                 kept, prepare_folder, replace_buckets, run_id)
+from plumbing.log import Log, check_skipped, mean, records, step_metrics
+from plumbing.processes import (TOLD, Stopped, Timer, ahead, barrier, broadcast, ending_together, fair_shares, gather,
+                                is_main, on_every_rank, print0, progress, shard_of_rank, start_processes,
+                                stop_processes, stop_together, sum_over_ranks, told_to_stop)
+from plumbing.run_folder import (check_folder, check_space, checkpoints, complete_files, fingerprints, kept,
+                                 prepare_folder, replace_buckets, run_id)
 
 # ------------------------------------------------------------------------------- settings and stages
 
@@ -106,11 +106,12 @@ class Config(Sampling):
     stage: str = ""  # sft, sample, 1 or 2; to be given
     parity: Literal["none", "release"] = "none"  # release: all settings of plumbing/release.py
     out: str = "runs/pebr"  # everything is written below this folder
-    restart: bool = False  # begin anew instead of resuming; the old run is dropped when the new one is complete
+    restart: bool = False  # begin anew instead of resuming; the old run stays beside it, as FOLDER.before-restart
     save_every: int = 0  # steps between checkpoints to resume from; 0: none
     eval_data: str = ""  # held-out questions, asked greedily during training; the figures are eval/*
     eval_every: int = 0  # steps between two evaluations of eval_data, one after the last step; 0: none
     eval_questions: int = 256  # so many of eval_data, always the same
+    tracker: Literal["none", "wandb", "trackio", "tensorboard"] = "none"  # mirrors metrics and samples, if installed
     # data
     questions_per_rollout: int = 560  # Q, per step, in the warm-up as well (pebr_stage1.yaml: rollout_batch_size)
     questions_per_update: int = 112  # questions per optimiser step (pebr_stage1.yaml: global_batch_size)
@@ -131,7 +132,6 @@ class Config(Sampling):
     clip_ratio_high: float = 0.3  # and at 1 + this
     clip_ratio_c: float = 3.0  # dual clip: bounds the loss of bad tokens whose ratio explodes
     kl_coef: float = 0.01  # weight of the KL to the reference policy (pebr_stage1.yaml); 0 loads no reference
-    old_logprobs: Literal["policy", "sampler"] = "policy"  # whose the ratio's old log-probs are: sampler saves a pass
     fused_loss: Literal["auto", "on", "off"] = "auto"  # on a GPU, Triton's twin of grpo_loss; auto: if both agree
     # optimiser
     lr: float = 1e-6  # learning rate of AdamW
@@ -145,12 +145,9 @@ class Config(Sampling):
     lora_alpha: float = 32.0  # adapters are scaled by this / lora_rank
     lora_targets: str = "all-linear"  # of the decoder layers; or attention, or names such as q_proj,v_proj
     lora_vision: bool = False  # adapters in the vision tower as well
-    # run
-    tracker: Literal["none", "wandb", "trackio", "tensorboard"] = "none"  # mirrors metrics and samples, if installed
     # memory
     recipe: Literal["none", "small"] = "none"  # settings to start from, beside the stage's: RECIPES
     gradient_checkpointing: bool = True  # compute activations again in the backward instead of keeping them
-    ref_offload: bool = False  # keep the reference policy in host memory; a layer at a time comes to the GPU
     token_budget: int = 16384  # tokens in one packed row; changes memory and speed, not the result
     plan: bool = False  # print the memory plan and stop; needs no data, no weights and no GPU
     gpus: int = 8  # of the plan
@@ -381,8 +378,7 @@ def start(config: Config) -> Run:
     batches = []
     if config.stage != "sample":
         batches = data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed, config.drop_last)
-        left = config.epochs * len(samples) - len(batches) * config.questions_per_rollout
-        print0(f"{len(samples)} questions x {config.epochs} epochs: {len(batches)} steps, {left} left over")
+        print0(f"{len(samples)} questions x {config.epochs} epochs: {len(batches)} steps")
     clip = load_clip(config.clip, device) if config.clip_weight > 0 else None
     out = os.path.join(config.out, FOLDERS[config.stage])
     prints = fingerprints(config, folder, samples, processor.chat_template)
@@ -396,13 +392,13 @@ def start(config: Config) -> Run:
 # -------------------------------------------------------------------------- the three kinds of step
 
 
-def solution_loss(logprobs: Tensor, batch: MicroBatch, rows: slice) -> tuple[Tensor, dict]:
-    return sft_loss(logprobs, batch.weights[rows]), {}  # it has no statistics
-
-
 def sft_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: int) -> tuple[list, list[dict], Timer]:
     """One optimiser step of supervised warm-up: a solution is a group of one response."""
     config, timer = run.config, Timer(f"step {step}")
+
+    def loss_fn(logprobs, batch, rows):
+        return sft_loss(logprobs, batch.weights[rows]), {}  # it has no statistics
+
     with timer("encode"):
         groups = [(prompt, [data.encode_solution(prompt.sample, run.processor, config.cutoff - len(prompt.input_ids))])
                   for prompt in prompts]
@@ -411,7 +407,7 @@ def sft_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: i
     with timer("update"):
         batches = make_micro_batches(groups, config.token_budget, run.device)
         lr = learning_rate(config, step, steps)
-        stats = update(run.policy, optimizer, batches, solution_loss, lr, 1.0, config.max_grad_norm, run.device)
+        stats = update(run.policy, optimizer, batches, loss_fn, lr, 1.0, config.max_grad_norm, run.device)
     return [], [stats], timer
 
 
@@ -422,7 +418,7 @@ def deal_out(run: Run, step: int, prompts: list[Prompt], answered: list[rewards.
     A row waits for the longest one of all ranks. So the questions of a step are dealt out again, now by their tokens,
     and a rank encodes the prompts that others have sampled, because sending pixels would take longer.
     """
-    lengths = gather([len(prompt.input_ids) for prompt in prompts], everywhere=True)
+    lengths = gather([len(prompt.input_ids) for prompt in prompts])
     tokens = [n + sum(len(response.ids) for response in one.responses) for n, one in zip(lengths, answered)]
     shares = fair_shares(tokens, run.config.questions_per_update)  # of each optimiser step
     known = dict(zip(shard_of_rank(range(len(answered))), prompts))
@@ -451,7 +447,7 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: in
     samples = [prompt.sample for prompt in prompts]
     seeds = [seed_of(config.seed, step, i) for i in shard_of_rank(range(config.questions_per_rollout))]
     parts = collect(run.replica, run.processor, run.clip, samples, prompts, seeds, config, timer)
-    answered = gather(sorted(chain(*parts)), everywhere=True)  # Q
+    answered = gather(sorted(chain(*parts)))  # Q
     advantages = group_advantages(torch.tensor([one.earned["reward"] for one in answered]), config.advantage_dtype)
     for one, values in zip(answered, advantages.tolist()):
         one.earned["advantage"] = values
@@ -459,14 +455,11 @@ def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: in
         minibatches = deal_out(run, step, prompts, answered, advantages)
     with timer("logprobs"), torch.no_grad():  # before any update; the sampler's own log-probs round differently
         for batch in chain(*minibatches[1:]):  # the first update's own log-probs are its old ones
-            batch.old_logprobs = batch.sampler_logprobs
-            if config.old_logprobs == "policy":
-                batch.old_logprobs, _ = run.policy(pack(batch.groups, device), config.temperature)
+            batch.old_logprobs, _ = run.policy(pack(batch.groups, device), config.temperature)
         if run.ref_policy is not None:  # in a loop of its own, so that layers of one policy at a time are gathered
             with run.ref_policy.adapters_off():  # with LoRA the reference is the policy without its adapters
                 for batch in chain(*minibatches):
                     batch.ref_logprobs, _ = run.ref_policy(pack(batch.groups, device), config.temperature)
-    on_every_rank(lambda: check_logprobs(chain(*minibatches)))
 
     def loss_fn(logprobs, batch, rows):
         now, weights = logprobs.detach(), batch.weights[rows]
@@ -490,10 +483,8 @@ def sample_questions(run: Run):
     config, folder = run.config, f"{run.folder}.asked-{run_id(run.config, run.prints)}"
     asked = kept(folder, "responses", run.samples, lambda todo: map(records, ask(
         run.replica, run.processor, None, todo, config, "sample")))
-    timeouts = sum_over_ranks(grader_counts(config.grader))["grader/timeouts"]
     if is_main():
         replace_buckets(run.folder, run.samples, list(asked.values()), config.group_size, folder)
-        print(f"{timeouts:g} answers took too long to compare")
     barrier()
 
 
@@ -517,15 +508,9 @@ def train(run: Run, step_function):
     if broadcast(os.path.exists(os.path.join(run.folder, "model"))) and not config.restart:
         print0(f"{run.folder} is complete; --restart runs it again")
         return
-    first, skipped = prepare_folder(run.folder, config, run.prints)
-    folder, done = os.path.join(run.folder, "checkpoints"), first
+    first = done = prepare_folder(run.folder, config, run.prints)
+    folder, skipped = os.path.join(run.folder, "checkpoints"), 0
     check_space(run.policy, config)
-    if run.device.type in REHEARSED:
-        def idle_step(groups):
-            batches = make_micro_batches(groups, config.token_budget, run.device)
-            update(run.policy, optimizer, batches, solution_loss, 0.0, 1.0, 1.0, run.device)
-
-        rehearse(config, run.policy, run.ref_policy, run.replica, optimizer, len(run.processor.tokenizer), idle_step)
     on_every_rank(lambda: load_checkpoint(folder, run.policy, optimizer))
     mine = [run.samples[i] for batch in run.batches[first:steps] for i in shard_of_rank(batch)]
     share = len(shard_of_rank(run.batches[0]))  # of one step
@@ -544,19 +529,17 @@ def train(run: Run, step_function):
             metrics["time/step"] = time.perf_counter() - began
             log.step(step, metrics, rows)
             barrier()  # if rank 0 could not write, nobody goes on
-            check_gap(config.old_logprobs, metrics)
             skipped, done = skipped + 1 if metrics["opt/skipped"] else 0, step + 1
-            check_skipped(run.folder, step, skipped, [run.samples[i] for i in run.batches[step]])
-            if config.save_every and done % config.save_every == 0:
+            check_skipped(run, step, skipped)
+            if config.save_every and done % config.save_every == 0 and not skipped:
                 save_checkpoint(folder, done, run.policy, optimizer)
             stop_together()
     except Stopped as stop:  # between two steps, or in a rollout, which has changed no weight
         if done and f"step-{done:06d}" not in broadcast(checkpoints(folder)):
             save_checkpoint(folder, done, run.policy, optimizer)
         raise Stopped(stop.number, f" after step {done} of {steps}") from stop
-    check_end(skipped, run.policy)
+    check_skipped(run, steps - 1, skipped, most=0)
     export(os.path.join(run.folder, "model"), run.policy, run.processor, getattr(torch, config.dtype))
-    drop_old_run(run.folder)
     log.end()
     print0(f"model -> {run.folder}/model")
 

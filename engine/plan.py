@@ -127,7 +127,7 @@ def always_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
             "frozen weights": b * shape.total * lora / gpus, "Adam's moments, fp32": 8 * trained / gpus}
     if config.stage != "sft":  # with adapters, one GPU's sampler has copies of these only
         rows["sampler's copy of the weights"] = b * (trained * lora + shape.total * (not lora or gpus > 1))
-    if config.stage != "sft" and config.kl_coef > 0 and not config.ref_offload and not lora:
+    if config.stage != "sft" and config.kl_coef > 0 and not lora:
         rows["reference policy"] = b * shape.total / gpus
     if config.clip_weight > 0:
         rows["CLIP, fp32"] = 4 * CLIP_PARAMETERS
@@ -227,27 +227,23 @@ def make_plan(config, shape: Shape, gpus: int, room: float) -> Plan:
 
 
 def savings(config) -> dict:
-    """Settings that save memory, by name, the cheapest first; the last changes the training."""
+    """Settings that save memory, by name, the cheapest first; the last three change the training."""
     budget = max(config.token_budget // 2, config.max_prompt + config.max_response)
-    values = dict(gradient_checkpointing=True, token_budget=budget, slots=0, ref_offload=True,
-                  freeze_vision=True, lora_rank=16)
+    values = dict(gradient_checkpointing=True, token_budget=budget, slots=0, kl_coef=0, freeze_vision=True,
+                  lora_rank=16)
     return {name: value for name, value in values.items() if getattr(config, name) != value}
 
 
 def advice(config, shape: Shape, gpus: int, room: float) -> str:
-    """What to change when a plan does not fit: the fewest savings in their order, and how many GPUs need none."""
+    """What to change when a plan does not fit: as few and as cheap settings as do, and how many GPUs need none."""
     def fits(changes: dict, gpus: int = gpus) -> bool:
         return make_plan(dataclasses.replace(config, **changes), shape, gpus, room).fits
 
-    chosen, ways = {}, []
-    for name, value in savings(config).items():  # add savings until it fits
-        if not fits(chosen):
-            chosen[name] = value
-    for name in list(chosen):  # then drop the unneeded
-        others = {other: value for other, value in chosen.items() if other != name}
-        if fits(others):
-            chosen = others
-    if fits(chosen):
+    subsets = [{}]
+    for name, value in savings(config).items():  # those without a dearer setting come before all that have it
+        subsets += [subset | {name: value} for subset in subsets]
+    chosen, ways = next((subset for subset in subsets if fits(subset)), None), []
+    if chosen:
         ways.append("with " + " ".join(f"--{name} {value}" for name, value in chosen.items()))
     enough = next((gpus * 2**n for n in range(1, 11) if fits({}, gpus * 2**n)), None)
     if enough:

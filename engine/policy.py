@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from data import InputError, Prompt
 from engine.lora import add_adapters, share_frozen, start_adapters
@@ -248,13 +248,12 @@ class Policy:
             self.reshard()
 
     @staticmethod
-    def load(path, device, dtype=torch.float32, mesh=None, compute_dtype=torch.bfloat16, offload=False,
-             lora=None, shared=None):
+    def load(path, device, dtype=torch.float32, mesh=None, compute_dtype=torch.bfloat16, lora=None, shared=None):
         """Read a Hugging Face folder or hub name; with a mesh into FSDP2 shards, each rank its own rows only.
 
-        dtype: what weights are kept in; compute_dtype: what shards compute in; offload: keep the shards on the CPU and
-        bring one layer at a time to the device; lora: a Config whose adapters are added, in float32 where there is a
-        mesh; shared: a policy of one process whose frozen weights are used. Raises InputError for a missing model.
+        dtype: what weights are kept in; compute_dtype: what shards compute in; lora: a Config whose adapters are added,
+        in float32 where there is a mesh; shared: a policy of one process whose frozen weights are used. Raises
+        InputError for a missing model.
         """
         from transformers import AttentionInterface  # its model code takes a second to import: not for --help
 
@@ -269,18 +268,15 @@ class Policy:
         if lora:
             add_adapters(policy, lora, dtype if mesh is None else torch.float32)
         if mesh is not None:
-            shard(policy, mesh, compute_dtype, offload)
+            shard(policy, mesh, compute_dtype)
         if shared is not None:
             share_frozen(shared, policy)
-        place = "cpu" if offload else device
-        policy._apply(lambda x: torch.empty_like(x, device=place) if x.device.type == "meta" else x)
+        policy._apply(lambda x: torch.empty_like(x, device=device) if x.device.type == "meta" else x)
         policy.tie_weights()  # now the head is another tensor than the embeddings
         policy.model.visual.patch_embed.forward = functools.partial(embed_patches, policy.model.visual.patch_embed.proj)
         read_weights(policy, folder)
         if lora:
             start_adapters(policy, lora.seed)
-        for buffer in policy.buffers():  # rope tables, which are no part of the shards
-            buffer.data = buffer.data.to(device)
         policy.files = other_files(folder)  # for the export, when the folder may be gone
         policy.generation_config = generation
         return policy
@@ -300,14 +296,13 @@ def policy_class(model_type: str):
     return type("Policy", (Policy, transformers_class(model_type, "ForConditionalGeneration")), {})
 
 
-def shard(policy, mesh, compute_dtype, offload: bool):
+def shard(policy, mesh, compute_dtype):
     """FSDP2 around every block, layer and the rest; weights gathered in compute_dtype, gradients summed in fp32."""
     # Inputs are not cast: that would round the vision tower's fp32 rope tables at each block, in the forward but not in
     # a checkpoint's recomputation, and not in the sampler's copy (pytorch 159359). The layers cast what they need.
     precision = MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False)
-    place = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy()
     for module in [*policy.model.visual.blocks, *policy.model.language_model.layers, policy]:
-        fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=place)
+        fully_shard(module, mesh=mesh, mp_policy=precision)
     for module in policy.modules():
         if isinstance(module, FSDPModule):  # both settings hold for one module only, not for those inside it
             module.set_gradient_divide_factor(1.0)  # a sum: the loss is already divided by the global token count

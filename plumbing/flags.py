@@ -19,8 +19,7 @@ from data import InputError
 from plumbing.processes import is_main
 from plumbing.release import RELEASE
 
-FIELD = re.compile(r"    (\w+): [^#]*#\s*(.+)")
-HEADING = re.compile(r"    # (\w+)$")
+COMMENT = re.compile(r"^    (?:# (\w+)$|(\w+): [^#\n]*#\s*(.+))", re.MULTILINE)  # a heading, or a field's
 
 
 def comments_of(kind) -> dict[str, tuple[str, str]]:
@@ -28,11 +27,10 @@ def comments_of(kind) -> dict[str, tuple[str, str]]:
     found = {}
     for ancestor in kind.__mro__[-2::-1]:  # the first is the class itself, the last is object
         group = "options"
-        for line in inspect.getsource(ancestor).splitlines():
-            if heading := HEADING.match(line):
-                group = heading[1]
-            elif field := FIELD.match(line):
-                found[field[1]] = found.get(field[1], (group,))[0], field[2]
+        for heading, field, comment in COMMENT.findall(inspect.getsource(ancestor)):
+            group = heading or group
+            if field:
+                found[field] = found.get(field, (group,))[0], comment
     return found
 
 
@@ -45,13 +43,9 @@ class Flags(HfArgumentParser):
         super().__init__(kind, description=commands, usage="%(prog)s [--flag VALUE ..]", allow_abbrev=False,
                          formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
                              prog, max_help_position=34, width=118))
-        groups = {}
-        for action in list(self._optionals._group_actions):
-            if action.dest not in self.comments:
-                continue
+        groups = {heading: self.add_argument_group(heading) for heading, _ in self.comments.values()}
+        for action in [action for action in self._optionals._group_actions if action.dest in self.comments]:
             heading, comment = self.comments[action.dest]
-            if heading not in groups:
-                groups[heading] = self.add_argument_group(heading)
             self._optionals._group_actions.remove(action)
             groups[heading]._group_actions.append(action)
             action.option_strings = action.option_strings[:1]  # --max_steps is shown; --max-steps works as well
@@ -111,11 +105,6 @@ def check_sampling(config):
          f"--slots {config.slots} cannot hold a group of --group_size {config.group_size}"),
         (config.min_pixels <= config.max_pixels,
          f"--min_pixels {config.min_pixels} is more than --max_pixels {config.max_pixels}"),
-        (config.min_pixels // 28**2 < config.max_prompt,
-         f"--min_pixels {config.min_pixels} makes every image {config.min_pixels // 28**2} tokens or more, "
-         f"and --max_prompt is {config.max_prompt}: nothing would be left"),
-        (config.group_size == 1 or config.temperature > 0,
-         f"--group_size {config.group_size} with --temperature 0 is as many times the same response"),
     ])
 
 

@@ -13,11 +13,9 @@ import torch
 
 from data import parse
 from plumbing.doctor import Doctor
-from plumbing.processes import gather, is_main, print0, shared_error
+from plumbing.processes import SharedError, is_main, print0
 from plumbing.run_folder import write_text
 from plumbing.trackers import connect
-
-LARGEST_GAP = 0.02  # between two log-probs of a token; bfloat16 makes less than .01, and the clip begins at .22
 
 
 def mean(values) -> float:
@@ -60,13 +58,10 @@ def update_metrics(stats: list[dict]) -> dict[str, float]:
     return {("opt/" if name in optimiser else "policy/") + name: value for name, value in metrics.items()}
 
 
-def peak_memory(forget=False) -> float:
-    """GB that this rank has held at most: of its GPU, since one was told to forget, or of host memory without one."""
+def peak_memory() -> float:
+    """GB that this rank has held at most: of its GPU, or of host memory without one."""
     if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        if forget:
-            torch.cuda.reset_peak_memory_stats()
-        return peak
+        return torch.cuda.max_memory_allocated() / 2**30
     import resource  # not on Windows
 
     unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux kilobytes
@@ -89,31 +84,16 @@ def step_metrics(rows: list[dict], parts: tuple[str, ...], stats: list[dict], se
     return metrics | time_metrics(seconds, metrics, rows)
 
 
-def check_gap(old_logprobs: str, metrics: dict[str, float]):
-    """InputError where the sampler's log-probs stand in for the policy's and are too far from them to do so."""
-    if old_logprobs == "sampler" and metrics.get("policy/sampler_gap", 0.0) > LARGEST_GAP:
-        raise shared_error(f"the log-probs of sampler and policy differ by {metrics['policy/sampler_gap']:.3g} in the "
-                           f"mean, more than {LARGEST_GAP}: --old_logprobs policy computes them, in a run of its own "
-                           "(another --out, or --restart)")
-
-
-def check_skipped(folder: str, step: int, skipped: int, samples: list):
-    """InputError after 5 steps in a row without a finite gradient; the rows of the last are kept in a file."""
-    if skipped >= 5:
-        path = os.path.join(folder, f"skipped_{step:06d}.jsonl")
+def check_skipped(run, step: int, skipped: int, most: int = 4):
+    """InputError after more than `most` steps in a row without a finite gradient, of which the last is `step`, whose
+    rows are kept in a file."""
+    if skipped > most:
+        path = os.path.join(run.folder, f"skipped_{step:06d}.jsonl")
+        samples = [run.samples[i] for i in run.batches[step]]
         if is_main():
             write_text(path, "".join(json.dumps(asdict(sample), default=repr) + "\n" for sample in samples))
-        raise shared_error(f"{skipped} steps in a row, the last is step {step}, had a gradient that is not finite: "
-                           f"lower --lr, in a run of its own; the rows of the last are in {path}")
-
-
-def check_end(skipped: int, policy):
-    """InputError where a trained model is no good: the last step was skipped, or a weight is not finite."""
-    shards = ((name, getattr(weight, "_local_tensor", weight)) for name, weight in policy.named_parameters())
-    broken = gather([name for name, shard in shards if not shard.isfinite().all()], everywhere=True)
-    if broken or skipped:
-        reason = f"{broken[0]} has numbers that are not" if broken else f"the gradient of the last {skipped} was not"
-        raise shared_error(f"{reason} finite: no model is exported; lower --lr, in a run of its own")
+        raise SharedError(f"{skipped} steps in a row, the last is step {step}, had a gradient that is not finite: no "
+                          f"model is exported; lower --lr, in a run of its own; the rows of the last are in {path}")
 
 
 class Log:

@@ -14,7 +14,6 @@ import gc
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -37,7 +36,7 @@ PATIENCE = 60.0  # minutes until a barrier is given up, where no flag says other
 SIGN_OF_LIFE = 60.0  # seconds between two lines about who is missing
 THREADS = 4  # that work ahead of a rank
 # The signal that has told this rank to end, or 0, and the seconds that it then has; 0 while there is nothing to save.
-TOLD = SimpleNamespace(signal=0, grace=0.0)
+TOLD = SimpleNamespace(signal=0, grace=0.0, since=0.0)
 
 
 def restarts() -> int:
@@ -45,11 +44,10 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
-def shared_error(message: str) -> InputError:
+class SharedError(InputError):
     """Bad input that every rank raises, so that rank 0 speaks for all."""
-    error = InputError(message)
-    error.on_every_rank = True
-    return error
+
+    on_every_rank = True
 
 
 def start_processes() -> tuple[torch.device, DeviceMesh]:
@@ -158,18 +156,27 @@ def barrier(patience: float = PATIENCE):
         time.sleep(pause)
         pause = min(2 * pause, 0.1)
     if reason := store.get(f"go/{n}").decode():
-        raise shared_error(reason)
+        raise SharedError(reason)
 
 
 @contextlib.contextmanager
 def ending_together():
     """Around a rank's work: an error that ends it also ends those that will wait for it at the next meeting.
 
-    An error that is no bad input, such as a failed collective, also says what every rank was doing.
+    A failed collective becomes an InputError. That, and an error that is none, also say what every rank was doing.
     """
     try:
         with hearing_signals():
             yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "Connection" not in str(error):  # gloo's errors have no class
+            raise
+        last = ""
+        with contextlib.suppress(dist.DistError):  # the store dies with the process that holds it
+            last = f"; last seen {whereabouts(range(dist.get_world_size()))}"
+        why = str(error).splitlines()[0][:100]
+        raise InputError(f"rank {dist.get_rank()} has lost another ({why}{last}); the same command goes on from the "
+                         "last checkpoint") from error
     finally:
         error = sys.exception()
         known = isinstance(error, InputError) and error.on_every_rank
@@ -182,33 +189,26 @@ def ending_together():
                     print(f"last seen {whereabouts(range(dist.get_world_size()))}", file=sys.stderr, flush=True)
 
 
-class Stopped(InputError):
+class Stopped(SharedError):
     """SIGTERM or SIGINT has ended the run, on every rank, and what was done is on disk."""
-
-    on_every_rank = True
 
     def __init__(self, number: int, where: str = ""):
         super().__init__(f"{signal.Signals(number).name}: ended{where}; the same command goes on from there")
         self.number, self.code = number, 128 + number
 
 
-def wait_for_signals(ears: socket.socket):
-    """Of a thread: a signal gets here even while the main thread waits for a collective. The first one asks the run to
-    end well; the second ends it at once, as does the first after TOLD.grace seconds."""
-    if not (heard := ears.recv(1)):
-        return  # the run is over
-    TOLD.signal, first = heard[0], time.monotonic()
-    while (left := first + TOLD.grace - time.monotonic()) > 0:
-        ears.settimeout(left)
-        with contextlib.suppress(TimeoutError):
-            if not ears.recv(1):
-                return
-            if time.monotonic() > first + 1:  # one that comes sooner is the same, handed on by torchrun
-                break
-    if is_main():
-        print(f"{signal.Signals(TOLD.signal).name}: ended at once; the same command goes on from what is saved",
-              file=sys.stderr, flush=True)
-    os._exit(128 + TOLD.signal)
+def hear(number: int, _):
+    """The first signal asks the run to end well; a second one, or TOLD.grace seconds, end it at once."""
+    first, now = not TOLD.signal, time.monotonic()
+    if first and TOLD.grace:
+        TOLD.signal, TOLD.since = number, now
+        signal.setitimer(signal.ITIMER_REAL, TOLD.grace)
+    elif first or number == signal.SIGALRM or now > TOLD.since + 1:  # sooner it is the same, handed on by torchrun
+        number = TOLD.signal or number
+        if is_main():
+            line = f"{signal.Signals(number).name}: ended at once; the same command goes on from what is saved\n"
+            os.write(sys.stderr.fileno(), line.encode())  # print may be in use by what was interrupted
+        os._exit(128 + number)
 
 
 @contextlib.contextmanager
@@ -217,19 +217,14 @@ def hearing_signals():
     if threading.current_thread() is not threading.main_thread():  # Python tells the main thread only
         yield
         return
-    ears, mouth = socket.socketpair()
-    mouth.setblocking(False)
     TOLD.signal, TOLD.grace = 0, 0.0
-    wakeup = signal.set_wakeup_fd(mouth.fileno())
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
-    threading.Thread(target=wait_for_signals, args=(ears,), daemon=True).start()
+    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(wakeup)
-        mouth.close()
 
 
 def told_to_stop() -> bool:
@@ -261,17 +256,8 @@ def on_every_rank(function: Callable):
     for error in errors:
         if error is not None:
             launch_store().set("refused", "")
-            raise shared_error(str(error)) from error
+            raise SharedError(str(error)) from error
     return result
-
-
-def check_logprobs(batches):
-    """InputError that names the questions of a train.MicroBatch with old or reference log-probs that are not finite."""
-    for batch in batches:
-        for tokens in (batch.old_logprobs, batch.ref_logprobs):
-            if tokens is not None and not tokens.isfinite().all():
-                qids = ", ".join(prompt.sample.qid for prompt, _ in batch.groups)
-                raise InputError(f"logprobs of qid {qids}: one is not finite; look for inf and nan in the model")
 
 
 # ------------------------------------------------------------------------ who prints, who has which rows
@@ -322,14 +308,11 @@ def fair_shares(costs: list[float], block: int) -> list[list[int]]:
     return [[first + i for i in deal(costs[first : first + block], W)[rank]] for first in range(0, len(costs), block)]
 
 
-def gather(rows: list, everywhere: bool = False) -> list:
-    """On rank 0, or everywhere, the rows of all ranks in the order in which `shard_of_rank` dealt them out; else []."""
+def gather(rows: list) -> list:
+    """The rows of all ranks, on every rank, in the order in which `shard_of_rank` dealt them out."""
     W = dist.get_world_size()
-    per_rank = [None] * W if everywhere or is_main() else []
-    if everywhere:
-        dist.all_gather_object(per_rank, rows)
-    else:
-        dist.gather_object(rows, per_rank or None)
+    per_rank = [None] * W
+    dist.all_gather_object(per_rank, rows)
     return [per_rank[i % W][i // W] for i in range(sum(map(len, per_rank)))]
 
 

@@ -15,7 +15,6 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from glob import escape, glob
-from itertools import takewhile
 from types import SimpleNamespace
 
 import torch
@@ -28,14 +27,11 @@ from data import InputError, Sample
 from plumbing.processes import barrier, broadcast, is_main, launch_store, print0, restarts, whereabouts
 from plumbing.release import prompt_id
 
-BUCKETS = {"easy.jsonl", "medium.jsonl", "hard.jsonl"}
-DROPPED = ".dropped"  # of a folder on its way out
-ASIDE = ".before-restart"  # of a stage's folder: the run that --restart replaces, until the new one is complete
 SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "fused_loss", "save_every", "eval_data", "eval_every",
-               "eval_questions", "gradient_checkpointing", "ref_offload", "patience", "plan", "gpus", "gpu_gb",
-               "grace", "tracker", "recipe"}
+               "eval_questions", "gradient_checkpointing", "patience", "plan", "gpus", "gpu_gb", "grace", "tracker",
+               "recipe"}
 HELD = contextlib.ExitStack()  # the locks of this program
-DISK = SimpleNamespace(folder=".", needs={})  # that this program writes to; GB of what it writes, by name
+DISK = SimpleNamespace(folder=".", needed=0.0)  # that this program writes to; GB of a checkpoint and the model
 NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
                errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG}
 
@@ -44,7 +40,7 @@ NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 def complete_files():
     """Around a program, within `ending_together`: a file that cannot be written ends it with one line. Afterwards its
     folders are free for others."""
-    DISK.folder, DISK.needs = ".", {}
+    DISK.folder, DISK.needed = ".", 0.0
     with HELD:
         try:
             yield
@@ -54,7 +50,7 @@ def complete_files():
             reason = error
             if everywhere := isinstance(error, CheckpointException):
                 reason = next(iter(error.failures.values()))[0]
-            line = InputError(f"cannot write ({reason}); {free()}; {whereabouts([dist.get_rank()])}; what was complete "
+            line = InputError(f"cannot write ({reason}); {room()}; {whereabouts([dist.get_rank()])}; what was complete "
                               "is safe: the same command goes on from there")
             line.on_every_rank = everywhere
             raise line from error
@@ -62,17 +58,16 @@ def complete_files():
 
 def check_space(policy, config):
     """Say so if the disk of --out has less room than a checkpoint and the model take."""
-    total = sum(parameter.numel() for parameter in policy.parameters())
     trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
-    DISK.needs = {"a checkpoint": 12 * trained / 1e9,  # the weight and Adam's two moments
-                  "the model": getattr(torch, config.dtype).itemsize * total / 1e9}
-    if is_main() and shutil.disk_usage(DISK.folder).free / 1e9 < sum(DISK.needs.values()):
-        print(f"warning: {DISK.folder} is short of room: {free()}", flush=True)
+    total = sum(parameter.numel() for parameter in policy.parameters())
+    DISK.needed = (12 * trained + getattr(torch, config.dtype).itemsize * total) / 1e9  # 12: weight, Adam's moments
+    if is_main() and shutil.disk_usage(DISK.folder).free < 1e9 * DISK.needed:
+        print(f"warning: {DISK.folder} is short of room: {room()}", flush=True)
 
 
-def free() -> str:
-    room = shutil.disk_usage(DISK.folder).free / 1e9
-    return ", ".join([f"{room:.3g} GB are free", *(f"{name} takes {size:.3g}" for name, size in DISK.needs.items())])
+def room() -> str:
+    needed = f", a checkpoint and the model take {DISK.needed:.3g}" if DISK.needed else ""
+    return f"{shutil.disk_usage(DISK.folder).free / 1e9:.3g} GB are free{needed}"
 
 
 def lock(path: str):
@@ -206,13 +201,13 @@ def check_folder(config, folder: str, prints: dict[str, str]):
 
 def check_buckets(path: str):
     """InputError if a bucket's file and the two beside it, where they are there, were not written by one run."""
-    runs, folder = {}, os.path.dirname(path)
-    for name in BUCKETS if os.path.basename(path) in BUCKETS else ():
-        if os.path.exists(beside := os.path.join(folder, name)):
+    runs, names = {}, ("easy.jsonl", "medium.jsonl", "hard.jsonl")
+    for name in names if os.path.basename(path) in names else ():
+        if os.path.exists(beside := os.path.join(os.path.dirname(path), name)):
             with open(beside, errors="replace") as file:
                 runs |= dict.fromkeys(re.findall(r'"run": "(\w+)"', file.readline()), name)
     if len(runs) > 1:
-        raise InputError(f"{folder}: {' and '.join(sorted(runs.values()))} are of different runs of --stage sample: "
+        raise InputError(f"{path}: {' and '.join(sorted(runs.values()))} are of different runs of --stage sample: "
                          "run it again")
 
 
@@ -228,29 +223,23 @@ def replace_buckets(folder: str, samples: list[Sample], rows: list[dict], group_
         print("a stage is left without questions: a longer or shorter warm-up, or another --temperature, helps")
 
 
-def set_aside(folder: str):
-    """Move a run out of the way of the one that replaces it; a restart that never got to its end is just deleted."""
-    shutil.rmtree(folder + DROPPED, ignore_errors=True)
-    if os.path.exists(folder + ASIDE) and not os.path.exists(os.path.join(folder, "model")):
-        os.rename(folder, folder + DROPPED)  # first, for half a folder would be nobody's
-        shutil.rmtree(folder + DROPPED, ignore_errors=True)
-    else:
-        shutil.rmtree(folder + ASIDE, ignore_errors=True)
-        os.rename(folder, folder + ASIDE)
+def prepare_folder(folder: str, config, prints: dict[str, str]) -> int:
+    """Make a stage's folder ready, resuming what the same command left there. Returns the step to start at.
 
-
-def prepare_folder(folder: str, config, prints: dict[str, str]) -> tuple[int, int]:
-    """Make a stage's folder ready, resuming what the same command left there. Returns the step to start at, and how
-    many steps before it were skipped in a row.
-
-    With --restart the old run is set aside, and dropped only when the new one is complete (`drop_old_run`). When
-    torchrun restarts us, the folder already holds our own checkpoints: these are resumed, not set aside.
+    With --restart the old run stays beside it as FOLDER.before-restart; of two runs that were replaced, the complete
+    one. When torchrun restarts us, the folder already holds our own checkpoints: these are resumed, not set aside.
     """
     folder = os.path.realpath(folder)  # it may be a link to a larger disk
     if is_main():
         mark = f"replaced {folder}"
         if config.restart and os.path.exists(folder) and not (restarts() and launch_store().check([mark])):
-            set_aside(folder)
+            aside, dropped = f"{folder}.before-restart", f"{folder}.dropped"
+            shutil.rmtree(dropped, ignore_errors=True)  # of a run that was killed here
+            if os.path.exists(aside):
+                os.rename(aside if os.path.exists(os.path.join(folder, "model")) else folder, dropped)
+            if os.path.exists(folder):
+                os.rename(folder, aside)
+            shutil.rmtree(dropped, ignore_errors=True)
         if config.restart:
             launch_store().set(mark, "")
         os.makedirs(os.path.join(folder, "rollouts"), exist_ok=True)
@@ -258,19 +247,12 @@ def prepare_folder(folder: str, config, prints: dict[str, str]) -> tuple[int, in
         write_text(os.path.join(folder, "config.json"), json.dumps(settings, indent=1))
     barrier()
     names = broadcast(checkpoints(os.path.join(folder, "checkpoints")))
-    step, skipped = int(names[-1].removeprefix("step-")) if names else 0, 0
+    step = int(names[-1].removeprefix("step-")) if names else 0
     if is_main():
         metrics = os.path.join(folder, "metrics.jsonl")
         lines = open(metrics).readlines() if os.path.exists(metrics) else []
         write_text(metrics, "".join(lines[:step]))  # what came after the checkpoint is done again
-        skipped = len(list(takewhile(lambda line: json.loads(line)["opt/skipped"], reversed(lines[:step]))))
-    return step, broadcast(skipped)
-
-
-def drop_old_run(folder: str):
-    """Delete what --restart had set aside: the run that takes its place is complete."""
-    if is_main():
-        shutil.rmtree(os.path.realpath(folder) + ASIDE, ignore_errors=True)
+    return step
 
 
 # ----------------------------------------------------- responses that go to disk as they come, and are kept
@@ -289,29 +271,27 @@ def whole_lines(path: str) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
 
-def read_shards(folder: str, way: str, checked: Callable, key: str = "qid") -> dict[str, dict]:
-    """row[key] -> row, of all processes of all runs so far. checked(where, number, row) -> the row, or None."""
+def read_shards(folder: str, way: str, key: str) -> dict[str, dict]:
+    """row[key] -> row, of all processes of all runs so far."""
     rows = {}
     for path in sorted(glob(os.path.join(escape(folder), f"{way}-*.jsonl"))):
         for number, line in enumerate(whole_lines(path).splitlines(), 1):
             try:
-                found = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path} row {number}: not valid JSON ({error}); remove it, or --restart") from error
-            row = checked(f"{path} row {number}", number, found)
-            if row is not None:
+                row = json.loads(line)
                 rows.setdefault(row[key], row)
+            except (ValueError, RecursionError, TypeError, KeyError) as error:
+                raise InputError(f"{path} row {number}: no row of this run ({error!r}); remove it") from error
     return rows
 
 
 def kept(folder: str, way: str, samples: list[Sample], ask: Callable[[list[Sample]], Iterable[list[dict]]],
-         checked: Callable = lambda where, number, row: row, key: str = "qid") -> dict[str, dict]:
+         key: str = "qid") -> dict[str, dict]:
     """Ask what has no row yet, each process its share, and return all rows by qid once every process is done.
 
-    ask(samples) yields rows as they come; they are appended to folder/way-RANK.jsonl. checked, key: of `read_shards`.
+    ask(samples) yields rows as they come; they are appended to folder/way-RANK.jsonl. key: where a row has its qid.
     """
     os.makedirs(folder, exist_ok=True)
-    done = read_shards(folder, way, checked, key)
+    done = read_shards(folder, way, key)
     todo = [sample for sample in samples if sample.qid not in done]
     barrier()  # all have read before anyone writes: the shares are dealt from the same list
     path = os.path.join(folder, f"{way}-{dist.get_rank()}.jsonl")
@@ -322,7 +302,7 @@ def kept(folder: str, way: str, samples: list[Sample], ask: Callable[[list[Sampl
             file.write("".join(json.dumps(row) + "\n" for row in rows))
             file.flush()
             os.fsync(file.fileno())
-    rows = read_shards(folder, way, checked, key)
+    rows = read_shards(folder, way, key)
     barrier()  # all have read before rank 0 may drop them
     lost = [sample.qid for sample in samples if sample.qid not in rows]
     if lost:

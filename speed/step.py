@@ -68,7 +68,7 @@ def whole_cases(size: str) -> list[Case]:
             Case("long tail, 4 updates", 8, 256, stop=0.02, updates=4, slots=32)]
 
 
-SWITCHES = {"fused_loss": ("off", "on"), "cuda_graphs": (False, True), "old_logprobs": ("policy", "sampler")}
+SWITCHES = {"fused_loss": ("off", "on"), "cuda_graphs": (False, True)}
 
 
 def stage_cases(size: str) -> tuple[Case, Case]:

@@ -9,7 +9,7 @@ import torch
 
 import train
 from data import seed_of
-from engine import memory, sampler
+from engine import sampler
 from engine import policy as policies
 from engine.policy import Policy, pack
 from engine.sampler import Decoder, generate
@@ -24,8 +24,7 @@ __all__ = ["questions"]  # a fixture: rows of stage 1
 @pytest.fixture
 def waits(monkeypatch):
     """A pretended GPU whose bursts are short, because Triton's interpreter takes milliseconds for each program."""
-    for module in (sampler, memory):
-        monkeypatch.setattr(module, "BURST", 2)
+    monkeypatch.setattr(sampler, "BURST", 2)
     monkeypatch.setattr(sample, "BLOCK", 512)
     with pretend_cuda(decode, grpo, logprob, sample) as waits:
         yield waits
@@ -174,8 +173,7 @@ def one_step(tiny_folder, questions, tmp_path, monkeypatch):
     monkeypatch.setattr(Policy, "reshard", list, raising=False)  # a policy that is whole has nothing to free
     monkeypatch.setattr(policies, "backend", str)  # it looks for a compiler, which the interpreter does not need
 
-    def run(device, *flags, rehearsed=()):
-        monkeypatch.setattr(train, "REHEARSED", rehearsed)
+    def run(device, *flags):
         train.start_processes()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train, "start_processes", lambda: (device, None))
@@ -196,9 +194,9 @@ def test_a_step_of_stage_1_is_that_of_a_cpu(waits, one_step, flags):
     assert largest_difference(weights(ours), weights(theirs)) <= 2e-4
 
 
-def test_a_step_in_bfloat16_after_its_rehearsal_ends_with_finite_numbers(waits, one_step):
+def test_a_step_in_bfloat16_ends_with_finite_numbers(waits, one_step):
     """The sampler's copy and the reference are in bfloat16, the policy, which is no shard, in float32."""
-    (step,) = metrics(one_step(GPU, "--dtype", "bfloat16", rehearsed=("cuda",)))
+    (step,) = metrics(one_step(GPU, "--dtype", "bfloat16"))
     assert step["opt/skipped"] == 0 and 0 < step["policy/sampler_gap"] < 0.2 and 0 <= step["policy/kl"] < 2
 
 

@@ -198,8 +198,9 @@ def settings(base, file, message, prefix="", **values):
     return [(base, file, {f"{prefix}{name}": value}, message) for name, given in values.items() for value in given]
 
 
-TYPE, BAD = "config.json cannot be read: Strict", "config.json describes no model that takes"
-TEST, NONE, EOS = "template fails on a test prompt: ", "no processor found that works", "eos_token_id in gen"
+TYPE, BAD = "config.json cannot be read: Strict", "config.json describes no model: |config.json says"
+PATCHES = "its processor makes patches .* config.json wants"
+TEST, NONE, EOS = "template fails on a test prompt: ", "no processor found that works", "has an eos_token_id"
 WEIGHTS, GREY = "model.safetensors", "image_mean or image_std is wrong"
 BAD_MODELS = [
     *rows("new", "config.json", ("{}", "different image tokens"), ("[]", "config.json cannot be read: TypeError"),
@@ -208,8 +209,8 @@ BAD_MODELS = [
           (GONE, "has no config.json"), (FOLDER, "IsADirectoryError")),
     *settings("flat", "config.json", "model; Qwen2-VL, Qwen2.5-VL and dense Qwen3-VL are supported: model",
               model_type=["llama", "nobody", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen2_5_vl_text", 5, None]),
-    *settings("flat", "config.json", "test image|image_mean or image_std is wrong", model_type=["qwen3_vl"]),
-    *settings("flat", "config.json", "test image", model_type=["qwen2_vl"]),
+    *settings("flat", "config.json", "makes patches|image_mean or image_std is wrong", model_type=["qwen3_vl"]),
+    *settings("flat", "config.json", BAD, model_type=["qwen2_vl"]),
     *settings("flat", "config.json", TYPE, num_hidden_layers=["2", None, 2.5, -1], hidden_size=["128", None],
               intermediate_size=["x"], num_attention_heads=["4"], num_key_value_heads=["2"], vocab_size=["288"],
               hidden_act=[5, None], rms_norm_eps=["small", None], rope_scaling=[5], image_token_id=[None],
@@ -221,19 +222,16 @@ BAD_MODELS = [
               layer_types=[["full_attention"], ["full_attention", "half"], "full"]),
     *settings("flat", "config.json", BAD, num_hidden_layers=[0], hidden_size=[0, -128, 127, 64],
               intermediate_size=[0, -1], num_attention_heads=[0, 3, -4], num_key_value_heads=[0, 3, 8],
-              hidden_act=["nobody"], rms_norm_eps=[-1.0], rope_theta=[0, -1.0, "x"], torch_dtype=[5],
-              rope_scaling=[None, {}, {"type": "mrope"}, {"type": "nobody"},
-              {"type": "mrope", "mrope_section": [1, 1, 1]}, {"type": "mrope", "mrope_section": "x"}],
+              hidden_act=["nobody"], rope_theta=["x"], torch_dtype=[5], rope_scaling=[{"type": "nobody"}],
               vision_config=[GONE]),
-    *settings("flat", "config.json", BAD, "vision_config.", depth=[0, -1], hidden_size=[0, 90], num_heads=[0, 5, 7],
-              intermediate_size=[0], out_hidden_size=[64, 0], hidden_act=["nobody"], window_size=[0, 14],
-              patch_size=[0, 16, 7], spatial_merge_size=[0, 1, 3], temporal_patch_size=[0, 1]),
-    *settings("new", "config.json", BAD, "text_config.", layer_types=[["full_attention", "sliding_attention"]],
-              rope_parameters=[GONE, {}]),
-    *settings("new", "config.json", BAD, "text_config.rope_parameters.", rope_type=["nobody"],
-              mrope_section=[GONE, [2, 7], "x"]),
-    *settings("flat", "config.json", "give one or a list of its", vocab_size=[0, -1, 10]),
-    *settings("flat", "config.json", "its tokenizer has 286 tokens, and config.json has 270", vocab_size=[270]),
+    *settings("flat", "config.json", BAD, "vision_config.", depth=[0, -1], hidden_size=[0, 90], num_heads=[0],
+              intermediate_size=[0], out_hidden_size=[64, 0], hidden_act=["nobody"]),
+    *settings("flat", "config.json", PATCHES, "vision_config.", patch_size=[0, 16, 7], spatial_merge_size=[0, 1, 3],
+              temporal_patch_size=[0, 1]),
+    *settings("new", "config.json", "packing knows full attention only", "text_config.",
+              layer_types=[["full_attention", "sliding_attention"]]),
+    *settings("new", "config.json", BAD, "text_config.rope_parameters.", rope_type=["nobody"]),
+    *settings("flat", "config.json", "its tokenizer has 286 tokens, and config.json has", vocab_size=[0, -1, 10, 270]),
     *settings("flat", "config.json", "different image tokens", image_token_id=[0, 10**6, -1, GONE]),
     *settings("flat", "config.json", "cannot be read: AttributeError", torch_dtype=["float99"]),
     *settings("flat", "config.json", "has no weight", num_hidden_layers=[3], tie_word_embeddings=[False, GONE]),
@@ -241,8 +239,7 @@ BAD_MODELS = [
     *settings("flat", "config.json", "no place for model.layers.1.input_layernorm.weight .12 such",
               num_hidden_layers=[1]),
     *settings("flat", "config.json", "no place for visual.blocks.1", "vision_config.", depth=[1]),
-    *settings("flat", "generation_config.json", EOS,
-              eos_token_id=["<|im_end|>", 10**6, [], -1, [258, "x"], [258, 10**6], 258.5, True, {}, None]),
+    *settings("flat", "generation_config.json", EOS, eos_token_id=[[], None]),
     *rows("flat", "generation_config.json", *[(text, "generation_config.json cannot be read")
                                               for text in ("[]", "{", "5", b"\xff", FOLDER)]),
     *rows("new", WEIGHTS, (GONE, "has no weights"), (FOLDER, "model.safetensors is torn"), ("", "torn"),
@@ -268,7 +265,6 @@ BAD_MODELS = [
     *rows("new", "chat_template.jinja", ("{% for %}", TEST + "TemplateSyntaxError"),
           ("{{ messages", TEST + "TemplateSyntaxError"),
           ("{{ raise_exception('no') }}", TEST + "TemplateError: no"), ("{{ 1 / 0 }}", TEST + "ZeroDivisionError"),
-          ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "TimeoutError: not done"),
           ("{% for a in range(10 ** 9) %}{% endfor %}", "OverflowError: Range too big"),
           ("{{ ''.__class__.__mro__ }}", TEST + "SecurityError"), ("{{ nobody() }}", TEST + "UndefinedError"),
           ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", TEST + "RecursionError"),
@@ -279,14 +275,13 @@ BAD_MODELS = [
           (demo.CHAT_TEMPLATE.replace("<|image_pad|>", "<|image_pad|>" * 2), "2 image tokens for 1 images"),
           (demo.CHAT_TEMPLATE.replace("{{ part['text'] }}", ""), "does not keep a prompt")),
     *rows("flat", "preprocessor_config.json", *[(text, NONE) for text in ("[]", "{", b"\xff", GONE, FOLDER)]),
-    *settings("flat", "preprocessor_config.json", BAD, patch_size=[16, 7], merge_size=[1, 4],
-              temporal_patch_size=[1, 3]),
+    *settings("flat", "preprocessor_config.json", PATCHES, patch_size=[16, 7], merge_size=[1, 4],
+              temporal_patch_size=[0, 1, 3]),
     *settings("flat", "preprocessor_config.json", TEST, patch_size=[0, "x"], merge_size=[0],
               image_mean=[[0.5] * 2, "x"], image_std=[[1.0] * 4], do_resize=[False], rescale_factor=["x"],
               resample=[99],
               image_processor_type=["CLIPImageProcessor"]),
     *settings("flat", "preprocessor_config.json", GREY, image_mean=[[0.5] * 3, 5], image_std=[[0] * 3, [0.5] * 3],
-              temporal_patch_size=[0],
               do_rescale=[False], do_normalize=[False], rescale_factor=[1]),
     *settings("flat", "preprocessor_config.json", NONE, image_processor_type=["Nobody", 5], size=[5]),
     *settings("flat", "preprocessor_config.json", "no image processor", processor_class=["Nobody"]),
@@ -325,8 +320,7 @@ def refused(load, folder: str, message: str):
 
 
 @pytest.mark.parametrize("base, file, change, message", BAD_MODELS, ids=names(BAD_MODELS))
-def test_a_bad_model_folder_is_one_line_that_names_it(bases, tmp_path, monkeypatch, base, file, change, message):
-    monkeypatch.setattr("engine.weights.TEMPLATE_SECONDS", 2.0)
+def test_a_bad_model_folder_is_one_line_that_names_it(bases, tmp_path, base, file, change, message):
     if file == "config.json" and change == GONE:  # a processor alone may be loaded, a model not
         return refused(lambda folder: Policy.load(folder, "cpu"), changed(bases[base], file, change, tmp_path), message)
     refused(load_model, changed(bases[base], file, change, tmp_path), message)
@@ -362,8 +356,7 @@ BAD_CLIPS = [
               head_width=[5, 0, "x"], patch_size=[0, 7, 100], image_size=[0, "x"], nobody=[1]),
     *settings("open", OPEN, CANNOT, "model_cfg.text_cfg.", layers=[0, 2], width=[16], heads=[0, 3, "x"],
               context_length=[0, "x"], vocab_size=[5]),
-    *settings("open", OPEN, "wants another shape of .'pos", "model_cfg.text_cfg.", context_length=[3, 77]),
-    *settings("open", OPEN, "wants another shape of .'visual.pos", "model_cfg.vision_cfg.", image_size=[42]),
+    *settings("open", OPEN, "apart; is its context too short", "model_cfg.text_cfg.", context_length=[3]),
     *settings("open", OPEN, FAILS, "preprocess_cfg.", mean=[[0.5] * 2, [0.5] * 4, "x"], std=[[0] * 3, [0.5] * 2, "x"]),
     *settings("open", OPEN, CANNOT + "AssertionError", "preprocess_cfg.", interpolation=["nobody"],
               resize_mode=["nobody"], mode=["L"]),
@@ -373,8 +366,8 @@ BAD_CLIPS = [
               num_attention_heads=[0, 3, "x"], hidden_act=["nobody"], intermediate_size=[3]),
     *settings("fg", "config.json", "download", "vision_config.", num_hidden_layers=[3, "x"], hidden_size=[5, 0],
               num_attention_heads=[0, 5], hidden_act=["nobody"], image_size=[0, 28, 84, "x"], patch_size=[0, 7]),
-    *settings("fg", "config.json", "is no part of FG-CLIP", "text_config.", num_hidden_layers=[0, 1]),
-    *settings("fg", "config.json", "is no part of FG-CLIP", "vision_config.", num_hidden_layers=[0, 1]),
+    *settings("fg", "config.json", "Unexpected key", "text_config.", num_hidden_layers=[0, 1]),
+    *settings("fg", "config.json", "Unexpected key", "vision_config.", num_hidden_layers=[0, 1]),
     *settings("fg", "config.json", "download", text_config=["x"], projection_dim=[5]),
     *settings("fg", "preprocessor_config.json", FAILS, image_mean=[[0.5] * 2, [0.5] * 4, "x"],
               image_std=[[0] * 3, "x"]),
@@ -423,15 +416,6 @@ def test_a_number_that_is_none_or_out_of_range_is_one_line(name):
             check_sampling(replace(given, **{name: value}))
     with pytest.raises(InputError, match=f"^argument --{name}: invalid .* value: 'ten'$"):
         read_config(["--stage", "1", "--model", ".", "--data", ".", f"--{name}", "ten"])
-
-
-@pytest.mark.parametrize("flags, message", [
-    (["--max_pixels", "1000000000"], "--max_pixels 1000000000 is not in 1 .. 1.78957e.08"),
-    (["--min_pixels", "100000000", "--max_pixels", "100000000"], "makes every image 127551 tokens or more, and"),
-])
-def test_images_that_no_prompt_could_hold_are_refused(flags, message):
-    with pytest.raises(InputError, match=message):
-        read_config(["--stage", "1", "--model", ".", "--data", ".", *flags])
 
 
 @pytest.mark.parametrize("given", [

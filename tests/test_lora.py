@@ -316,10 +316,3 @@ def test_peft_on_the_base_is_the_exported_model(run, tiny_folder):
     theirs = PeftModel.from_pretrained(Model.from_pretrained(tiny_folder), os.path.join(run, "adapter"))
     ours = Model.from_pretrained(os.path.join(run, "model"))
     torch.testing.assert_close(logits(theirs), logits(ours), rtol=0, atol=2e-5)
-
-
-def test_the_rehearsal_leaves_adapters_as_they_are(run, tiny_folder, questions, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "REHEARSED", ("cpu",))
-    assert train.main(stage_1(tiny_folder, questions, tmp_path, *FLAGS, "--token_budget", "2500")) == 0
-    assert largest_difference(weights(tmp_path / "stage1"), weights(run)) < 2e-4
-    compare_metrics(str(tmp_path / "stage1"), run)

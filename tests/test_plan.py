@@ -14,9 +14,10 @@ from torch.autograd.profiler import profile
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 import train
+import worst
 from data import InputError
-from engine import memory, plan, sampler
-from engine.memory import blank_prompt, make_optimizer, worst_groups, worst_prompts, worst_rollout
+from engine import plan, sampler
+from engine.memory import make_optimizer
 from engine.plan import (
     GB,
     advice,
@@ -36,6 +37,7 @@ from conftest import both_families
 from kernels import logprob
 from train import read_config
 from triton_interpreter import interpreted
+from worst import blank_prompt, worst_groups, worst_prompts, worst_rollout
 
 
 CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "speed", "configs")
@@ -202,7 +204,7 @@ class Read(Exception):
 
 @pytest.mark.parametrize("flags", [[], ["--max_prompt", "600", "--max_response", "30000", "--token_budget", "40000"],
                                    ["--slots", "16"]])
-def test_the_rehearsed_rollout_is_what_generate_takes_at_most(tiny_folder, replica, monkeypatch, flags):
+def test_the_worst_rollout_is_what_generate_takes_at_most(tiny_folder, replica, monkeypatch, flags):
     """Slots, length of the cache, and the first row that `generate` reads of prompts as long as they may be."""
     config, taken = settings("--slots", "128", *flags), []
 
@@ -213,7 +215,7 @@ def test_the_rehearsed_rollout_is_what_generate_takes_at_most(tiny_folder, repli
         taken.append((self.state.sizes, [len(p.input_ids) for p in prompts], list(map(len, slots)), uniform.shape))
         raise Read
 
-    for module in (memory, sampler):
+    for module in (worst, sampler):
         monkeypatch.setattr(module, "Slots", make_slots)
     monkeypatch.setattr(sampler.Decoder, "prefill", read)
     prompts = [blank_prompt(1, 4, config.max_prompt, replica.config)] * 20

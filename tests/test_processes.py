@@ -20,6 +20,7 @@ import train
 from conftest import picture
 from data import InputError
 from plumbing import processes as joined
+from plumbing.flags import complain
 from ranks import free_port, ranks
 from speed import rows as even
 from test_train import compare_metrics, largest_difference, weights
@@ -107,22 +108,31 @@ def test_bad_input_on_one_rank_ends_all_and_names_it(tiny_folder, questions, tmp
     assert not any("Traceback" in rank.stderr for rank in both)
 
 
-def die_in_an_update():
-    """Rank 1 dies; rank 0 sees its connection closed."""
+def die_in_an_update(dying):
+    """One of two dies; the other sees its connection closed."""
     joined.start_processes()
-    with joined.ending_together():
-        joined.barrier()
-        joined.here("update of step 7")
-        if joined.dist.get_rank() == 1:
-            os._exit(9)
-        joined.dist.all_reduce(torch.ones(1))
+    try:
+        with joined.ending_together():
+            joined.barrier()
+            joined.here("update of step 7")
+            if joined.dist.get_rank() == dying:
+                os._exit(9)
+            joined.dist.all_reduce(torch.ones(1))
+    except InputError as error:
+        return complain(error)
 
 
-def test_a_failed_collective_says_where_every_rank_was():
-    seeing, died = ranks(2, die_in_an_update, expect=None)
-    assert seeing.code not in (0, 2) and died.code == 9 and "RuntimeError" in seeing.stderr
-    assert "last seen rank 0: update of step 7 for " in seeing.stderr
-    assert "; rank 1: update of step 7 for " in seeing.stderr
+@pytest.mark.parametrize("dying", [1, 0])
+def test_a_rank_that_dies_is_one_line_of_the_other(dying):
+    """It says where every rank was. Without torchrun the store is in rank 0, and torch warns when it has gone."""
+    both = ranks(2, die_in_an_update, dying, expect=None)
+    said = both[1 - dying].stderr
+    assert (both[1 - dying].code, both[dying].code) == (2, 9) and "Traceback" not in said, said
+    line = said.splitlines()[-1]
+    assert line.startswith(f"error: rank {1 - dying} has lost another (") and "from the last checkpoint" in line
+    if dying == 1:
+        assert said.count("\n") == 1 and "last seen rank 0: update of step 7 for " in said
+        assert "; rank 1: update of step 7 for " in said
 
 
 def start_again():
@@ -167,8 +177,7 @@ def shares_of_two():
     rank = joined.dist.get_rank()
     assert joined.fair_shares([7, 4, 9, 3, 6, 5, 1, 8], 4) == [[[2, 3], [7, 6]], [[0, 1], [4, 5]]][rank]
     everything = [[rank]] * 2
-    assert joined.gather(everything, everywhere=True) == [[0], [1], [0], [1]]
-    assert joined.gather(everything) == ([[0], [1], [0], [1]] if joined.is_main() else [])
+    assert joined.gather(everything) == [[0], [1], [0], [1]]
 
 
 def test_each_block_is_dealt_out_by_itself_and_gathered_rows_keep_their_order():
