@@ -1,5 +1,6 @@
 """What several test files share: a tiny untrained model folder of a family, its processor, and a few samples."""
 import functools
+import gc
 import os
 import sys
 
@@ -24,6 +25,7 @@ PreTrainedConfig.__repr__ = object.__repr__  # what transformers logs of each co
 
 def pytest_collection_finish(session):
     """The server imports while the first tests run; the fast tests need none."""
+    gc.freeze()  # what all files have imported stays for good, so no garbage collection goes through it again
     if any(not item.get_closest_marker("fast") for item in session.items):
         start_server()
 
