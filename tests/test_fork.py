@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, picture
 from kernels import ops, twins
 from plumbing.flags import Flags
-from ranks import ranks
+from ranks import import_from, ranks
 from test_train import SMALL, metrics
 
 if not shutil.which("git"):
@@ -68,10 +68,7 @@ def fork(copy):
 
 def train_and_evaluate(copy, folder, argv):
     """In a process of its own, which has imported this project: train.py and eval.py of the copy in its place."""
-    ours = {name.removesuffix(".py") for name in os.listdir(copy)}
-    for name in [name for name in sys.modules if name.split(".")[0] in ours]:
-        del sys.modules[name]
-    sys.path[:] = [copy, *(path for path in sys.path if path != ROOT)]
+    import_from(copy)
     os.chdir(folder)
     train, evaluation, cut = importlib.import_module("train"), importlib.import_module("eval"), argv.index("eval.py")
     assert train.__file__.startswith(copy) and evaluation.__file__.startswith(copy)
