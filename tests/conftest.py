@@ -17,6 +17,7 @@ import data
 import demo
 from engine.policy import Policy
 from engine.weights import load_processor
+from grading.algebra import grader_counts
 from plumbing.processes import start_processes
 from ranks import start_server
 
@@ -28,6 +29,11 @@ def pytest_collection_finish(session):
     gc.freeze()  # what all files have imported stays for good, so no garbage collection goes through it again
     if any(not item.get_closest_marker("fast") for item in session.items):
         start_server()
+
+
+def pytest_runtest_teardown():
+    """No test counts what an earlier one has asked the grader, whichever files a worker has had before."""
+    grader_counts("own")
 
 
 # Before a test: it runs on a tiny model of each of these, instead of on Qwen2.5-VL alone.

@@ -203,7 +203,7 @@ def test_hostile_answers_are_wrong_at_once(grader, gold):
     assert grader.take_counts()["timeouts"] == 0  # none was let through
 
 
-@pytest.mark.parametrize("endless", [ENDLESS[0], "99999999!", "(x+1)^{3000}"])
+@pytest.mark.parametrize("endless", [ENDLESS[0], "(x+1)^{3000}"], ids=["one operation", "many"])
 def test_a_worker_that_hangs_is_killed_and_the_next_pair_judged(hasty, endless):
     start = time.perf_counter()
     assert not hasty.ask(endless, r"\sqrt{2}")

@@ -34,6 +34,8 @@ def path(request, monkeypatch):
         yield
         return
     monkeypatch.setattr(ops, "on_triton", lambda x: True)
+    monkeypatch.setattr(sampler, "BURST", 3)  # a divisor of the lengths here, for the interpreter takes its time
+    monkeypatch.setattr(sample, "BLOCK", 512)
     with interpreted(decode, logprob, sample):
         yield
 
