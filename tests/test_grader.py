@@ -110,7 +110,7 @@ def drawn(generator: random.Random, depth: int) -> tuple[str, str, callable]:
 def test_random_expressions_are_equal_where_their_values_are(grader):
     """In float64, at random values of the variables. One expression in two spellings, and with one symbol changed."""
     generator, equal = random.Random(0), 0
-    for _ in range(60):
+    for _ in range(40):
         gold, other, value = drawn(generator, 2)
         points = [{"x": generator.random(), "X": 2 + generator.random(), "y_1": 3.3, r"\pi": 3.141592653589793}
                   for _ in range(3)]
@@ -120,7 +120,7 @@ def test_random_expressions_are_equal_where_their_values_are(grader):
             if expressions(candidate, gold):
                 assert grader.correct(candidate, gold) == same, (candidate, gold)
                 equal += same
-    assert equal > 30
+    assert equal > 20
 
 
 def test_one_entry_asks_the_rules_and_then_algebra(grader, monkeypatch):

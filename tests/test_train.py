@@ -183,7 +183,7 @@ def test_held_out_questions_change_nothing_else(one_process, tiny_folder, questi
 
 def test_resuming_continues_bit_for_bit(tiny_folder, questions, tmp_path):
     whole, torn = (stage_1(tiny_folder, questions, tmp_path / name, "--questions_per_rollout", "6", "--epochs", "2",
-                           "--save_every", "1", "--eval_every", "3") for name in ("whole", "torn"))
+                           "--max_steps", "3", "--save_every", "1", "--eval_every", "2") for name in ("whole", "torn"))
     assert train.main(whole) == 0
 
     class Killed(Exception):
@@ -204,8 +204,8 @@ def test_resuming_continues_bit_for_bit(tiny_folder, questions, tmp_path):
     assert largest_difference(weights(torn_folder), weights(whole_folder)) == 0
     resumed, reference = ([{name: value for name, value in line.items() if not name.startswith(("time/", "perf/"))}
                            for line in metrics(folder)] for folder in (torn_folder, whole_folder))
-    assert resumed == reference and [line["step"] for line in resumed] == [0, 1, 2, 3]
-    assert ["eval/keyword" in line for line in resumed] == [False, False, True, True]
+    assert resumed == reference and [line["step"] for line in resumed] == [0, 1, 2]
+    assert ["eval/keyword" in line for line in resumed] == [False, True, True]
 
 
 def test_the_warm_up_resumes_with_its_vision_tower_frozen(tiny_folder, warmup, tmp_path):
