@@ -22,7 +22,7 @@ from ranks import ranks
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ["--dtype", "float32", "--max_prompt", "200", "--max_response", "16", "--min_pixels", "784",
-         "--max_pixels", "12544", "--slots", "8", "--no_gradient_checkpointing", "--save_every", "0"]
+         "--max_pixels", "12544", "--slots", "24", "--no_gradient_checkpointing", "--save_every", "0"]
 # an untrained model writes noise: any letter or digit that stands alone in it is a key word found, so rewards differ
 RL = ["--group_size", "4", "--questions_per_rollout", "9", "--questions_per_update", "3", "--lr", "1e-3",
       "--clip_weight", "0", "--keyword_weight", "1", "--keyword_scope", "response", "--length_limit", "10"]
