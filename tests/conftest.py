@@ -31,6 +31,7 @@ def pytest_collection_finish(session):
         start_server()
 
 
+@pytest.hookimpl(trylast=True)  # when its patches are undone
 def pytest_runtest_teardown():
     """No test counts what an earlier one has asked the grader, whichever files a worker has had before."""
     grader_counts("own")
