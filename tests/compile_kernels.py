@@ -99,11 +99,11 @@ def passed_limits(row: dict, warps: int) -> list[str]:
     return [f"{row['kernel']} for {row['arch']}: {what}" for what in wrong]
 
 
-def main() -> int:
+def main(*archs: str) -> int:
     rows = []  # of a kernel's name and sizes, and the counts to come
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:  # disassembles what has been compiled
         triton.knobs.cache.dir = folder  # compile anew, leave nothing behind
-        for arch in map(int, sys.argv[1:] or CARDS):
+        for arch in map(int, archs or CARDS):
             for name, kernel, constants, changes, warps in CASES:
                 compiled = compile_kernel(kernel, constants, changes, warps, arch)
                 rows.append(({"kernel": name, "arch": arch, "shared": compiled.metadata.shared},
@@ -117,4 +117,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

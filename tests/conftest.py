@@ -1,5 +1,6 @@
 """What several test files share: a tiny untrained model folder of a family, its processor, and a few samples."""
 import functools
+import gc
 import os
 import sys
 
@@ -16,6 +17,7 @@ import data
 import demo
 from engine.policy import Policy
 from engine.weights import load_processor
+from grading.algebra import grader_counts
 from plumbing.processes import start_processes
 from ranks import start_server
 
@@ -24,8 +26,15 @@ PreTrainedConfig.__repr__ = object.__repr__  # what transformers logs of each co
 
 def pytest_collection_finish(session):
     """The server imports while the first tests run; the fast tests need none."""
+    gc.freeze()  # what all files have imported stays for good, so no garbage collection goes through it again
     if any(not item.get_closest_marker("fast") for item in session.items):
         start_server()
+
+
+@pytest.hookimpl(trylast=True)  # when its patches are undone
+def pytest_runtest_teardown():
+    """No test counts what an earlier one has asked the grader, whichever files a worker has had before."""
+    grader_counts("own")
 
 
 # Before a test: it runs on a tiny model of each of these, instead of on Qwen2.5-VL alone.

@@ -52,6 +52,14 @@ def work(function, arguments, env: dict[str, str], out: str, err: str):
     sys.exit(stop_processes(function(*arguments) or 0))
 
 
+def import_from(folder: str):
+    """In a process of its own: what is imported from now on comes from a copy of this project, nothing from here."""
+    ours = {name.removesuffix(".py") for name in os.listdir(ROOT)}
+    for name in [name for name in sys.modules if name.split(".")[0] in ours]:
+        del sys.modules[name]
+    sys.path[:] = [folder, *(path for path in sys.path if path != ROOT)]
+
+
 @functools.cache
 def start_server():
     """multiprocessing's context with its server running; the first call starts it."""
@@ -61,6 +69,7 @@ def start_server():
 
     forkserver.set_forkserver_preload(["heavy"])
     with mock.patch.dict(os.environ, PYTHONPATH=PATH):  # sys.path does not reach the server before Python 3.12
+        os.environ.pop("TRITON_INTERPRET", None)  # some of its children compile
         forkserver.ensure_running()
     return multiprocessing.get_context("forkserver")
 

@@ -3,8 +3,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import datasets
 import huggingface_hub.constants
@@ -15,6 +13,7 @@ from benchmarks import ocrbench
 from benchmarks.common import gold_letters, listed_options
 from benchmarks.registry import BENCHMARKS, chosen, load_items, load_rows, load_samples
 from data import InputError, load_image
+from ranks import import_from, ranks
 
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -256,6 +255,16 @@ BENCHMARK = Benchmark("me/mine", "test", {"q": "string", "a": "number"}, (), ite
 """
 
 
+def judge_planted(folder):
+    import_from(folder)
+    os.chdir(folder)
+    from benchmarks import registry, report
+
+    [name] = registry.chosen(["mine"])
+    items = registry.load_items(name, registry.load_rows(name, "rows.jsonl", ""))
+    print(report.judge_all(name, {"1": {"response": "The answer is 2."}}, items)["1"]["strict"])
+
+
 def test_a_new_benchmark_is_one_new_file(tmp_path):
     """In a copy of the project: found by name, read, judged and reported."""
     for folder in ("benchmarks", "grading", "plumbing"):
@@ -263,11 +272,7 @@ def test_a_new_benchmark_is_one_new_file(tmp_path):
     shutil.copy(os.path.join(ROOT, "data.py"), tmp_path)
     (tmp_path / "benchmarks" / "mine.py").write_text(PLANTED)
     (tmp_path / "rows.jsonl").write_text('{"q": "1 + 1?", "a": 2}\n')
-    code = "from benchmarks import registry, report\n" \
-           "[name] = registry.chosen(['mine'])\n" \
-           "items = registry.load_items(name, registry.load_rows(name, 'rows.jsonl', ''))\n" \
-           "print(report.judge_all(name, {'1': {'response': 'The answer is 2.'}}, items)['1']['strict'])"
-    assert subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, text=True) == "True\n"
+    assert ranks(1, judge_planted, str(tmp_path))[0].stdout == "True\n"
 
 
 # ---------------------------------------------------------------- MathVerse, MATH-Vision, MMStar

@@ -1,8 +1,8 @@
 """What a stage refuses, drops and says of its data; `data.py check`; resuming with other data or another model."""
 import json
 import os
+import runpy
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from data import InputError, Sample
 from grading.equal import correct
 from plumbing import check, filters
 from plumbing.run_folder import fingerprints, weights_id
-from ranks import ROOT
+from ranks import ROOT, ranks
 from test_train import contents, metrics, questions, stage_1, warm_up, warmup, weights
 
 __all__ = ["questions", "warmup"]  # fixtures: rows of stage 1 and of the warm-up
@@ -211,8 +211,13 @@ def test_check_ends_as_the_stage_would(tmp_path, capsys, rows, flags, code, mess
     assert message in (captured.err if code else captured.out)
 
 
+def run_data_py(*argv):
+    sys.argv = ["data.py", *argv]
+    runpy.run_path(os.path.join(ROOT, "data.py"), run_name="__main__")
+
+
 def test_check_is_a_command_of_data_py(tmp_path):
     path = write(tmp_path / "a.json", [{"problem": "q\x1b[2J", "answer": "2"}])
-    done = subprocess.run([sys.executable, "data.py", "check", path], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == "" and "stage sample would start" in done.stdout
-    assert "\x1b" not in done.stdout
+    [only] = ranks(1, run_data_py, "check", path)
+    assert only.stderr == "" and "stage sample would start" in only.stdout
+    assert "\x1b" not in only.stdout

@@ -6,6 +6,7 @@ prints a table of them.
 """
 import ast
 import fcntl
+import functools
 import json
 import os
 import random
@@ -92,7 +93,7 @@ def left(out: str) -> dict:
 
 @pytest.fixture(scope="module")
 def commands(tiny_folder, questions, tiny_mathvista, tmp_path_factory):
-    """program -> its command line, without --out, and what it leaves undisturbed with its places on each rank."""
+    """program -> its command line, without --out."""
     few = str(tmp_path_factory.mktemp("few") / "few.jsonl")
     with open(few, "w") as file, open(questions) as rows:
         for row in map(json.loads, list(rows)[:6]):
@@ -100,30 +101,35 @@ def commands(tiny_folder, questions, tiny_mathvista, tmp_path_factory):
             file.write(json.dumps(row) + "\n")
     learn = [*stage_1(tiny_folder, few, "."), *SHORT, "--epochs", "2", "--save_every", "1"]
     ask = ["--model", tiny_folder, "--dtype", "float32", "--max_response", "8", "--max_prompt", "600"]
-    argvs = {
+    return {
         "train": learn, "restart": [*learn, "--restart"], "file": [*ask, "--data", few],
         "sample": ["--stage", "sample", *ask, "--data", few, "--group_size", "2"],
         "benchmark": [*ask, "--benchmark", "mathvista", "--data", tiny_mathvista]}
-    known = {}
-
-    def command(program):
-        if program not in known:
-            known[program] = argvs[program], *undisturbed(program, argvs[program], tmp_path_factory.mktemp(program))
-        return known[program]
-
-    return command
 
 
-def begin(program: str, argv: list[str], out):
-    """What lies in the folder of a run before it begins: of one that is restarted, a whole run with another seed."""
-    if program == "restart":
-        assert ranks(2, train.main, [*argv, "--out", str(out), "--seed", "5"])
+@pytest.fixture(scope="module")
+def begin(commands, tmp_path_factory):
+    """begin(program, out) puts into a folder what lies there before a run: if it restarts, a run with another seed."""
+    @functools.cache
+    def earlier():
+        out = tmp_path_factory.mktemp("earlier") / "out"
+        ranks(2, train.main, [*commands["train"], "--out", str(out), "--seed", "5"])
+        return out
+
+    return lambda program, out: shutil.copytree(earlier(), out) if program == "restart" else None
 
 
-def undisturbed(program, argv, folder):
-    begin(program, argv, folder / "out")
-    ranks(2, interrupted, program, [*argv, "--out", str(folder / "out")], str(folder), 0, 0, "none")
-    return left(folder / "out"), [int(open(folder / f"count-{rank}").read().split()[0]) for rank in (0, 1)]
+@pytest.fixture(scope="module")
+def undisturbed(commands, begin, tmp_path_factory):
+    """undisturbed(program): what it leaves, and the number of its places on each rank."""
+    @functools.cache
+    def run(program):
+        folder = tmp_path_factory.mktemp(program)
+        begin(program, folder / "out")
+        ranks(2, interrupted, program, [*commands[program], "--out", str(folder / "out")], str(folder), 0, 0, "none")
+        return left(folder / "out"), [int(open(folder / f"count-{rank}").read().split()[0]) for rank in (0, 1)]
+
+    return run
 
 
 def saved_steps(folder) -> tuple[int, int]:
@@ -139,15 +145,15 @@ KINDS = [("train", "term"), ("restart", "all"), ("sample", "one"), ("file", "ter
 
 
 @needs_fork_server
-def test_a_killed_run_ends_as_if_nothing_had_happened(commands, tmp_path_factory, request):
+def test_a_killed_run_ends_as_if_nothing_had_happened(commands, begin, undisturbed, tmp_path_factory, request):
     """Places are drawn with a seed. One that is told to end says one line and saves its last step."""
     draw, most, table = random.Random(0), request.config.getoption("--faults"), []
     for n in range(most):
         program, kind = KINDS[n % len(KINDS)]
-        argv, reference, places = commands(program)
+        reference, places = undisturbed(program)
         folder = tmp_path_factory.mktemp("run")
-        argv = [*argv, "--out", str(folder / "out")]
-        begin(program, argv, folder / "out")
+        argv = [*commands[program], "--out", str(folder / "out")]
+        begin(program, folder / "out")
         rank = draw.randrange(2)
         moment = draw.randint(1, places[rank])
         both = ranks(2, interrupted, program, argv, str(folder), rank, moment, kind, grace=0.3 if kind == "one" else 20,

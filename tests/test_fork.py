@@ -1,4 +1,5 @@
 """docs/fork.md is true: each of its diffs is small and applies, and a copy with all of them trains and evaluates."""
+import importlib
 import importlib.util
 import json
 import os
@@ -14,6 +15,7 @@ import torch
 from conftest import ROOT, picture
 from kernels import ops, twins
 from plumbing.flags import Flags
+from ranks import import_from, ranks
 from test_train import SMALL, metrics
 
 if not shutil.which("git"):
@@ -27,11 +29,6 @@ ONE = {"image": "0.png", "key_words": list("abcdefghijklmnopqrstuvwxyz")}
 ROWS = [ONE | {"query": f"How many {i}?", "label": str(i)} for i in range(4)] + [{"query": "?", "label": "no image"}]
 WEIGHTS = {"keyword": 0.4, "format": 0.1, "length": 0.1, "novelty": 0.1}  # of stage 1 without CLIP, after the diff
 DIAGRAMS = [{"question": "Which is it?", "options": ["a leaf", "a root"], "answer": str(i)} for i in (0, 1, 1)]
-PROGRAM = """
-import eval, sys, train
-cut = sys.argv.index("eval.py")
-sys.exit(train.main(sys.argv[1:cut]) or eval.main(sys.argv[cut + 1:]))
-"""
 
 
 def git_apply(folder, diff, *flags):
@@ -69,6 +66,15 @@ def fork(copy):
     return {name: load(name) for name in ("train", "rewards")}
 
 
+def train_and_evaluate(copy, folder, argv):
+    """In a process of its own, which has imported this project: train.py and eval.py of the copy in its place."""
+    import_from(copy)
+    os.chdir(folder)
+    train, evaluation, cut = importlib.import_module("train"), importlib.import_module("eval"), argv.index("eval.py")
+    assert train.__file__.startswith(copy) and evaluation.__file__.startswith(copy)
+    return train.main(argv[:cut]) or evaluation.main(argv[cut + 1:])
+
+
 @pytest.fixture(scope="module")
 def outcome(copy, tiny_folder, tmp_path_factory):
     """Stage 1 in the copy, one step of two updates, then the new benchmark: (folder of both, what was printed)."""
@@ -82,10 +88,8 @@ def outcome(copy, tiny_folder, tmp_path_factory):
             "--questions_per_rollout", "4", "--questions_per_update", "2", "--clip_weight", "0", "--lr", "1e-3",
             "--keyword_scope", "response", "--entropy_coef", "0.01", "--lr_floor", "0.1", "--lr_decay", "cosine",
             "eval.py", "--benchmark", "ai2d", "--data", "diagrams.json", "--score", "responses.json", "--out", "."]
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *argv], cwd=folder, env=os.environ | {"PYTHONPATH": copy},
-                          capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder, done.stdout
+    [only] = ranks(1, train_and_evaluate, copy, folder, argv)
+    return folder, only.stdout
 
 
 @pytest.mark.parametrize("title", DIFFS)

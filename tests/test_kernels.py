@@ -6,7 +6,6 @@ import json
 import math
 import os
 import runpy
-import subprocess
 import sys
 
 import pytest
@@ -21,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from triton.backends import nvidia
 
 from kernels import logprob, ops
+from ranks import ranks
 from triton_interpreter import CUDA, device_fixture, interpreted
 
 
@@ -363,34 +363,20 @@ def test_under_fsdp_the_gradients_are_those_of_the_whole_model(processes, where,
         torch.testing.assert_close(other.grad.full_tensor(), parameter.grad, msg=name)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiling():
-    """compile_kernels.py for both cards, begun with the first test here; in processes of their own, because the
-    interpreter leaves traces in Triton. No process where ptxas is missing."""
-    folder = os.path.join(os.path.dirname(nvidia.__file__), "bin")
-    missing = [name for name in ("ptxas", "cuobjdump") if not os.path.exists(os.path.join(folder, name))]
-    if missing:
-        yield []
-        return
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    running = [subprocess.Popen([sys.executable, os.path.join(TESTS, "compile_kernels.py"), arch], env=environment,
-                                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for arch in ("80", "90")]
-    yield running
-    for process in running:
-        process.kill()
-        process.communicate()
+def compile_one():
+    """On a rank, which has never interpreted: that leaves traces in Triton."""
+    import compile_kernels
+
+    return compile_kernels.main(("80", "90")[int(os.environ["RANK"])])
 
 
 @pytest.fixture(scope="module")
-def compiled(compiling):
-    """What compile_kernels.py prints."""
-    if not compiling:
+def compiled():
+    """What compile_kernels.py prints for both cards."""
+    folder = os.path.join(os.path.dirname(nvidia.__file__), "bin")
+    if not all(os.path.exists(os.path.join(folder, name)) for name in ("ptxas", "cuobjdump")):
         pytest.skip("this Triton comes without ptxas or cuobjdump")
-    rows = []
-    for process in compiling:
-        printed, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-2000:]
-        rows += json.loads(printed)
+    rows = [row for rank in ranks(2, compile_one) for row in json.loads(rank.stdout)]
     return {(row["kernel"], row["arch"]): row for row in rows}
 
 

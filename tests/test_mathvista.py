@@ -252,9 +252,9 @@ def test_extract_agrees_with_the_published_verdicts(problems, outputs):
 
 @needs_data
 def test_extract_reads_the_trained_format_on_every_problem(problems):
-    """Every spelling and ending, for the gold answer of every problem and a wrong one; a fifth of them."""
+    """Every spelling and ending, for the gold answer of every problem and a wrong one; a tenth of them."""
     right = total = 0
-    for item in list(problems.values())[::5]:
+    for item in list(problems.values())[::10]:
         values = [item.answer, *[choice for choice in item.choices if choice != item.answer][:1]]
         if item.kind in ("integer", "float"):
             values.append(normalize(float(item.answer) + 3, item))
@@ -262,7 +262,7 @@ def test_extract_reads_the_trained_format_on_every_problem(problems):
             prediction, _, strict = judged(response, item)
             right += prediction == value and strict == (value == item.answer)
             total += 1
-    assert total > 29_000 and right >= 0.998 * total
+    assert total > 14_000 and right >= 0.998 * total
 
 
 @needs_data

@@ -22,7 +22,7 @@ from ranks import ranks
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ["--dtype", "float32", "--max_prompt", "200", "--max_response", "16", "--min_pixels", "784",
-         "--max_pixels", "12544", "--slots", "8", "--no_gradient_checkpointing", "--save_every", "0"]
+         "--max_pixels", "12544", "--slots", "24", "--no_gradient_checkpointing", "--save_every", "0"]
 # an untrained model writes noise: any letter or digit that stands alone in it is a key word found, so rewards differ
 RL = ["--group_size", "4", "--questions_per_rollout", "9", "--questions_per_update", "3", "--lr", "1e-3",
       "--clip_weight", "0", "--keyword_weight", "1", "--keyword_scope", "response", "--length_limit", "10"]
@@ -110,13 +110,13 @@ def warm_up(tiny_folder, warmup, questions, out):
 def beside(request, tiny_folder, questions, warmup, tmp_path_factory):
     """Runs on several processes, which go on beside the tests of one; those that look at them come last.
 
-    beside(8), beside(2): the folder of stage 1 on so many processes; beside("sft"): of the warm-up on two.
+    beside(5), beside(2): the folder of stage 1 on so many processes; beside("sft"): of the warm-up on two.
     """
     if not any("beside" in item.fixturenames for item in request.session.items if "processes" in item.name):
         yield None
         return
     out = tmp_path_factory.mktemp("beside")
-    runs = {n: (n, stage_1(tiny_folder, questions, out / str(n)), out / str(n) / "stage1") for n in (8, 2)}
+    runs = {n: (n, stage_1(tiny_folder, questions, out / str(n)), out / str(n) / "stage1") for n in (5, 2)}
     runs["sft"] = (2, warm_up(tiny_folder, warmup, questions, out), out / "sft")
     with ThreadPoolExecutor(1) as thread:
         begun = {name: (thread.submit(ranks, n, train.main, argv), folder) for name, (n, argv, folder) in runs.items()}
@@ -183,7 +183,7 @@ def test_held_out_questions_change_nothing_else(one_process, tiny_folder, questi
 
 def test_resuming_continues_bit_for_bit(tiny_folder, questions, tmp_path):
     whole, torn = (stage_1(tiny_folder, questions, tmp_path / name, "--questions_per_rollout", "6", "--epochs", "2",
-                           "--save_every", "1", "--eval_every", "3") for name in ("whole", "torn"))
+                           "--max_steps", "3", "--save_every", "1", "--eval_every", "2") for name in ("whole", "torn"))
     assert train.main(whole) == 0
 
     class Killed(Exception):
@@ -204,8 +204,8 @@ def test_resuming_continues_bit_for_bit(tiny_folder, questions, tmp_path):
     assert largest_difference(weights(torn_folder), weights(whole_folder)) == 0
     resumed, reference = ([{name: value for name, value in line.items() if not name.startswith(("time/", "perf/"))}
                            for line in metrics(folder)] for folder in (torn_folder, whole_folder))
-    assert resumed == reference and [line["step"] for line in resumed] == [0, 1, 2, 3]
-    assert ["eval/keyword" in line for line in resumed] == [False, False, True, True]
+    assert resumed == reference and [line["step"] for line in resumed] == [0, 1, 2]
+    assert ["eval/keyword" in line for line in resumed] == [False, True, True]
 
 
 def test_the_warm_up_resumes_with_its_vision_tower_frozen(tiny_folder, warmup, tmp_path):
@@ -464,9 +464,9 @@ def test_a_missing_default_input_names_the_command_that_makes_it(tmp_path, capsy
     assert f"train.py --stage 1 --out {tmp_path}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("n", [2, 8])
+@pytest.mark.parametrize("n", [2, 5])
 def test_n_processes_equal_one(one_process, beside, n):
-    """Eight processes share updates of three questions: most ranks have none, and some hold no image."""
+    """Five processes share updates of three questions: two ranks or more have none, and some hold no image."""
     ours = beside(n)
     assert largest_difference(weights(ours), weights(one_process)) < 2e-4
     compare_metrics(ours, one_process)

@@ -1,23 +1,22 @@
 """docs/walk.txt is what `python demo.py --walk` prints: every tensor of one RL step, in its order."""
 import os
 import re
-import subprocess
 import sys
 
 import pytest
 import torch
 
+import demo
 from plumbing import walk
-from ranks import ROOT
+from ranks import ROOT, ranks
 
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]\d+)?")
 
 
 @pytest.fixture(scope="module")
 def printed():
-    done = subprocess.run([sys.executable, "demo.py", "--walk"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    [only] = ranks(1, demo.main, ["--walk"])
+    return only.stdout
 
 
 def test_the_committed_walk_is_what_is_printed_up_to_rounding(printed):
