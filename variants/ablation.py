@@ -118,9 +118,10 @@ MAIN = ("both", "stage1", "stage2", "mixed")  # on all seeds, the others on the 
 # Half of what either stage weighs, all at once, on the questions of both.
 ALL_PARTS = ("--clip_weight", 0.2, "--keyword_weight", 0.2, "--format_weight", 0.1, "--length_weight", 0.05,
              "--accuracy_weight", 0.45)
-RL = ("--eval_every", 4, "--eval_questions", HELD_OUT)  # of every arm
+# Of every arm: 192 rollouts a step, in 4 updates.
+RL = ("--questions_per_rollout", 24, "--questions_per_update", 6, "--eval_every", 4, "--eval_questions", HELD_OUT)
 EVALUATION = ("--group_size", 2)  # answers to each question at temperature 1
-MINUTES = dict(warmup=8, arm=5)  # of one core
+MINUTES = dict(warmup=5.5, arm=3)  # of one quiet core
 MEASURED = ("--keyword_weight", 1e-12)  # has eval/keyword computed, and vanishes in a float32 sum of rewards
 
 
@@ -234,10 +235,11 @@ def do(out: str, world_name: str, seed: int, name: str) -> int:
 
 # --- all tasks ------------------------------------------------------------------------------------------------------
 def tasks(only: tuple[str, ...] = ()) -> list[tuple[int, str]]:
-    """(seed, name) in the order in which they are done: the main arms on three seeds, the others there, the rest."""
-    others = [arm for arm in arms(1, 1) if arm not in MAIN]
+    """(seed, name) in the order in which they are done: the main arms on three seeds, the others there, the rest. The
+    length part is 1 for every response here, so the arm without it can only differ by rounding, and comes last."""
+    others = [arm for arm in arms(1, 1) if arm not in (*MAIN, "no_length")]
     listed = [(seed, arm) for seed in SEEDS[:3] for arm in MAIN] + [(seed, arm) for arm in others for seed in SEEDS[:3]]
-    listed += [(seed, arm) for seed in SEEDS[3:] for arm in MAIN]
+    listed += [(seed, arm) for seed in SEEDS[3:] for arm in MAIN] + [(seed, "no_length") for seed in SEEDS[:3]]
     listed = [task for task in listed if not only or task[1] in only]
     ordered = []
     for seed, arm in listed:
@@ -269,27 +271,33 @@ def run(out: str, world: str, only: str, error) -> int:
     print(f"{len(todo)} tasks to do: about {minutes / 2:.0f} minutes on two quiet cores; results: {out}/seed*/*.json",
           flush=True)
     running, failed = {}, []
-    while todo or running:
-        while len(running) < 2 and (task := next_task(todo, out)):
-            todo.remove(task)
-            running[task] = start_task(out, world, *task)
-        time.sleep(1)
-        for task in [task for task, process in running.items() if process.poll() is not None]:
-            good = running.pop(task).returncode == 0
-            print(f"{time.strftime('%H:%M:%S')} seed {task[0]} {task[1]}: {'done' if good else 'failed'}", flush=True)
-            if not good:
-                failed.append(task)
-                todo = [other for other in todo if task[1] != "warmup" or other[0] != task[0]]
+    try:
+        while todo or running:
+            while len(running) < 2 and (task := next_task(todo, out)):
+                todo.remove(task)
+                running[task] = start_task(out, world, *task)
+            time.sleep(1)
+            for task in [task for task, process in running.items() if process.poll() is not None]:
+                good, now = running.pop(task).returncode == 0, time.strftime("%H:%M:%S")
+                print(f"{now} seed {task[0]} {task[1]} {'done' if good else 'failed'}", flush=True)
+                if not good:
+                    failed.append(task)
+                    todo = [other for other in todo if task[1] != "warmup" or other[0] != task[0]]
+    finally:  # Ctrl-C
+        for process in running.values():
+            process.terminate()
     print(show(out))
     return 1 if failed else 0
 
 
 def start_task(out: str, world: str, seed: int, name: str) -> subprocess.Popen:
-    """A process of its own, with one thread, whose log is out/seedS/NAME.txt."""
+    """A process of its own, with one thread, whose log is out/seedS/NAME.txt. It is a session of its own as well, since
+    Linux divides a busy machine among sessions first."""
     os.makedirs(f"{out}/seed{seed}", exist_ok=True)
     command = [sys.executable, "-m", "variants.ablation", out, "--task", world, str(seed), name]
     with open(f"{out}/seed{seed}/{name}.txt", "w") as log:
-        return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
+        return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log,
+                                start_new_session=True)
 
 
 # --- table and figure -----------------------------------------------------------------------------------------------
