@@ -105,7 +105,7 @@ BUSY = demo.World(
     demo.CLIP_CONFIG | dict(vision_cfg=demo.CLIP_CONFIG["vision_cfg"] | dict(image_size=SIDE * demo.CELL),
                             text_cfg=demo.CLIP_CONFIG["text_cfg"] | dict(context_length=32)),
     dict(captions=3000, warmup=3000, questions=480, evaluation=500),
-    dict(clip=300, base=300, sft=400, stage1=12, stage2=36), 10_000_000,
+    dict(clip=300, base=300, sft=400, stage1=12, stage2=36), 5_500_000,
     (*(f" {number}" for number in range(10, 37)), *(f" +{worth}:" for worth in (0, 1, 3, 4))),
     ("--max_response", "112", "--min_pixels", str(SIDE**2 * 28**2), "--max_pixels", str(SIDE**2 * 32**2)))
 
@@ -303,6 +303,7 @@ def start_task(out: str, world: str, seed: int, name: str) -> subprocess.Popen:
 # --- table and figure -----------------------------------------------------------------------------------------------
 FIGURES = ("accuracy", "detail", "caption_exact", "keyword", "clip", "agreement", "format", "length")
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t for a 95 % interval of so many seeds
+AT = (0, 8, 20, 48)  # steps at which the curves are told as numbers
 SHOWN = {"both": "#2f6fde", "stage1": "#d9822b", "stage2": "#2b9a66", "mixed": "#b6459d"}
 
 
@@ -325,7 +326,7 @@ def column(found: dict[int, dict], figure: str) -> dict[int, float]:
 
 
 def tables(found: dict[str, dict[int, dict]]) -> str:
-    """Two tables in markdown: the means over seeds, and both stages minus each other arm, seed by seed."""
+    """Three tables in markdown: means over seeds, both stages minus each other arm seed by seed, and the curves."""
     lines = [f"| arm | seeds | {' | '.join(FIGURES)} |", "|---" * (len(FIGURES) + 2) + "|"]
     for name, seeds in found.items():
         if seeds:
@@ -338,6 +339,14 @@ def tables(found: dict[str, dict[int, dict]]) -> str:
             gaps = [paired(column(found["both"], figure), column(seeds, figure)) for figure in FIGURES[:-2]]
             lines.append(f"| {name} | {gaps[0][2]} | " + " | ".join(
                 f"{mean:+.3f} ±{half:.3f}" for mean, half, _ in gaps) + " |")
+    lines += ["", "| arm | seeds | " + " | ".join(f"{what}, step {step}" for what in ("answers", "key words")
+                                                  for step in AT) + " |", "|---" * (2 + 2 * len(AT)) + "|"]
+    for name, seeds in found.items():
+        if name != "warmup" and seeds:
+            curves = [{step: values for step, *values in result["curve"]} for result in seeds.values()]
+            cells = [fmean(curve[step][k] for curve in curves) if all(step in curve for curve in curves)
+                     else float("nan") for k in (0, 1) for step in AT]
+            lines.append(f"| {name} | {len(seeds)} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
     return "\n".join(lines)
 
 
