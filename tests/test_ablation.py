@@ -16,6 +16,7 @@ from variants.ablation import BUSY, BusyQuestion, MISTAKEN, solve
 pytestmark = pytest.mark.fast
 
 OBJECTS = (("red", "triangle"), ("blue", "circle"), ("red", "square"), ("purple", "square"), ("orange", "circle"))
+FIRST = ablation.SEEDS[:3]
 LISTED = "red triangle +{}, blue circle +{}, red square +{}, purple square +{}, orange circle +{}"
 
 
@@ -125,9 +126,9 @@ def test_the_interval_is_over_seeds_and_paired():
 
 def test_table_and_figure_are_made_of_what_is_complete(tmp_path):
     for arm, accuracy in (("both", 0.8), ("stage1", 0.6), ("stage2", 0.75), ("mixed", 0.7)):
-        for seed in (1, 2):
-            write_result(tmp_path, seed, arm, accuracy + seed / 100, [[0, 0.5, 0.7], [4, 0.6, 0.8], [48, 0.7, 0.9]])
-    write_result(tmp_path, 1, "swapped", 0.71)
+        for i, seed in enumerate(FIRST[:2], 1):
+            write_result(tmp_path, seed, arm, accuracy + i / 100, [[0, 0.5, 0.7], [4, 0.6, 0.8], [48, 0.7, 0.9]])
+    write_result(tmp_path, FIRST[0], "swapped", 0.71)
     text = ablation.show(str(tmp_path))
     assert "| both | 2 | 0.815 |" in text and "| swapped | 1 | 0.710 |" in text
     assert "| stage2 | 2 | +0.050 ±0.000 |" in text and "| swapped | 1 | +0.100 ±inf |" in text
@@ -156,11 +157,11 @@ def test_a_comparison_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(ablation, "start_task", start_task)
     monkeypatch.setattr(ablation.time, "sleep", lambda seconds: None)
-    write_result(tmp_path, 1, "warmup", 0.5)
-    write_result(tmp_path, 1, "both", 0.5, [[0, 0.5, 0.7]])
+    write_result(tmp_path, FIRST[0], "warmup", 0.5)
+    write_result(tmp_path, FIRST[0], "both", 0.5, [[0, 0.5, 0.7]])
     assert ablation.run(str(tmp_path), "busy", "both,mixed", pytest.fail) == 1
-    assert sorted(started) == sorted([(1, "mixed"), *((seed, name) for seed in (2, 3, 4, 5)
-                                                      for name in ("warmup", "both", "mixed"))])
+    assert sorted(started) == sorted([(FIRST[0], "mixed"), *((seed, name) for seed in ablation.SEEDS[1:]
+                                                             for name in ("warmup", "both", "mixed"))])
     assert "13 tasks to do: about" in capsys.readouterr().out
     started.clear()
     ablation.run(str(tmp_path), "busy", "both", pytest.fail)
@@ -169,8 +170,8 @@ def test_a_comparison_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
 
 def test_the_main_arms_come_first_on_three_seeds():
     order = [task for task in ablation.tasks() if task[1] != "warmup"]
-    assert order[:12] == [(seed, arm) for seed in (1, 2, 3) for arm in ("both", "stage1", "stage2", "mixed")]
-    assert len(order) == 5 * 4 + 3 * 5 and order[-7:-3] == [(5, arm) for arm in ablation.MAIN]
+    assert order[:12] == [(seed, arm) for seed in FIRST for arm in ("both", "stage1", "stage2", "mixed")]
+    assert len(order) == 5 * 4 + 3 * 5 and order[-7:-3] == [(ablation.SEEDS[4], arm) for arm in ablation.MAIN]
 
 
 def test_an_unknown_arm_is_bad_input(tmp_path, capsys):

@@ -105,23 +105,22 @@ BUSY = demo.World(
     demo.CLIP_CONFIG | dict(vision_cfg=demo.CLIP_CONFIG["vision_cfg"] | dict(image_size=SIDE * demo.CELL),
                             text_cfg=demo.CLIP_CONFIG["text_cfg"] | dict(context_length=32)),
     dict(captions=3000, warmup=3000, questions=480, evaluation=500),
-    dict(clip=300, base=300, sft=400, stage1=12, stage2=36), 5_500_000,
+    dict(clip=300, base=700, sft=400, stage1=12, stage2=36), 5_500_000,
     (*(f" {number}" for number in range(10, 37)), *(f" +{worth}:" for worth in (0, 1, 3, 4))),
     ("--max_response", "112", "--min_pixels", str(SIDE**2 * 28**2), "--max_pixels", str(SIDE**2 * 32**2)))
 
 WORLDS = {"small": demo.SMALL, "busy": BUSY}
 
 # --- the arms -------------------------------------------------------------------------------------------------------
-SEEDS = (1, 2, 3, 4, 5)  # settings were chosen on seed 0
+SEEDS = (6, 7, 8, 9, 10)  # settings were chosen on seed 0; seeds 1 to 3 were those of a first comparison
 QUESTIONS, HELD_OUT = 1000, 256  # asked in the end, and of these during training
 MAIN = ("both", "stage1", "stage2", "mixed")  # on all seeds, the others on the first three
 # Half of what either stage weighs, all at once, on the questions of both.
 ALL_PARTS = ("--clip_weight", 0.2, "--keyword_weight", 0.2, "--format_weight", 0.1, "--length_weight", 0.05,
              "--accuracy_weight", 0.45)
-# Of every arm: 192 rollouts a step, in 4 updates.
-RL = ("--questions_per_rollout", 24, "--questions_per_update", 6, "--eval_every", 4, "--eval_questions", HELD_OUT)
+RL = ("--eval_every", 4, "--eval_questions", HELD_OUT)  # of every arm
 EVALUATION = ("--group_size", 2)  # answers to each question at temperature 1
-MINUTES = dict(warmup=5.5, arm=3)  # of one quiet core
+MINUTES = dict(warmup=6.5, arm=3)  # of one quiet core
 MEASURED = ("--keyword_weight", 1e-12)  # has eval/keyword computed, and vanishes in a float32 sum of rewards
 
 
