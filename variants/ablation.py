@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded
 import argparse
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -270,6 +271,7 @@ def run(out: str, world: str, only: str, error) -> int:
     print(f"{len(todo)} tasks to do: about {minutes / 2:.0f} minutes on two quiet cores; results: {out}/seed*/*.json",
           flush=True)
     running, failed = {}, []
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # by way of `finally`
     try:
         while todo or running:
             while len(running) < 2 and (task := next_task(todo, out)):
@@ -282,7 +284,7 @@ def run(out: str, world: str, only: str, error) -> int:
                 if not good:
                     failed.append(task)
                     todo = [other for other in todo if task[1] != "warmup" or other[0] != task[0]]
-    finally:  # Ctrl-C
+    finally:  # told to stop: what runs ends as well, and is done again next time
         for process in running.values():
             process.terminate()
     print(show(out))
