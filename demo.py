@@ -3,7 +3,7 @@
     python demo.py                 warm-up, sampling, stage 1, stage 2, and evaluations: about 3 minutes on 2 cores
     python demo.py --family qwen3_vl        the same with a tiny Qwen3-VL
     python demo.py --walk          every tensor of one RL step, in seconds (docs/walk.txt)
-    python demo.py --ablate        afterwards either stage alone with as many RL steps, over three seeds
+    python demo.py --world busy    more mistakes to mend, in 12 minutes; with --ablate two stages against one, in hours
 
 The world is a 2x2 grid of coloured shapes with questions that are answered by seeing first and counting second. Its
 warm-up teacher errs on purpose, so that reinforcement learning has something to correct: it often takes green for blue
@@ -25,7 +25,9 @@ import random
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy
 import torch
@@ -105,24 +107,24 @@ class Item:
 
 
 def describe(objects: tuple) -> str:
-    return ", ".join(f"{colour} {shape}" for colour, shape in objects) + "."
+    return ", ".join(map(" ".join, objects)) + "."
 
 
-def draw(objects: tuple, rng: random.Random) -> Image.Image:
-    """Objects fill the grid's cells in reading order, with jitter of place (2 px), size, colour, and pixel noise."""
-    image = Image.new("RGB", (2 * CELL, 2 * CELL), (rng.randint(190, 235),) * 3)
+def draw(objects: tuple, rng: random.Random, colours: dict[str, tuple] = COLOURS, side: int = 2) -> Image.Image:
+    """Objects fill side x side cells in reading order, with jitter of place (2 px), size, colour, and pixel noise."""
+    image = Image.new("RGB", (side * CELL, side * CELL), (rng.randint(190, 235),) * 3)
     pen = ImageDraw.Draw(image)
     for cell, (colour, shape) in enumerate(objects):
-        x, y = ((place + 0.5) * CELL + rng.uniform(-2, 2) for place in (cell % 2, cell // 2))
+        x, y = ((place + 0.5) * CELL + rng.uniform(-2, 2) for place in (cell % side, cell // side))
         r = rng.uniform(8.5, 11.5)
-        fill = tuple(min(255, max(0, round(value + rng.uniform(-25, 25)))) for value in COLOURS[colour])
+        fill = tuple(min(255, max(0, round(value + rng.uniform(-25, 25)))) for value in colours[colour])
         if shape == "circle":
             pen.ellipse([x - r, y - r, x + r, y + r], fill=fill)
         elif shape == "square":
             pen.rectangle([x - 0.88 * r, y - 0.88 * r, x + 0.88 * r, y + 0.88 * r], fill=fill)
         else:
             pen.polygon([(x, y - r), (x - r, y + 0.9 * r), (x + r, y + 0.9 * r)], fill=fill)
-    noise = numpy.random.default_rng(rng.getrandbits(32)).normal(0, 10, (2 * CELL, 2 * CELL, 3))
+    noise = numpy.random.default_rng(rng.getrandbits(32)).normal(0, 10, (side * CELL, side * CELL, 3))
     return Image.fromarray((numpy.asarray(image) + noise).clip(0, 255).astype(numpy.uint8))
 
 
@@ -172,15 +174,16 @@ CHAT_TEMPLATE = """\
 {%- elif part['type'] == 'text' %}{{ part['text'] }}{%- endif %}{%- endfor %}{%- endif %}{{ '<|im_end|>\n' }}
 {%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}"""
 
-
 HEADERS = [data.DESCRIPTION, data.RATIONALES, *(f"{data.STEP} {i}" for i in range(1, 4)), data.ANSWER]
 # These texts cost one token each: they never vary, so the tiny model need not spend capacity on spelling them.
 FIXED_PHRASES = ["user\n", "assistant\n", *(f" {digit}" for digit in range(10)), data.INSTRUCTION.strip(),
                  f"### {data.THINK}", *(f"### {name}:" for name in HEADERS)]
 
 
-def make_processor(texts: list[str], family: str = "qwen2_5_vl"):
-    """A family's processor whose byte-level BPE of 512 tokens is trained on `texts`; every byte stays writable."""
+def make_processor(texts: list[str], family: str = "qwen2_5_vl", phrases: tuple[str, ...] = ()):
+    """A family's processor whose byte-level BPE of 512 tokens is trained on `texts`; every byte stays writable.
+
+    `phrases` are one token each, beside FIXED_PHRASES."""
     from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, trainers
     from tokenizers.models import BPE
     from transformers import Qwen2Tokenizer, image_utils
@@ -200,7 +203,7 @@ def make_processor(texts: list[str], family: str = "qwen2_5_vl"):
         vocab=learned["vocab"], merges=[tuple(merge) for merge in learned["merges"]],
         unk_token=END_OF_TEXT, pad_token=END_OF_TEXT, eos_token=TURN_END,
         extra_special_tokens=[TURN_START, *VISION_TOKENS], padding_side="left", model_max_length=2048)
-    tokenizer.add_tokens([AddedToken(phrase, normalized=False, special=False) for phrase in FIXED_PHRASES])
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False, special=False) for phrase in (*FIXED_PHRASES, *phrases)])
     pixels = {"shortest_edge": 28 * 28, "longest_edge": 802816}  # explicit: the class's default is shared and mutable
     mean, std = (getattr(image_utils, f"{FAMILIES[family].statistics}_{name}") for name in ("MEAN", "STD"))
     patch = transformers_class(family, "Config")().vision_config.patch_size
@@ -250,40 +253,42 @@ CLIP_CONFIG = dict(
 CLIP_PIXELS = dict(mean=[0.5] * 3, std=[0.5] * 3, interpolation="bicubic", resize_mode="squash")
 
 
-def misdescribe(objects: tuple, rng: random.Random) -> str:
+def misdescribe(objects: tuple, rng: random.Random, colours: dict[str, tuple] = COLOURS) -> str:
     """A caption with one wrong colour or shape."""
     place, kind = rng.randrange(len(objects)), rng.randrange(2)
     wrong = list(objects[place])
-    wrong[kind] = rng.choice([word for word in (list(COLOURS), SHAPES)[kind] if word != wrong[kind]])
+    wrong[kind] = rng.choice([word for word in (list(colours), SHAPES)[kind] if word != wrong[kind]])
     return describe((*objects[:place], tuple(wrong), *objects[place + 1:]))
 
 
-def train_clip(items: list[Item], seed: int, steps: int = 300, batch: int = 64, rate: float = 2e-3):
+def train_clip(items: list[Item], seed: int, steps: int = 300, batch: int = 64, rate: float = 2e-3,
+               config: dict = CLIP_CONFIG, colours: dict[str, tuple] = COLOURS):
     """Contrastive training of images and captions; each image is also pushed away from its caption with one word wrong.
 
     The token embeddings stay random: they are nine tenths of the parameters, and a dozen words need no learned ones."""
     import open_clip
 
     torch.manual_seed(seed)
-    model, tokenize = open_clip.CLIP(**CLIP_CONFIG), open_clip.SimpleTokenizer(context_length=20)
+    model = open_clip.CLIP(**config)
+    tokenize = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
     model.token_embedding.weight.requires_grad_(False).normal_(0, 0.3)
     rng, images = random.Random(seed), numpy.stack([numpy.asarray(item.image) for item in items])
-    images = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1  # (items, 3, 56, 56)
-    captions = tokenize([item.caption for item in items])  # (items, 20)
+    images = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1  # (items, 3, 56, 56), or larger
+    captions = tokenize([item.caption for item in items])  # (items, context_length)
     optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.12)
     for _ in range(steps):
         chosen = rng.sample(range(len(items)), batch)
-        texts = torch.cat([captions[chosen], tokenize([misdescribe(items[i].objects, rng) for i in chosen])])
+        texts = torch.cat([captions[chosen], tokenize([misdescribe(items[i].objects, rng, colours) for i in chosen])])
         image_features = model.encode_image(images[chosen], normalize=True)  # (batch, D)
         text_features = model.encode_text(texts, normalize=True)  # (2 batch, D)
         logits = model.logit_scale.exp() * image_features @ text_features.T  # (batch, 2 batch)
         twins = (texts[None] == captions[chosen][:, None]).all(-1)  # equal captions are all right
         twins[:, :batch] &= ~torch.eye(batch, dtype=torch.bool)
         logits, own = logits.masked_fill(twins, -1e4), torch.arange(batch)
-        loss = F.cross_entropy(logits, own) + F.cross_entropy(logits[:, :batch].T, own)
         wrong = (image_features * text_features[batch:]).sum(-1)  # (batch,) cosines
-        loss = loss + 4 * F.relu(wrong - 0.3).mean()
+        contrast = F.cross_entropy(logits, own) + F.cross_entropy(logits[:, :batch].T, own)
+        loss = contrast + 4 * F.relu(wrong - 0.3).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -292,54 +297,65 @@ def train_clip(items: list[Item], seed: int, steps: int = 300, batch: int = 64, 
     return model.eval()
 
 
-def save_clip(model, folder: str):
+def save_clip(model, folder: str, config: dict = CLIP_CONFIG):
     """The folder that open_clip loads as local-dir: and --clip takes."""
     os.makedirs(folder, exist_ok=True)
-    config = dict(model_cfg=CLIP_CONFIG, preprocess_cfg=CLIP_PIXELS)
-    write_text(f"{folder}/open_clip_config.json", json.dumps(config, indent=1))
+    whole = dict(model_cfg=config, preprocess_cfg=CLIP_PIXELS)
+    write_text(f"{folder}/open_clip_config.json", json.dumps(whole, indent=1))
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()},
               f"{folder}/open_clip_model.safetensors")
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
+class World(NamedTuple):
+    """What a drawn world has of its own."""
+    make_items: Callable[[int, int, str], list[Item]] = make_items  # of a number, a seed and a split
+    colours: dict[str, tuple] = COLOURS
+    clip: dict = CLIP_CONFIG
+    sizes: dict[str, int] = dict(captions=3000, warmup=3000, questions=480, evaluation=500)
+    steps: dict[str, int] = dict(clip=300, base=320, sft=240, stage1=20, stage2=36)
+    minutes: int = 3  # that the demo takes on 2 cores
+    phrases: tuple[str, ...] = ()  # that are one token each
+    flags: tuple[str, ...] = ()  # of every stage and evaluation
+
+
+SMALL = World()
+
+
 def make_world(out: str, seed: int, captions: int, warmup: int, questions: int, evaluation: int,
-               family: str = "qwen2_5_vl"):
+               family: str = "qwen2_5_vl", world: World = SMALL):
     """Images, the four data files, and the untrained model, under out/world and out/untrained."""
-    world = f"{out}/world"
-    os.makedirs(f"{world}/images", exist_ok=True)
+    folder = f"{out}/world"
+    os.makedirs(f"{folder}/images", exist_ok=True)
 
     def drawn(count: int, split: str):
         """Items of a split with the paths of their images, which are written."""
-        for i, item in enumerate(make_items(count, seed, split)):
-            item.image.save(f"{world}/images/{split}_{i}.png", compress_level=1)
+        for i, item in enumerate(world.make_items(count, seed, split)):
+            item.image.save(f"{folder}/images/{split}_{i}.png", compress_level=1)
             yield item, [f"images/{split}_{i}.png"]
 
     def imitate(question: str, solution: str, images: list[str]) -> dict:
-        turns = [dict(role="user", content=question), dict(role="assistant", content=solution)]
-        return dict(messages=turns, images=images)
-
-    def question_rows(count: int, split: str) -> list[dict]:
-        return [dict(qid=f"{split}_{i}", problem=item.question.text, answer=item.answer, images=images,
-                     key_words=item.key_words, caption=item.caption)
-                for i, (item, images) in enumerate(drawn(count, split))]
+        return dict(messages=[dict(role="user", content=question), dict(role="assistant", content=solution)],
+                    images=images)
 
     base = []
     for item, images in drawn(captions, "captions"):
         base.append(imitate(DESCRIBE, f"### {data.DESCRIPTION}: {item.caption}", images))
         base.append(imitate(f"{item.caption} {item.question.text}", item.reasoning, []))
     taught = [imitate(item.question.text, item.response, images) for item, images in drawn(warmup, "warmup")]
-    files = dict(base=base, warmup=taught, questions=question_rows(questions, "questions"),
-                 evaluation=question_rows(evaluation, "evaluation"))
-    for name, rows in files.items():
-        write_text(f"{world}/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    processor = make_processor([turn["content"] for row in base + taught for turn in row["messages"]], family)
+    asked = {split: [dict(qid=f"{split}_{i}", problem=item.question.text, answer=item.answer, images=images,
+                          key_words=item.key_words, caption=item.caption)
+                     for i, (item, images) in enumerate(drawn(count, split))]
+             for split, count in (("questions", questions), ("evaluation", evaluation))}
+    for name, rows in (asked | dict(base=base, warmup=taught)).items():
+        write_text(f"{folder}/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    processor = make_processor([turn["content"] for row in base + taught for turn in row["messages"]], family,
+                               world.phrases)
     make_model(processor, seed, family=family).save_pretrained(f"{out}/untrained")
     processor.save_pretrained(f"{out}/untrained")
 
 
 # --- the five stages ------------------------------------------------------------------------------------------------
-SIZES = dict(captions=3000, warmup=3000, questions=480, evaluation=500)
-STEPS = dict(clip=300, base=320, sft=240, stage1=20, stage2=36)
 PHASES = {"sft": "warm-up", "stage1": "after stage 1", "stage2": "after stage 2"}
 WATCHED = {"base/sft": ("opt/loss",), "sft": ("opt/loss",), "stage1": ("reward/clip", "reward/keyword"),
            "stage2": ("reward/accuracy",)}
@@ -355,8 +371,7 @@ def call(program, *argv):
     """Run train.py or eval.py as the command line would; a failure ends the demo with its exit code."""
     argv = [str(word) for word in argv]
     print0(f"\n$ python {os.path.basename(program.__file__)} {' '.join(argv)}")
-    code = program.main(argv)
-    if code:
+    if code := program.main(argv):
         sys.exit(code)
 
 
@@ -366,58 +381,61 @@ def stage(name: str, out: str, seed: int, steps: int, *flags):
     call(train, "--stage", name, "--out", out, "--seed", seed, "--max_steps", steps, *TRAINING, *usual, *flags)
 
 
-def evaluate(world: str, clip: str, model: str, out: str) -> dict[str, tuple[float, float]]:
+def evaluate(made: str, model: str, out: str, *flags) -> dict[str, tuple[float, float]]:
     """eval.py with four samples a question at temperature 1, and how often a caption is right in every word.
 
-    Returns (mean, half width of the 95 % interval) of each figure; nothing on the ranks that do not write files."""
-    call(evaluation, "--model", model, "--data", f"{world}/evaluation.jsonl", "--out", out, "--clip", clip, *SHARED,
-         "--group_size", 4, "--temperature", "1.0")
+    made: the folder of world and CLIP. Returns mean and half width of the 95 % interval; nothing on ranks above 0."""
+    call(evaluation, "--model", model, "--data", f"{made}/world/evaluation.jsonl", "--out", out, "--clip",
+         f"{made}/clip", *SHARED, "--group_size", 4, "--temperature", "1.0", *flags)
     if not is_main():
         return {}
     figures = data.read_json(f"{out}/report.json")["figures"]
     results = {name: (figure["mean"], figure["half_width"]) for name, figure in figures.items()}
-    captions = {row["qid"]: row["caption"] for row in data.read_json(f"{world}/evaluation.jsonl").values()}
-    exact = [statistics.fmean(data.parse(response["text"]).description == captions[row["qid"]]
-                              for response in row["responses"])
-             for row in data.read_json(f"{out}/responses.jsonl").values()]
-    results["caption_exact"] = interval(exact)
+    captions = {row["qid"]: row["caption"] for row in data.read_json(f"{made}/world/evaluation.jsonl").values()}
+    results["caption_exact"] = interval([
+        statistics.fmean(data.parse(one["text"]).description == captions[row["qid"]] for one in row["responses"])
+        for row in data.read_json(f"{out}/responses.jsonl").values()])
     return {name: results[name] for name in FIGURES}
 
 
-def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int], say=print0,
-        family: str = "qwen2_5_vl", lora_rank: int = 0) -> dict:
-    """The world, its base models, the stages and their evaluation. Rank 0 returns and writes out/summary.json."""
-    adapters = ["--lora_rank", lora_rank, "--lr", "1e-3"] if lora_rank else []  # of RL, with a learning rate of its own
-    start_processes()
-    world, clip, base = f"{out}/world", f"{out}/clip", f"{out}/base/sft/model"
-    makers = [lambda: make_world(out, seed, **sizes, family=family),  # rank 0's: on others transformers saves no model
-              lambda: save_clip(train_clip(make_items(sizes["captions"], seed, "captions"), seed, steps["clip"]), clip)]
-    phases = {
+def phases(out: str, seed: int, world: World, family: str, lora_rank: int = 0) -> dict[str, Callable]:
+    """What the demo does, in its order, under the names of the folders of the stages."""
+    files, clip, flags, sizes, steps = f"{out}/world", f"{out}/clip", world.flags, world.sizes, world.steps
+    rl = ["--clip", clip, *flags, *(["--lora_rank", lora_rank, "--lr", "1e-3"] if lora_rank else [])]
+    makers = [lambda: make_world(out, seed, **sizes, family=family, world=world),  # rank 0's, as it saves the model
+              lambda: save_clip(train_clip(world.make_items(sizes["captions"], seed, "captions"), seed, steps["clip"],
+                                           config=world.clip, colours=world.colours), clip, world.clip)]
+    return {
         "world and clip": lambda: [make() for make in shard_of_rank(makers)],
         "base/sft": lambda: stage("sft", f"{out}/base", seed, steps["base"], "--model", f"{out}/untrained", "--data",
-                              f"{world}/base.jsonl", "--freeze_vision", "False"),  # what a downloaded model knows
-        "sft": lambda: stage("sft", out, seed, steps["sft"], "--model", base, "--data", f"{world}/warmup.jsonl"),
+                              f"{files}/base.jsonl", "--freeze_vision", "False", *flags),  # what a download knows
+        "sft": lambda: stage("sft", out, seed, steps["sft"], "--model", f"{out}/base/sft/model", "--data",
+                         f"{files}/warmup.jsonl", *flags),
         "sample": lambda: call(train, "--stage", "sample", "--out", out, "--seed", seed, "--data",
-                               f"{world}/questions.jsonl", *TRAINING),
-        "stage1": lambda: stage("1", out, seed, steps["stage1"], "--clip", clip, *adapters),
-        "stage2": lambda: stage("2", out, seed, steps["stage2"], "--clip", clip, *adapters),
-    }
+                               f"{files}/questions.jsonl", *TRAINING, *flags),
+        "stage1": lambda: stage("1", out, seed, steps["stage1"], *rl),
+        "stage2": lambda: stage("2", out, seed, steps["stage2"], *rl)}
+
+
+def run(out: str, seed: int, world: World, say=print0, family: str = "qwen2_5_vl", lora_rank: int = 0) -> dict:
+    """The world, its base models, the stages and their evaluation. Rank 0 returns and writes out/summary.json."""
+    start_processes()
     seconds, results = {}, {}
-    for name, phase in phases.items():
+    for name, phase in phases(out, seed, world, family, lora_rank).items():
         start = time.perf_counter()
         phase()
         barrier()
         seconds[name] = time.perf_counter() - start
         say(f"{name:<16}{seconds[name]:5.0f} s   {learned(f'{out}/{name}', WATCHED.get(name, ()))}")
         if name in PHASES:
-            results[name] = evaluate(world, clip, f"{out}/{name}/model", f"{out}/eval/{name}")
+            results[name] = evaluate(out, f"{out}/{name}/model", f"{out}/eval/{name}", *world.flags)
             seconds[f"evaluate {name}"] = time.perf_counter() - start - seconds[name]
     if not is_main():
         return {}
-    summary = {"phases": {}, "seconds": seconds}
-    for name, figures in results.items():
-        intervals = {figure: [mean - half, mean + half] for figure, (mean, half) in figures.items()}
-        summary["phases"][name] = {figure: mean for figure, (mean, _) in figures.items()} | {"intervals": intervals}
+    summary = dict(seconds=seconds, phases={
+        name: {figure: mean for figure, (mean, _) in figures.items()}
+        | dict(intervals={figure: [mean - half, mean + half] for figure, (mean, half) in figures.items()})
+        for name, figures in results.items()})
     write_text(f"{out}/summary.json", json.dumps(summary, indent=1))
     view.main([out])
     say(table(FIGURES, {PHASES[name]: figures for name, figures in results.items()}))
@@ -426,26 +444,6 @@ def run(out: str, seed: int, sizes: dict[str, int], steps: dict[str, int], say=p
         f"figures   {out}/summary.json\nresponses {out}/eval/*/responses.jsonl, {out}/stage*/rollouts/\n"
         f"models    {out}/sft/model, {out}/stage1/model, {out}/stage2/model")
     return summary
-
-
-def ablate(out: str, seed: int, steps: dict[str, int], say):
-    """Two stages against either stage alone with as many RL steps; printed whichever way it ends.
-
-    The seeds are of RL: world, warm-up and buckets are those of `run`."""
-    world, clip, total = f"{out}/world", f"{out}/clip", steps["stage1"] + steps["stage2"]
-    warm = ["--clip", clip, "--model", f"{out}/sft/model"]
-    easy, medium = (["--data", f"{out}/sample/{name}.jsonl"] for name in ("easy", "medium"))
-    ways = {"both stages": "both/stage2", "stage 1 alone": "only1/stage1", "stage 2 alone": "only2/stage2"}
-    rows = {}
-    for s in range(seed + 1, seed + 4):
-        folder = f"{out}/ablate/seed{s}"
-        stage("1", f"{folder}/both", s, steps["stage1"], *warm, *easy)
-        stage("2", f"{folder}/both", s, steps["stage2"], "--clip", clip, *medium)
-        stage("1", f"{folder}/only1", s, total, *warm, *easy)
-        stage("2", f"{folder}/only2", s, total, *warm, *medium)
-        for name, last in ways.items():
-            rows[f"{name}, seed {s}"] = evaluate(world, clip, f"{folder}/{last}/model", f"{folder}/eval/{last}")
-    say(table(FIGURES, dict(sorted(rows.items()))))
 
 
 def launch(processes: int, argv: list[str]) -> int:
@@ -464,25 +462,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", default="runs/demo", help="everything is written here (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of world, models and sampling (default: %(default)s)")
     parser.add_argument("--family", default="qwen2_5_vl", choices=FAMILIES, help="of the model (default: %(default)s)")
-    parser.add_argument("--ablate", action="store_true", help="afterwards compare with either stage alone")
+    parser.add_argument("--world", default="small", choices=("small", "busy"), help="(default: %(default)s)")
+    parser.add_argument("--ablate", action="store_true", help="compare two stages with one, over seeds from 1 on")
+    parser.add_argument("--only", default="", help="with --ablate: these arms, with commas between, and no other")
     parser.add_argument("--lora_rank", type=int, default=0, help="of adapters, which alone are trained in RL; 0: all")
     parser.add_argument("--verbose", action="store_true", help="show the log of all stages, not only OUT/log.txt")
     parser.add_argument("--walk", action="store_true", help="only print every tensor of one RL step")
     args = parser.parse_args(argv)
     os.makedirs(args.out, exist_ok=True)
-    from transformers.utils.logging import disable_progress_bar
-    disable_progress_bar()  # of transformers, when it saves the tiny model
+    from transformers.utils.logging import disable_progress_bar  # of transformers, when it saves the tiny model
+    from variants import ablation  # which imports this file
+    disable_progress_bar()
     if args.walk:
         from plumbing.walk import show_step  # only here
         return show_step(args.seed)
-    processes = min(4, torch.cuda.device_count() or os.cpu_count())
+    if args.ablate:
+        return ablation.run(args.out, args.world, args.only, parser.error)
+    processes, world = min(4, torch.cuda.device_count() or os.cpu_count()), ablation.WORLDS[args.world]
     if processes > 1 and "RANK" not in os.environ:  # we have been started by hand, not by torchrun
         return launch(processes, sys.argv[1:] if argv is None else argv)
     with log_to(f"{args.out}/log.txt", args.verbose) as say:
-        say(f"about 3 minutes on 2 cores; the log is {args.out}/log.txt")
-        run(args.out, args.seed, SIZES, STEPS, say, args.family, args.lora_rank)
-        if args.ablate:
-            ablate(args.out, args.seed, STEPS, say)
+        say(f"about {world.minutes} minutes on 2 cores; the log is {args.out}/log.txt")
+        run(args.out, args.seed, world, say, args.family, args.lora_rank)
     return 0
 
 

@@ -30,7 +30,7 @@ def tiny_demo(out: str, family: str):
     with mock.patch.object(data, "write_buckets", in_turn), mock.patch.multiple(
             demo, SHARED=[*demo.SHARED, *short], TRAINING=[*demo.TRAINING, *short],
             REINFORCED=[*demo.REINFORCED, *short, "--questions_per_rollout=8", "--questions_per_update=2"]):
-        summary = demo.run(out, 0, SIZES, STEPS, family=family)
+        summary = demo.run(out, 0, demo.World(sizes=SIZES, steps=STEPS), family=family)
     assert summary == (json.load(open(f"{out}/summary.json")) if demo.is_main() else {})
 
 

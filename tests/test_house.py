@@ -24,16 +24,17 @@ BELOW = {"data", "kernels"}
 METHOD = BELOW | {"plumbing", "engine", "grading", "rewards"}
 MAY_IMPORT = {  # a room or a root file: what it may import of ours, beside files of its own room
     # check.py has an entry of its own: data.py's last lines call this program, which does what a stage would at start.
-    # So do those of rewards.py with the playground, and demo.py with the walk.
+    # So do those of rewards.py with the playground, and demo.py with the walk and with the ablation.
     "data": {"plumbing"}, "plumbing/check.py": METHOD | {"train"}, "kernels": set(),
     "plumbing/playground.py": METHOD | {"train"}, "plumbing/walk.py": METHOD | {"train", "demo"},
     "plumbing": BELOW, "grading": BELOW, "engine": BELOW | {"plumbing"},
     "benchmarks": {"data", "grading"}, "rewards": {"data", "engine", "grading", "plumbing"}, "train": METHOD,
-    "eval": METHOD | {"benchmarks", "train"}, "demo": METHOD | {"benchmarks", "train", "eval", "view"},
-    "view": {"plumbing"}, "variants": set(), "speed": METHOD | {"benchmarks", "train", "eval", "demo"}}
+    "eval": METHOD | {"benchmarks", "train"}, "demo": METHOD | {"benchmarks", "train", "eval", "view", "variants"},
+    "view": {"plumbing"}, "variants": set(), "variants/ablation.py": METHOD | {"train", "demo"},
+    "speed": METHOD | {"benchmarks", "train", "eval", "demo"}}
 # Two files that need each other: the second imports the first inside a function, when it is called.
 PAIRS = {("plumbing/check.py", "data.py"), ("plumbing/playground.py", "rewards.py"),
-         ("plumbing/walk.py", "demo.py"),
+         ("plumbing/walk.py", "demo.py"), ("variants/ablation.py", "demo.py"),
          ("grading/algebra.py", "grading/equal.py"), ("kernels/logprob.py", "kernels/ops.py")}
 LONG_FILES = {"train.py": 600}
 LONG_FUNCTIONS = {("train.py", "train")}
