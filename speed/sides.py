@@ -83,8 +83,9 @@ def end_tokens(processor, case: Case) -> list[int]:
 
 
 def our_config(case: Case, folder: str, out: str) -> Config:
-    return Config(stage="1", model=folder, data=f"{out}/{case.name}.jsonl", out=out, clip="", dtype=case.dtype,
-                  group_size=case.group_size, max_prompt=case.prompt, max_response=case.tokens,
+    path = f"{out}/{case.name.replace(',', '')}.jsonl"  # a comma would stand between two files
+    return Config(stage="1", model=folder, data=path, out=out, clip="", dtype=case.dtype, group_size=case.group_size,
+                  max_prompt=case.prompt, max_response=case.tokens,
                   slots=case.slots or case.questions * case.group_size, questions_per_rollout=case.questions,
                   questions_per_update=case.questions // case.updates, **SETTINGS | case.options)
 

@@ -324,7 +324,7 @@ def score(tmp_path, *argv, benchmark="mathvista"):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_extractions_have_the_published_verdicts(name):
     """The stored verdicts are older than int(float(..)), which makes 1 of the extraction 1.5."""
-    rows = load_rows("mathvista", os.path.join(MATHVISTA, "testmini.json.gz"), "", images=False)
+    rows = load_rows("mathvista", os.path.join(MATHVISTA, "testmini.json.gz"), "")
     items = load_items("mathvista", rows)
     with gzip.open(os.path.join(MATHVISTA, f"output_{name}.json.gz")) as opened:
         stored = json.load(opened)
