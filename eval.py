@@ -27,7 +27,7 @@ from benchmarks import registry, report
 from data import InputError, Sample
 from engine.clip import load_clip
 from engine.memory import choose_slots
-from engine.plan import bytes_of, shape_of
+from engine.plan import CLIP_PARAMETERS, bytes_of, shape_of
 from engine.policy import Policy
 from engine.weights import find_model, load_processor
 from grading.algebra import check_rule
@@ -92,7 +92,8 @@ def load(config: EvalConfig, device) -> tuple:
         questions = prepare_file(config, folder, processor)
     clip = load_clip(config.clip, device) if config.clip else None
     shape = shape_of(folder)
-    config = replace(config, slots=choose_slots(config, shape, device, planned=bytes_of(config) * shape.total))
+    planned = bytes_of(config) * shape.total + 4 * CLIP_PARAMETERS * bool(config.clip)
+    config = replace(config, slots=choose_slots(config, shape, device, planned))
     return config, Policy.load(folder, device, getattr(torch, config.dtype)).eval(), processor, clip, questions
 
 
