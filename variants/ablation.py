@@ -26,6 +26,7 @@ from statistics import fmean, stdev
 import data
 import demo
 import train
+from plumbing.processes import stop_processes
 from plumbing.run_folder import write_text
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -302,7 +303,7 @@ def start_task(out: str, world: str, seed: int, name: str) -> subprocess.Popen:
 
 
 # --- table and figure -----------------------------------------------------------------------------------------------
-FIGURES = ("accuracy", "detail", "caption_exact", "keyword", "clip", "agreement", "format", "length")
+FIGURES = ("accuracy", "detail", "caption_exact", "keyword", "clip", "agreement")
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t for a 95 % interval of so many seeds
 AT = (0, 8, 20, 48)  # steps at which the curves are told as numbers
 SHOWN = {"both": "#2f6fde", "stage1": "#d9822b", "stage2": "#2b9a66", "mixed": "#b6459d"}
@@ -332,12 +333,11 @@ def tables(found: dict[str, dict[int, dict]]) -> str:
     for name, seeds in found.items():
         if seeds:
             means = [fmean(column(seeds, figure).values()) for figure in FIGURES]
-            lines.append(f"| {name} | {len(seeds)} | " + " | ".join(
-                f"{mean:.1f}" if mean > 1 else f"{mean:.3f}" for mean in means) + " |")
-    lines += ["", f"| both minus | seeds | {' | '.join(FIGURES[:-2])} |", "|---" * len(FIGURES) + "|"]
+            lines.append(f"| {name} | {len(seeds)} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
+    lines += ["", f"| both minus | seeds | {' | '.join(FIGURES)} |", "|---" * (len(FIGURES) + 2) + "|"]
     for name, seeds in found.items():
         if name not in ("warmup", "both") and set(seeds) & set(found["both"]):
-            gaps = [paired(column(found["both"], figure), column(seeds, figure)) for figure in FIGURES[:-2]]
+            gaps = [paired(column(found["both"], figure), column(seeds, figure)) for figure in FIGURES]
             lines.append(f"| {name} | {gaps[0][2]} | " + " | ".join(
                 f"{mean:+.3f} ±{half:.3f}" for mean, half, _ in gaps) + " |")
     lines += ["", "| arm | seeds | " + " | ".join(f"{what}, step {step}" for what in ("answers", "key words")
@@ -405,4 +405,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stop_processes(main()))
