@@ -345,9 +345,9 @@ def tables(found: dict[str, dict[int, dict]]) -> str:
     for name, seeds in found.items():
         if name != "warmup" and seeds:
             curves = [{step: values for step, *values in result["curve"]} for result in seeds.values()]
-            cells = [fmean(curve[step][k] for curve in curves) if all(step in curve for curve in curves)
-                     else float("nan") for k in (0, 1) for step in AT]
-            lines.append(f"| {name} | {len(seeds)} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
+            cells = [[curve.get(step, (None, None))[k] for curve in curves] for k in (0, 1) for step in AT]
+            lines.append(f"| {name} | {len(seeds)} | " + " | ".join(  # key words without a weight are not counted
+                "-" if None in cell else f"{fmean(cell):.3f}" for cell in cells) + " |")
     return "\n".join(lines)
 
 
