@@ -1,7 +1,7 @@
 """Do two stages beat one? A world in which the question has a fair test, the arms, and a table (docs/ablation.md).
 
-    python demo.py --world busy                                 warm-up and both stages there, about 12 minutes
-    python demo.py --ablate --world busy --out runs/ablation    all arms over seeds, hours; goes on where it stopped
+    python demo.py --world busy                                 warm-up and both stages there, about 6 minutes
+    python demo.py --ablate --world busy --out runs/ablation    all arms over seeds; goes on where it stopped
     python demo.py --ablate --world busy --out runs/ablation --only both,stage2        these arms alone
     python -m variants.ablation runs/ablation --table           table and figure of what is complete
 
@@ -107,7 +107,7 @@ BUSY = demo.World(
     demo.CLIP_CONFIG | dict(vision_cfg=demo.CLIP_CONFIG["vision_cfg"] | dict(image_size=SIDE * demo.CELL),
                             text_cfg=demo.CLIP_CONFIG["text_cfg"] | dict(context_length=32)),
     dict(captions=3000, warmup=3000, questions=480, evaluation=500),
-    dict(clip=300, base=700, sft=400, stage1=12, stage2=36), 5_500_000,
+    dict(clip=300, base=700, sft=400, stage1=12, stage2=36), 7_500_000,
     (*(f" {number}" for number in range(10, 37)), *(f" +{worth}:" for worth in (0, 1, 3, 4))),
     ("--max_response", "112", "--min_pixels", str(SIDE**2 * 28**2), "--max_pixels", str(SIDE**2 * 32**2)))
 
