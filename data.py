@@ -208,7 +208,10 @@ def texts(row: dict, where: str, *names: str) -> tuple[str, ...]:
     """A column with a list of texts, or such a list as one text, in brackets and quotes or not."""
     values = column(row, where, *names, types=(str, list), default=[])
     if isinstance(values, str):
-        values = re.split("[,，、;；|\n]", values.strip("[] "))
+        try:
+            values = json.loads(values if values.strip()[0] == "[" else "")
+        except ValueError:
+            values = re.split(r"[，、;；|\n]|,(?!\d{3}(?!\d))", values.strip("[] "))  # 1,000 is a number
     items = [str(checked(value, TEXT, f"{where}: {names[0]} has an item of", "texts")) for value in values]
     return tuple(filter(None, (item.strip("\"' \n") for item in items)))
 
@@ -227,6 +230,7 @@ def first_turns(turns: list, where: str) -> tuple[str, str]:
     stage here asks with INSTRUCTION, so theirs is removed; the <image> markers in front of it stay."""
     first = {}
     for turn in turns:
+        checked(turn, (dict,), f"{where}: a turn has", "an object with role and content")
         first.setdefault(column(turn, where, "role", "from"), column(turn, where, "content", "value", default=""))
     turn = str(column(first, f"{where} messages", "user", "human"))
     instruction, _, question = turn.rpartition(f"### {ANSWER}:")
@@ -263,6 +267,8 @@ def named_rows(source: str, image_root: str, split: str) -> Iterator[tuple]:
     from image_root. Of several files, with commas between, each may have an image root of its own, and the number of
     its file stands in front of each qid."""
     paths, roots = source.split(","), image_root.split(",")
+    if not all(map(str.strip, paths)):
+        raise InputError(f"--data {source!r} lacks a name: give a file, a folder or a hub name, or several with commas")
     if len(roots) not in (1, len(paths)):
         raise InputError(f"--image_root has {len(roots)} folders for {len(paths)} of --data; give one each, or one")
     for number, (path, root) in enumerate(zip(paths, roots * len(paths)), 1):

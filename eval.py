@@ -45,7 +45,7 @@ from train import PARTS, Sampling, ask
 class EvalConfig(Sampling):
     """Settings of eval.py: greedy by default, prompt and pixels as in training."""
 
-    split: str = ""  # of a hub data set; empty: train, or what is usual for the benchmark
+    split: str = ""  # of a folder or a hub data set; empty: train, or what is usual for the benchmark
     clip: str = ""  # as in training; empty: the clip part is not computed
     group_size: int = 1  # responses per question; pass@n needs more than one, and a temperature
     temperature: float = 0.0  # 0: greedy

@@ -109,9 +109,9 @@ class Config(Sampling):
     restart: bool = False  # begin anew instead of resuming; the old run stays beside it, as FOLDER.before-restart
     save_every: int = 0  # steps between checkpoints to resume from; 0: none
     eval_data: str = ""  # held-out questions, asked greedily during training; the figures are eval/*
-    eval_every: int = 0  # steps between two evaluations of eval_data, one after the last step; 0: none
+    eval_every: int = 0  # evaluate eval_data every so many steps, and after the last; 0: never
     eval_questions: int = 256  # so many of eval_data, always the same
-    tracker: Literal["none", "wandb", "trackio", "tensorboard"] = "none"  # mirrors metrics and samples, if installed
+    tracker: Literal["none", "wandb", "trackio", "tensorboard"] = "none"  # mirrors metrics
     # data
     questions_per_rollout: int = 560  # Q, per step, in the warm-up as well (pebr_stage1.yaml: rollout_batch_size)
     questions_per_update: int = 112  # questions per optimiser step (pebr_stage1.yaml: global_batch_size)
@@ -127,7 +127,7 @@ class Config(Sampling):
     length_weight: float = 0.0  # of a part: is the response short enough?
     accuracy_weight: float = 0.0  # of a part: is the answer right?
     # GRPO
-    advantage_dtype: Literal["float64", "float32"] = "float64"  # the release: float32, whose rounding teaches
+    advantage_dtype: Literal["float64", "float32"] = "float64"  # float32 as in the release: its rounding teaches
     clip_ratio_low: float = 0.2  # the ratio is clipped at 1 - this (verl actor/config.py)
     clip_ratio_high: float = 0.3  # and at 1 + this
     clip_ratio_c: float = 3.0  # dual clip: bounds the loss of bad tokens whose ratio explodes

@@ -4,8 +4,9 @@
     python view.py runs/eval/mathvista            an evaluation alone
 
 It reads the files that a run leaves (metrics.jsonl, rollouts/, report.json, responses.jsonl) and needs neither model
-nor network. The page holds everything it shows, so it can be sent to somebody. What is missing or torn is left out, and
-a note on the page says so. plumbing/page.html is the page: it draws the curves and cards from the JSON written here.
+nor network. The page holds everything it shows, so it can be sent to somebody. Torn lines and missing images are left
+out, and a note on the page says so. plumbing/page.html is the page: it draws curves and cards from the JSON that is
+written here.
 """
 import argparse
 import base64

@@ -39,7 +39,7 @@ def choose_slots(config, shape: Shape, device: torch.device, planned: float) -> 
 def fit_plan(config, folder: str, device):
     """Choose the slots that the memory plan has room for, and on a GPU say what it expects."""
     shape, gpus = shape_of(folder), dist.get_world_size()
-    if config.stage != "sft":
+    if config.stage != "sft" or config.eval_every:
         planned = sum(always_bytes(config, shape, gpus).values())
         config = dataclasses.replace(config, slots=choose_slots(config, shape, device, planned))
     if device.type == "cuda":

@@ -9,8 +9,7 @@
 
 Weights and cache are counted exactly. Activations are what autograd keeps of transformers' layers, added up below per
 token; tests/test_plan.py holds them against the allocator's own figures. The row is the worst that can come: as many
-prompts with the largest image as fit beside one full chunk of logits. Its log-probs take less than its update, although
-embeddings and head of the policy stay gathered while those of the reference are.
+prompts with the largest image as fit beside one full chunk of logits.
 
 Symbols: T tokens in the row, N response tokens, p image patches, H hidden size, I width of the MLP (Hv, Iv: of the
 vision tower), V vocabulary, b bytes of the compute dtype. GB are 2^30 bytes, as in the size of an "80 GB" GPU.
@@ -125,7 +124,7 @@ def always_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
     lora = config.lora_rank > 0
     rows = {"master weights, fp32": 4 * (trained if lora else shape.total) / gpus,
             "frozen weights": b * shape.total * lora / gpus, "Adam's moments, fp32": 8 * trained / gpus}
-    if config.stage != "sft":  # with adapters, one GPU's sampler has copies of these only
+    if config.stage != "sft" or config.eval_every:  # with adapters, one GPU's sampler has copies of these only
         rows["sampler's copy of the weights"] = b * (trained * lora + shape.total * (not lora or gpus > 1))
     if config.stage != "sft" and config.kl_coef > 0 and not lora:
         rows["reference policy"] = b * shape.total / gpus
@@ -215,7 +214,7 @@ def make_plan(config, shape: Shape, gpus: int, room: float) -> Plan:
     """Where the memory of one of `gpus` GPUs of `room` bytes goes."""
     phases, slots = {"always": always_bytes(config, shape, gpus)}, config.slots
     always = sum(phases["always"].values())
-    if config.stage == "sft":
+    if config.stage == "sft" and not config.eval_every:
         slots = 1
     else:
         slots = slots or most_slots(config, shape, USABLE * room - always)
@@ -263,7 +262,7 @@ def table(config, shape: Shape, gpus: int, room: float) -> str:
     lines.append(f"  {f'usable, {USABLE:.0%} of {room / GB:.0f} GB':<82} {USABLE * room / GB:7.2f}")
     if not plan.fits:
         lines.append("does not fit; fits " + advice(config, shape, gpus, room))
-    elif config.stage == "sft":
+    elif "rollout" not in plan.phases:
         lines.append("fits")
     else:
         lines.append(f"fits with {plan.slots} slots" + " (chosen)" * (config.slots == 0))

@@ -1,6 +1,6 @@
 """The sampler: prefill each prompt once, continue it G times, give the slot of a finished response to the next prompt.
 
-    replies = generate(replica, prompts, seeds, group_size=8, max_new_tokens=2048, temperature=1.2, top_p=.99, slots=64)
+    replies = generate(replica, prompts, seeds, group_size=8, max_new_tokens=2048, temperature=1.2, top_p=.99, ..)
     for q, responses in stream(replica, prompts, longest, seeds, ..): ..    the same, each group as soon as it has ended
     sync(policy, replica)      after an update: the sharded policy's weights into the sampler's whole copy, in place
 

@@ -234,10 +234,10 @@ def check_weights(named, where: str, advice: str):
             raise InputError(f"{where}: {name} holds {found}; {advice}")
 
 
-def stored_shapes(folder: str, files: str = "*.safetensors") -> dict[str, list[int]]:
+def stored_shapes(folder: str) -> dict[str, list[int]]:
     """The shapes of the weights in a folder's safetensors files. InputError: a torn file, numbers of another kind."""
     shapes = {}
-    for path in sorted(glob(os.path.join(escape(folder), files))):
+    for path in sorted(glob(os.path.join(escape(folder), "*.safetensors"))):
         with foreign(f"{path} is torn or no safetensors file", "download it again"), safe_open(path, "pt") as file:
             for name in file.keys():
                 part = file.get_slice(name)

@@ -79,6 +79,8 @@ def read_rows(source: str, split: str, config: str | None = None, only_split: bo
     stay as stored, a path or bytes. InputError when it cannot be read."""
     if source.lower().endswith(KINDS) and not os.path.isdir(source):
         return read_file(source)
+    if os.path.isfile(source):
+        raise InputError(f"{source}: only .json, .jsonl (plain or .gz) and .parquet files are read; convert it")
     import datasets  # takes a second, and most runs read a file
     from huggingface_hub.utils import logging
     datasets.disable_progress_bars()

@@ -30,7 +30,7 @@ class Playground:
 def show(config: Playground):
     """Prints the response's sections, its parts, why each is what it is, and both stages' sums."""
     refuse([(bool(config.response), "--response is missing: give a file, or the text"),
-            (not config.clip or bool(config.image), "--clip compares with an image: give --image as well")])
+            (bool(config.clip) == bool(config.image), "--clip and --image are compared: give both, or neither")])
     sample = data.sample_from_row({"question": "(not given)", **asdict(config)}, "the command line", "0", ".")
     text = config.response
     if os.path.isfile(text):

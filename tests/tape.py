@@ -28,7 +28,7 @@ class Tape(TorchDispatchMode):
 
 
 def record(decoder):
-    """In place of `rollout.capture`."""
+    """In place of `engine.sampler.capture`."""
     tape = Tape()
     with tape:
         decoder.burst()

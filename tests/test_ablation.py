@@ -129,9 +129,11 @@ def test_table_and_figure_are_made_of_what_is_complete(tmp_path):
         for i, seed in enumerate(FIRST[:2], 1):
             write_result(tmp_path, seed, arm, accuracy + i / 100, [[0, 0.5, 0.7], [4, 0.6, 0.8], [48, 0.7, 0.9]])
     write_result(tmp_path, FIRST[0], "swapped", 0.71)
+    write_result(tmp_path, FIRST[0], "no_keywords", 0.7, [[0, 0.5, 0.7], [8, 0.6, None], [20, 0.7, 0.8]])
     text = ablation.show(str(tmp_path))
     assert "| both | 2 | 0.815 |" in text and "| swapped | 1 | 0.710 |" in text
     assert "| stage2 | 2 | +0.050 ±0.000 |" in text and "| swapped | 1 | +0.100 ±inf |" in text
+    assert "| no_keywords | 1 | 0.500 | 0.600 | 0.700 | - | 0.700 | - | 0.800 | - |" in text
     picture = ElementTree.parse(tmp_path / "curves.svg").getroot()
     lines = [line for line in picture if line.tag.endswith("polyline")]
     assert len(lines) == 2 * 4 * (2 + 1)  # two panels, four arms, two seeds and their mean

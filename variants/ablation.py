@@ -1,9 +1,9 @@
 """Do two stages beat one? A world in which the question has a fair test, the arms, and a table (docs/ablation.md).
 
-    python demo.py --world busy                                 warm-up and both stages there, about 12 minutes
-    python demo.py --ablate --world busy --out runs/ablation    all arms over seeds, hours; goes on where it stopped
+    python demo.py --world busy                                 warm-up and both stages there, about 6 minutes
+    python demo.py --ablate --world busy --out runs/ablation    all arms over seeds; goes on where it stopped
     python demo.py --ablate --world busy --out runs/ablation --only both,stage2        these arms alone
-    python -m variants.ablation runs/ablation --table           table and figure of what is complete
+    python -m variants.ablation runs/ablation                   table and figure of what is complete
 
 The world has twelve kinds of objects, and the warm-up teacher takes eight of them for another, each half of the time. A
 question touches few of the eight, so an answer that is wrong says little about which; key words and CLIP see them all.
@@ -26,6 +26,7 @@ from statistics import fmean, stdev
 import data
 import demo
 import train
+from plumbing.processes import stop_processes
 from plumbing.run_folder import write_text
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -106,7 +107,7 @@ BUSY = demo.World(
     demo.CLIP_CONFIG | dict(vision_cfg=demo.CLIP_CONFIG["vision_cfg"] | dict(image_size=SIDE * demo.CELL),
                             text_cfg=demo.CLIP_CONFIG["text_cfg"] | dict(context_length=32)),
     dict(captions=3000, warmup=3000, questions=480, evaluation=500),
-    dict(clip=300, base=700, sft=400, stage1=12, stage2=36), 12,
+    dict(clip=300, base=700, sft=400, stage1=12, stage2=36), 7_500_000,
     (*(f" {number}" for number in range(10, 37)), *(f" +{worth}:" for worth in (0, 1, 3, 4))),
     ("--max_response", "112", "--min_pixels", str(SIDE**2 * 28**2), "--max_pixels", str(SIDE**2 * 32**2)))
 
@@ -302,7 +303,7 @@ def start_task(out: str, world: str, seed: int, name: str) -> subprocess.Popen:
 
 
 # --- table and figure -----------------------------------------------------------------------------------------------
-FIGURES = ("accuracy", "detail", "caption_exact", "keyword", "clip", "agreement", "format", "length")
+FIGURES = ("accuracy", "detail", "caption_exact", "keyword", "clip", "agreement")
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t for a 95 % interval of so many seeds
 AT = (0, 8, 20, 48)  # steps at which the curves are told as numbers
 SHOWN = {"both": "#2f6fde", "stage1": "#d9822b", "stage2": "#2b9a66", "mixed": "#b6459d"}
@@ -332,12 +333,11 @@ def tables(found: dict[str, dict[int, dict]]) -> str:
     for name, seeds in found.items():
         if seeds:
             means = [fmean(column(seeds, figure).values()) for figure in FIGURES]
-            lines.append(f"| {name} | {len(seeds)} | " + " | ".join(
-                f"{mean:.1f}" if mean > 1 else f"{mean:.3f}" for mean in means) + " |")
-    lines += ["", f"| both minus | seeds | {' | '.join(FIGURES[:-2])} |", "|---" * len(FIGURES) + "|"]
+            lines.append(f"| {name} | {len(seeds)} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
+    lines += ["", f"| both minus | seeds | {' | '.join(FIGURES)} |", "|---" * (len(FIGURES) + 2) + "|"]
     for name, seeds in found.items():
         if name not in ("warmup", "both") and set(seeds) & set(found["both"]):
-            gaps = [paired(column(found["both"], figure), column(seeds, figure)) for figure in FIGURES[:-2]]
+            gaps = [paired(column(found["both"], figure), column(seeds, figure)) for figure in FIGURES]
             lines.append(f"| {name} | {gaps[0][2]} | " + " | ".join(
                 f"{mean:+.3f} ±{half:.3f}" for mean, half, _ in gaps) + " |")
     lines += ["", "| arm | seeds | " + " | ".join(f"{what}, step {step}" for what in ("answers", "key words")
@@ -345,9 +345,9 @@ def tables(found: dict[str, dict[int, dict]]) -> str:
     for name, seeds in found.items():
         if name != "warmup" and seeds:
             curves = [{step: values for step, *values in result["curve"]} for result in seeds.values()]
-            cells = [fmean(curve[step][k] for curve in curves) if all(step in curve for curve in curves)
-                     else float("nan") for k in (0, 1) for step in AT]
-            lines.append(f"| {name} | {len(seeds)} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
+            cells = [[curve.get(step, (None, None))[k] for curve in curves] for k in (0, 1) for step in AT]
+            lines.append(f"| {name} | {len(seeds)} | " + " | ".join(  # key words without a weight are not counted
+                "-" if None in cell else f"{fmean(cell):.3f}" for cell in cells) + " |")
     return "\n".join(lines)
 
 
@@ -396,7 +396,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", help="the folder of all results")
     parser.add_argument("--task", nargs=3, metavar=("WORLD", "SEED", "NAME"), help="do this one")
-    parser.add_argument("--table", action="store_true", help="only write table and figure of what is complete")
     args = parser.parse_args(argv)
     if args.task:
         return do(args.out, args.task[0], int(args.task[1]), args.task[2])
@@ -405,4 +404,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stop_processes(main()))
