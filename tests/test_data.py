@@ -176,6 +176,7 @@ GOOD = {"problem": "q", "answer": "a"}
     ("a.json", [GOOD, {"problem": "q", "answer": None}], "a.json row 2: no answer; it has: problem"),
     ("a.json", [GOOD | {"problem": ["q"]}], "a.json row 1: problem has type list; expected str"),
     ("a.json", [GOOD | {"answer": ["a"]}], "a.json row 1: answer has type list; expected str"),
+    ("a.json", [{"messages": ["hi"]}], "a.json row 1: a turn has type str; expected an object with role and content"),
     ("a.json", [GOOD | {"images": 3}], "a.json row 1: images has type int; expected str or list"),
     ("a.json", [GOOD | {"images": [3]}], "a.json row 1: an image has type int; expected a path"),
     ("a.json", [GOOD | {"images": [{"bytes": None, "path": None}]}], "an image has type NoneType; expected a path"),
@@ -233,6 +234,7 @@ def test_what_is_no_text_is_refused_in_one_short_line(tmp_path, change, message)
 
 @pytest.mark.parametrize("written, read", [
     ("['red circle', 'blue square']", ("red circle", "blue square")), ('["it\'s", "d"]', ("it's", "d")),
+    ('["a, b", "c"]', ("a, b", "c")), ("1,000, 2", ("1,000", "2")),
     ("[red, blue]", ("red", "blue")), ("1,2,3", ("1", "2", "3")), ("[]", ()), (" , ;", ()), ("red", ("red",)),
     ("red，blue;green|white\nblack、grey", ("red", "blue", "green", "white", "black", "grey"))])
 def test_key_words_written_as_a_text(tmp_path, written, read):
@@ -276,12 +278,18 @@ def test_every_kind_of_file_gives_the_same_samples(tmp_path):
 
 @pytest.mark.parametrize("name, content, message", [
     ("a.parquet", "not parquet", "a.parquet: cannot be read"), ("a.parquet", "", "a.parquet: cannot be read"),
-    ("a.txt", "q", "a.txt': cannot be loaded"), ("a.tar", "q", "a.tar': cannot be loaded")])
+    ("a.txt", "q", "a.txt: only .json"), ("a.tar", "q", "a.tar: only .json")])
 def test_a_file_that_is_none_of_these_is_named(tmp_path, name, content, message):
     with pytest.raises(InputError, match=re.escape(message)):
         data.load_samples(write(tmp_path / name, content))
     with pytest.raises(InputError, match=name.replace("a.", "none.")):
         data.load_samples(str(tmp_path / name.replace("a.", "none.")))
+
+
+def test_an_empty_name_among_several_is_named(tmp_path):
+    for source in ("", write(tmp_path / "a.json", [GOOD]) + ","):
+        with pytest.raises(InputError, match="lacks a name"):
+            data.load_samples(source)
 
 
 CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/part-*.parquet\n---\n"

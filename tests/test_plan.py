@@ -167,6 +167,13 @@ def test_the_planned_peak_of_a_step_is_within_a_tenth_of_the_allocators(tiny_fol
     assert allocated_peak(lambda: step(groups)) == pytest.approx(sum(planned.values()), rel=0.1)
 
 
+def test_a_warm_up_with_held_out_questions_is_planned_with_its_sampler():
+    flags = ["--stage", "sft", "--plan", "--model", "qwen2.5-vl-3b", "--eval_data", "x", "--eval_every", "5"]
+    config = train.read_config(flags)
+    plan = make_plan(config, shape_of(config.model), 8, 80 * GB)
+    assert plan.slots > 1 and "rollout" in plan.phases and "sampler's copy of the weights" in plan.phases["always"]
+
+
 @pytest.mark.parametrize("N, chunk", [(96, 32), (24, 32)])
 def test_the_head_takes_what_is_planned(N, chunk):
     """The kernels as a GPU runs them, interpreted: logits of one chunk, both gradients."""

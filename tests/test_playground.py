@@ -99,7 +99,7 @@ def test_a_response_may_be_given_as_it_is(response, words, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("argv, words", [
-    ([], "--response is missing"), (["--response", "a", "--clip", "x"], "give --image"),
+    ([], "--response is missing"), (["--response", "a", "--clip", "x"], "give both"),
     (["--respnse", "a"], "did you mean --response"),
     (["--response", "a", "--clip", "absent", "--image", "absent.png"], "absent")])
 def test_bad_input_is_one_line(argv, words, monkeypatch, capsys):

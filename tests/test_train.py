@@ -103,7 +103,7 @@ def one_process(tiny_folder, questions, tmp_path_factory):
 def warm_up(tiny_folder, warmup, questions, out):
     return ["--stage", "sft", "--model", tiny_folder, "--data", warmup, "--questions_per_rollout", "5",
             "--questions_per_update", "5", "--lr", "1e-2", *SMALL, "--eval_data", questions, "--eval_every", "2",
-            "--out", str(out)]
+            "--slots", "0", "--out", str(out)]
 
 
 @pytest.fixture(scope="module", autouse=True)
