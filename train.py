@@ -121,11 +121,11 @@ class Config(Sampling):
     allow_text: bool = False  # with a CLIP weight, keep questions without an image, whose clip part is 0
     max_steps: int = 0  # stop after this many steps; 0: after the epochs
     # rewards
-    clip_weight: float = 0.0  # of a part in the reward's sum: does the description match the image?
-    keyword_weight: float = 0.0  # of a part: does the description name what matters?
-    format_weight: float = 0.0  # of a part: are all sections there?
-    length_weight: float = 0.0  # of a part: is the response short enough?
-    accuracy_weight: float = 0.0  # of a part: is the answer right?
+    clip_weight: float = 0.0  # in the reward's sum, of: does the description match the image?
+    keyword_weight: float = 0.0  # of: does the description name what matters?
+    format_weight: float = 0.0  # of: are all sections there?
+    length_weight: float = 0.0  # of: is the response short enough?
+    accuracy_weight: float = 0.0  # of: is the answer right?
     # GRPO
     advantage_dtype: Literal["float64", "float32"] = "float64"  # float32 as in the release: its rounding teaches
     clip_ratio_low: float = 0.2  # the ratio is clipped at 1 - this (verl actor/config.py)

@@ -56,6 +56,9 @@ def describe(config):
 
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(words):
+        print(__doc__)
+        return 0
     try:
         if len(words) < 2 or words[0] != "check":
             raise data.InputError("give: python data.py check FILE --stage STAGE, and what flags of train.py you like")

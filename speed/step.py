@@ -44,7 +44,6 @@ import transformers
 from transformers import AutoModelForImageTextToText
 
 import data
-import train
 from flops import forward_flops, peak_flops
 from engine.policy import Policy, pack
 from engine.weights import load_processor
@@ -209,9 +208,7 @@ def bench_steps(case: Case, folder: str, shape, peak: float, args, end: float, t
 def bench_stage(folder: str, shape, peak: float, size: str, args, end: float) -> dict:
     """Our whole step of stage 1, then a small one with each switch at both of its values; in one process."""
     small, big = stage_cases(size)
-    fields = {f.name for f in dataclasses.fields(train.Config)}
-    pairs = {name: values for name, values in SWITCHES.items() if name in fields and (
-        name != "fused_loss" or args.device == "cuda")}
+    pairs = {name: values for name, values in SWITCHES.items() if name != "fused_loss" or args.device == "cuda"}
     cases = [small, big, *(switched(small, name, value) for name, values in pairs.items() for value in values)]
     side, found = Side("ours", folder, cases, args.threads), {}
     try:
