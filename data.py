@@ -211,9 +211,9 @@ def texts(row: dict, where: str, *names: str) -> tuple[str, ...]:
         try:
             values = json.loads(values if values.strip()[0] == "[" else "")
         except ValueError:
-            values = re.split(r"[，、;；|\n]|,(?!\d{3}(?!\d))", values.strip("[] "))  # 1,000 is a number
-    items = [str(checked(value, TEXT, f"{where}: {names[0]} has an item of", "texts")) for value in values]
-    return tuple(filter(None, (item.strip("\"' \n") for item in items)))
+            parts = re.split(r"[，、;；|\n]|,(?!\d{3}(?!\d))", values.strip("[] "))  # 1,000 is a number
+            values = [part.strip("\"' ") for part in parts]
+    return tuple(str(checked(value, TEXT, f"{where}: {names[0]} has an item of", "texts")).strip() for value in values)
 
 
 def as_image(value, where: str, root: str):
@@ -258,8 +258,8 @@ def sample_from_row(row, where: str, default_qid: str, root: str, prefix: str = 
     answer = str(column(row, where, "answer", default="" if turns else None))
     return Sample(qid=qid, question=question, images=tuple(as_image(image, where, root) for image in images),
                   answer=AROUND_ANSWER.sub(r"\1", answer).strip(), choices=texts(row, where, "choices"),
-                  key_words=texts(row, where, "key_words", "key_word", "keywords"), solution=solution.strip(),
-                  where=where)
+                  key_words=tuple(filter(None, texts(row, where, "key_words", "key_word", "keywords"))),
+                  solution=solution.strip(), where=where)
 
 
 def named_rows(source: str, image_root: str, split: str) -> Iterator[tuple]:
@@ -348,8 +348,9 @@ def mrope_positions(input_ids: list[int], grid_thw, image_token_id: int, merge_s
 
 
 def encode_prompt(sample: Sample, processor) -> Prompt:
-    """Never truncates. InputError, naming the qid: control tokens in the question, images it does not match, or an
-    image that cannot be read."""
+    """A sample's prompt as tokens, positions and pixels; it is never truncated.
+
+    InputError, naming the qid: control tokens in the question, images it does not match, or one that cannot be read."""
     text = chat_text(sample, processor)
     try:
         images = [load_image(image) for image in sample.images]

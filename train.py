@@ -285,8 +285,9 @@ class MicroBatch:
 
 def make_micro_batches(groups: list[Group], token_budget: int, device, advantages: Tensor | None = None,
                        sampled: list[list[float]] | None = None) -> list[MicroBatch]:
-    """Cut one optimiser step's groups into rows of at most token_budget tokens. A collective: all ranks need equally
-    many forwards, and a rank that is short of work gets dummies of weight 0.
+    """Cut one optimiser step's groups into rows of at most token_budget tokens.
+
+    A collective: all ranks need equally many forwards, and a rank that is short of work gets dummies of weight 0.
 
     Of RL: advantages (Q, G), and sampled, the sampler's log-probs of each of the Q G responses.
     """

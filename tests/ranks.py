@@ -4,8 +4,8 @@
     [only] = ranks(1, function, argument)        a process of its own
 
 Importing takes each process seconds of a CPU. The server does nothing but import: it starts no thread and runs no
-model, so a process forked from it is as good as new. Where there is no such server (Windows), each process imports for
-itself. torchrun, the launcher that people use, runs in test_processes.py and in test_memory.py.
+model, so a process forked from it is as good as new. torchrun, the launcher that people use, runs in
+test_processes.py and in test_memory.py.
 """
 import functools
 import multiprocessing
@@ -18,12 +18,8 @@ import time
 from typing import NamedTuple
 from unittest import mock
 
-import pytest
-
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PATH = os.pathsep.join((ROOT, os.path.dirname(os.path.abspath(__file__))))
-FORK_SERVER = "forkserver" in multiprocessing.get_all_start_methods()
-needs_fork_server = pytest.mark.skipif(not FORK_SERVER, reason="no fork server on this system")
 LOCK = threading.Lock()  # two threads may have ranks; multiprocessing looks after the processes of both
 HANGS = 300  # seconds after which processes are taken to hang; a slow machine needs a fraction of them
 
@@ -63,8 +59,6 @@ def import_from(folder: str):
 @functools.cache
 def start_server():
     """multiprocessing's context with its server running; the first call starts it."""
-    if not FORK_SERVER:
-        return multiprocessing.get_context("spawn")
     from multiprocessing import forkserver
 
     forkserver.set_forkserver_preload(["heavy"])

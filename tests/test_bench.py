@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoProcessor
 import data
 from conftest import picture
 from engine import policy as engine_policy
-from ranks import HANGS, ROOT, needs_fork_server, ranks, start_server
+from ranks import HANGS, ROOT, ranks, start_server
 from speed import flops, load, shapes
 
 SPEED = os.path.join(ROOT, "speed")
@@ -52,7 +52,6 @@ class ForkedSide:
         self.stderr.write(self.said.read())
 
 
-@needs_fork_server
 def test_step_benchmark_smoke(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(SPEED)
     step, out = importlib.import_module("step"), tmp_path / "step.json"

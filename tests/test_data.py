@@ -242,6 +242,12 @@ def test_key_words_written_as_a_text(tmp_path, written, read):
     assert sample.key_words == read
 
 
+def test_choices_keep_their_places_and_their_primes(tmp_path):
+    """Gold B is the second choice also where the first is empty; 5' is five feet."""
+    [sample] = data.load_samples(write(tmp_path / "a.json", [GOOD | {"choices": ["", "5'", " f' "]}]))
+    assert sample.choices == ("", "5'", "f'")
+
+
 @pytest.mark.parametrize("answer, gold", [
     ("<answer>D</answer>", "D"), ("think <ANSWER> 4 </ANSWER>", "4"), ("2 + 2 = 4\n#### 4", "4"), (" 2 ", "2")])
 def test_what_stands_around_a_gold_answer_is_taken_off(tmp_path, answer, gold):

@@ -22,7 +22,7 @@ import data
 import eval as evaluation
 import train
 from plumbing import run_folder
-from ranks import needs_fork_server, ranks
+from ranks import ranks
 from test_eval import tiny_mathvista
 from test_house import FILES, tree_of
 from test_train import contents, questions, stage_1, warmup, weights
@@ -144,7 +144,6 @@ KINDS = [("train", "term"), ("restart", "all"), ("sample", "one"), ("file", "ter
          ("benchmark", "term"), ("restart", "term"), ("sample", "all")]
 
 
-@needs_fork_server
 def test_a_killed_run_ends_as_if_nothing_had_happened(commands, begin, undisturbed, tmp_path_factory, request):
     """Places are drawn with a seed. One that is told to end says one line and saves its last step."""
     draw, most, table = random.Random(0), request.config.getoption("--faults"), []

@@ -13,7 +13,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 import train
 from engine import memory, sampler
 from plumbing.processes import stop_processes
-from ranks import needs_fork_server, start_server
+from ranks import start_server
 from test_train import compare_metrics, largest_difference, metrics, one_process, questions, stage_1, weights
 from train import read_config
 
@@ -93,7 +93,6 @@ def fail_once_on_rank_1(argv):
     assert stop_processes(train.main(argv)) == 0
 
 
-@needs_fork_server
 def test_torchrun_restarts_a_run_from_its_own_checkpoint_although_it_was_told_to_begin_anew(tiny_folder, questions,
                                                                                             tmp_path):
     """The second attempt, told --restart as well, goes on from step 1. The agent is the one that torchrun runs."""
