@@ -83,6 +83,15 @@ def configs_of(arm: str) -> list[train.Config]:
     return [Flags(train.Config, "").read(argv, train.STAGES[argv[argv.index("--stage") + 1]]) for argv in argvs]
 
 
+@pytest.mark.parametrize("arm, steps, kl_coefs", [
+    ("both", (12, 36), (0.01, 0.01)), ("short_first", (4, 44), (0.01, 0.01)), ("long_first", (24, 24), (0.01, 0.01)),
+    ("strong_kl", (12, 36), (0.1, 0.01))])
+def test_the_arms_of_the_drift_change_how_far_stage_1_may_go(arm, steps, kl_coefs):
+    configs = configs_of(arm)
+    assert tuple(config.max_steps for config in configs) == steps
+    assert tuple(config.kl_coef for config in configs) == kl_coefs
+
+
 STAGE_1 = dict(clip=0.4, keyword=0.4, format=0.1, length=0.1, accuracy=0.0)
 STAGE_2 = dict(clip=0.0, keyword=1e-12, format=0.1, length=0.0, accuracy=0.9)
 
@@ -96,7 +105,10 @@ STAGE_2 = dict(clip=0.0, keyword=1e-12, format=0.1, length=0.0, accuracy=0.9)
     ("no_clip", [("sft", "easy", STAGE_1 | dict(clip=0.0)), ("stage1", "medium", STAGE_2)]),
     ("no_keywords", [("sft", "easy", STAGE_1 | dict(keyword=0.0)), ("stage1", "medium", STAGE_2)]),
     ("no_length", [("sft", "easy", STAGE_1 | dict(length=0.0)), ("stage1", "medium", STAGE_2)]),
-    ("unsorted", [("sft", "questions", STAGE_1), ("stage1", "questions", STAGE_2)])])
+    ("unsorted", [("sft", "questions", STAGE_1), ("stage1", "questions", STAGE_2)]),
+    ("short_first", [("sft", "easy", STAGE_1), ("stage1", "medium", STAGE_2)]),
+    ("long_first", [("sft", "easy", STAGE_1), ("stage1", "medium", STAGE_2)]),
+    ("strong_kl", [("sft", "easy", STAGE_1), ("stage1", "medium", STAGE_2)])])
 def test_an_arm_says_what_is_weighed_on_which_questions_from_which_model(arm, stages):
     for config, (model, files, weights) in zip(configs_of(arm), stages, strict=True):
         assert config.model == f"made/{'' if model == 'sft' else arm + '/'}{model}/model"
@@ -173,7 +185,8 @@ def test_a_comparison_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
 def test_the_main_arms_come_first_on_three_seeds():
     order = [task for task in ablation.tasks() if task[1] != "warmup"]
     assert order[:12] == [(seed, arm) for seed in FIRST for arm in ("both", "stage1", "stage2", "mixed")]
-    assert len(order) == 5 * 4 + 3 * 5 and order[-7:-3] == [(ablation.SEEDS[4], arm) for arm in ablation.MAIN]
+    assert len(order) == 5 * 4 + 3 * 8
+    assert order[-16:-12] == [(ablation.SEEDS[4], arm) for arm in ablation.MAIN]
 
 
 def test_an_unknown_arm_is_bad_input(tmp_path, capsys):

@@ -117,6 +117,7 @@ WORLDS = {"small": demo.SMALL, "busy": BUSY}
 SEEDS = (6, 7, 8, 9, 10)  # settings were chosen on seed 0; seeds 1 to 3 were those of a first comparison
 QUESTIONS, HELD_OUT = 1000, 256  # asked in the end, and of these during training
 MAIN = ("both", "stage1", "stage2", "mixed")  # on all seeds, the others on the first three
+LAST = ("no_length", "short_first", "long_first", "strong_kl")
 # Half of what either stage weighs, all at once, on the questions of both.
 ALL_PARTS = ("--clip_weight", 0.2, "--keyword_weight", 0.2, "--format_weight", 0.1, "--length_weight", 0.05,
              "--accuracy_weight", 0.45)
@@ -138,7 +139,10 @@ def arms(first: int, second: int) -> dict[str, list[tuple]]:
         "no_clip": [("1", "easy", first, ("--clip_weight", 0)), medium],
         "no_keywords": [("1", "easy", first, ("--keyword_weight", 0)), medium],
         "unsorted": [("1", "", first, ()), ("2", "", second, MEASURED)],
-        "no_length": [("1", "easy", first, ("--length_weight", 0)), medium]}
+        "no_length": [("1", "easy", first, ("--length_weight", 0)), medium],
+        "short_first": [("1", "easy", first // 3, ()), ("2", "medium", total - first // 3, MEASURED)],
+        "long_first": [("1", "easy", 2 * first, ()), ("2", "medium", total - 2 * first, MEASURED)],
+        "strong_kl": [("1", "easy", first, ("--kl_coef", 0.1)), medium]}
 
 
 def argv_of(folder: str, arm: str, number: int, seed: int, world: demo.World) -> list[str]:
@@ -236,11 +240,11 @@ def do(out: str, world_name: str, seed: int, name: str) -> int:
 
 # --- all tasks ------------------------------------------------------------------------------------------------------
 def tasks(only: tuple[str, ...] = ()) -> list[tuple[int, str]]:
-    """(seed, name) in the order in which they are done: the main arms on three seeds, the others there, the rest. The
-    length part is 1 for every response here, so the arm without it can only differ by rounding, and comes last."""
-    others = [arm for arm in arms(1, 1) if arm not in (*MAIN, "no_length")]
+    """(seed, name) in the order in which they are done: the main arms on three seeds, the others there, the main arms
+    on the rest, then those of LAST. The length part is 1 for every response here, so without it little differs."""
+    others = [arm for arm in arms(1, 1) if arm not in (*MAIN, *LAST)]
     listed = [(seed, arm) for seed in SEEDS[:3] for arm in MAIN] + [(seed, arm) for arm in others for seed in SEEDS[:3]]
-    listed += [(seed, arm) for seed in SEEDS[3:] for arm in MAIN] + [(seed, "no_length") for seed in SEEDS[:3]]
+    listed += [(seed, arm) for seed in SEEDS[3:] for arm in MAIN] + [(seed, arm) for arm in LAST for seed in SEEDS[:3]]
     listed = [task for task in listed if not only or task[1] in only]
     ordered = []
     for seed, arm in listed:
