@@ -142,7 +142,9 @@ def read_stage(argv: list[str], doc: str, kind, stages: dict, recipes: dict, fol
     settings = stages.get(stage, {}) | recipes.get(words.get("--recipe"), {}) | release
     config = Flags(kind, doc).read(argv, settings)
     given = {name: getattr(config, name).replace("{out}", config.out) for name in ("model", "data")}
-    config = dataclasses.replace(config, **given)
+    # When torchrun has started the run again (--max_restarts), what lies in its folder is its own, to be resumed.
+    anew = config.restart and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    config = dataclasses.replace(config, **given, restart=anew)
     if config.plan:
         config = dataclasses.replace(config, model=planned_model(config, stages))
     else:

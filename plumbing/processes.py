@@ -39,11 +39,6 @@ THREADS = 4  # that work ahead of a rank
 TOLD = SimpleNamespace(signal=0, grace=0.0, since=0.0)
 
 
-def restarts() -> int:
-    """How often torchrun has started this run again after a failure (--max_restarts)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-
-
 class SharedError(InputError):
     """Bad input that every rank raises, so that rank 0 speaks for all."""
 
@@ -63,16 +58,13 @@ def start_processes() -> tuple[torch.device, DeviceMesh]:
         torch.backends.cudnn.allow_tf32 = False  # by default cuDNN rounds float32 to 10 bits
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        store, rank, world_size = dist.HashStore(), 0, 1
         if "RANK" in os.environ:
             store, rank, world_size = next(dist.rendezvous("env://"))
-            if restarts() and below_prefixes(store).check(["refused"]):
-                sys.exit(2)  # torchrun starts everything again, but the input is as bad as it was, and that was said
             # torchrun's store outlives a restart, and without a prefix so would the addresses of dead processes in it
-            store = dist.PrefixStore(f"restart {restarts()}", store)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE)
-        else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE)
         if cuda:  # NCCL takes its memory at the first collective, while there still is some
             dist.all_reduce(torch.zeros(1, device=device))
     here("start")
@@ -100,17 +92,6 @@ def stop_processes(code: int) -> int:
 def group_store() -> dist.Store:
     """What torchrun's processes share across nodes: keys and values, no tensors."""
     return dist.distributed_c10d._get_default_store()
-
-
-def below_prefixes(store: dist.Store) -> dist.Store:
-    while isinstance(store, dist.PrefixStore):
-        store = store.underlying_store
-    return store
-
-
-def launch_store() -> dist.Store:
-    """The store below all prefixes. torchrun keeps it over its restarts: an attempt reads what the last one wrote."""
-    return below_prefixes(group_store())
 
 
 def here(doing: str):
@@ -255,7 +236,6 @@ def on_every_rank(function: Callable):
     dist.all_gather_object(errors, error)
     for error in errors:
         if error is not None:
-            launch_store().set("refused", "")
             raise SharedError(str(error)) from error
     return result
 

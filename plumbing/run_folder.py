@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 import data
 from data import InputError, Sample
-from plumbing.processes import barrier, broadcast, is_main, launch_store, print0, restarts, whereabouts
+from plumbing.processes import barrier, broadcast, is_main, print0, whereabouts
 from plumbing.release import prompt_id
 
 SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "fused_loss", "save_every", "eval_data", "eval_every",
@@ -226,13 +226,11 @@ def replace_buckets(folder: str, samples: list[Sample], rows: list[dict], group_
 def prepare_folder(folder: str, config, prints: dict[str, str]) -> int:
     """Make a stage's folder ready, resuming what the same command left there. Returns the step to start at.
 
-    With --restart the old run stays beside it as FOLDER.before-restart; of two runs that were replaced, the complete
-    one. When torchrun restarts us, the folder already holds our own checkpoints: these are resumed, not set aside.
+    With --restart the old run stays beside it as FOLDER.before-restart; of two such runs, the complete one.
     """
     folder = os.path.realpath(folder)  # it may be a link to a larger disk
     if is_main():
-        mark = f"replaced {folder}"
-        if config.restart and os.path.exists(folder) and not (restarts() and launch_store().check([mark])):
+        if config.restart and os.path.exists(folder):
             aside, dropped = f"{folder}.before-restart", f"{folder}.dropped"
             shutil.rmtree(dropped, ignore_errors=True)  # of a run that was killed here
             if os.path.exists(aside):
@@ -240,8 +238,6 @@ def prepare_folder(folder: str, config, prints: dict[str, str]) -> int:
             if os.path.exists(folder):
                 os.rename(folder, aside)
             shutil.rmtree(dropped, ignore_errors=True)
-        if config.restart:
-            launch_store().set(mark, "")
         os.makedirs(os.path.join(folder, "rollouts"), exist_ok=True)
         settings = dataclasses.asdict(config) | {"fingerprints": prints}
         write_text(os.path.join(folder, "config.json"), json.dumps(settings, indent=1))
