@@ -55,7 +55,7 @@ from plumbing.flags import complain, read_stage
 from plumbing.log import Log, check_skipped, mean, records, step_metrics
 from plumbing.processes import (TOLD, Stopped, Timer, ahead, barrier, broadcast, ending_together, fair_shares, gather,
                                 is_main, on_every_rank, print0, progress, shard_of_rank, start_processes,
-                                stop_processes, stop_together, sum_over_ranks, told_to_stop)
+                                stop_processes, stop_together, sum_over_ranks)
 from plumbing.run_folder import (check_folder, check_space, checkpoints, complete_files, fingerprints, kept,
                                  prepare_folder, replace_buckets, run_id)
 
@@ -244,7 +244,7 @@ def collect(replica, processor, clip, samples: list[Sample], prompts: Iterable[P
     groups = stream(replica, prompts, longest, seeds, config.group_size, config.max_response, config.temperature,
                     config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
     for _ in range(0, len(samples), CHUNK):
-        if timer.stoppable and told_to_stop():
+        if timer.stoppable and TOLD.signal:
             break
         with timer("rollout"):
             finished = list(islice(groups, CHUNK))

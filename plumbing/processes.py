@@ -208,14 +208,6 @@ def hearing_signals():
             signal.signal(number, handler)
 
 
-def told_to_stop() -> bool:
-    """Whether a signal has come to this rank, or to another that has looked; to be asked where work can be left off."""
-    store = group_store()
-    if TOLD.signal:
-        store.set("stop", "")
-    return bool(TOLD.signal) or store.check(["stop"])
-
-
 def stop_together():
     """Raise Stopped on all ranks if a signal has come to one of them. A collective."""
     number = torch.tensor(TOLD.signal)
