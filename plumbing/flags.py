@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from transformers import HfArgumentParser
 
 from data import InputError
-from plumbing.processes import is_main
+from plumbing.processes import SharedError, is_main
 from plumbing.release import RELEASE
 
 COMMENT = re.compile(r"^    (?:# (\w+)$|(\w+): [^#\n]*#\s*(.+))", re.MULTILINE)  # a heading, or a field's
@@ -175,6 +175,6 @@ def planned_model(config, stages: dict[str, dict]) -> str:
 
 def complain(error: InputError) -> int:
     """Say in one line what is wrong with the input; returns the exit code for that."""
-    if is_main() or not error.on_every_rank:  # what all ranks know, rank 0 says for all
+    if is_main() or not isinstance(error, SharedError):
         print(f"error: {error}" if error.code == 2 else error, file=sys.stderr, flush=True)
     return error.code

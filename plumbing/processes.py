@@ -42,8 +42,6 @@ TOLD = SimpleNamespace(signal=0, grace=0.0, since=0.0)
 class SharedError(InputError):
     """Bad input that every rank raises, so that rank 0 speaks for all."""
 
-    on_every_rank = True
-
 
 def start_processes() -> tuple[torch.device, DeviceMesh]:
     """Join torchrun's process group, or a group of one; returns this rank's device and the mesh of all ranks."""
@@ -160,8 +158,7 @@ def ending_together():
                          "last checkpoint") from error
     finally:
         error = sys.exception()
-        known = isinstance(error, InputError) and error.on_every_rank
-        if isinstance(error, Exception) and not known and dist.is_initialized():
+        if isinstance(error, Exception) and not isinstance(error, SharedError) and dist.is_initialized():
             with contextlib.suppress(dist.DistError):  # the store dies with the process that holds it
                 store, rank = group_store(), dist.get_rank()
                 kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 import data
 from data import InputError, Sample
-from plumbing.processes import barrier, broadcast, is_main, print0, whereabouts
+from plumbing.processes import SharedError, barrier, broadcast, is_main, print0, whereabouts
 from plumbing.release import prompt_id
 
 SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "fused_loss", "save_every", "eval_data", "eval_every",
@@ -47,13 +47,11 @@ def complete_files():
         except (OSError, SafetensorError, CheckpointException) as error:
             if isinstance(error, OSError) and error.errno not in NOT_WRITTEN:
                 raise
-            reason = error
-            if everywhere := isinstance(error, CheckpointException):
-                reason = next(iter(error.failures.values()))[0]
-            line = InputError(f"cannot write ({reason}); {room()}; {whereabouts([dist.get_rank()])}; what was complete "
-                              "is safe: the same command goes on from there")
-            line.on_every_rank = everywhere
-            raise line from error
+            everywhere = isinstance(error, CheckpointException)
+            reason = next(iter(error.failures.values()))[0] if everywhere else error
+            raise (SharedError if everywhere else InputError)(
+                f"cannot write ({reason}); {room()}; {whereabouts([dist.get_rank()])}; what was complete is safe: the "
+                "same command goes on from there") from error
 
 
 def check_space(policy, config):
