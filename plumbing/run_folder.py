@@ -15,23 +15,20 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from glob import escape, glob
-from types import SimpleNamespace
 
-import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
 import data
 from data import InputError, Sample
-from plumbing.processes import SharedError, barrier, broadcast, is_main, print0, whereabouts
+from plumbing.processes import SharedError, barrier, broadcast, is_main, print0
 from plumbing.release import prompt_id
 
 SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "fused_loss", "save_every", "eval_data", "eval_every",
                "eval_questions", "gradient_checkpointing", "patience", "plan", "gpus", "gpu_gb", "grace", "tracker",
                "recipe"}
 HELD = contextlib.ExitStack()  # the locks of this program
-DISK = SimpleNamespace(folder=".", needed=0.0)  # that this program writes to; GB of a checkpoint and the model
 NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
                errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG}
 
@@ -40,7 +37,6 @@ NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 def complete_files():
     """Around a program, within `ending_together`: a file that cannot be written ends it with one line. Afterwards its
     folders are free for others."""
-    DISK.folder, DISK.needed = ".", 0.0
     with HELD:
         try:
             yield
@@ -50,22 +46,8 @@ def complete_files():
             everywhere = isinstance(error, CheckpointException)
             reason = next(iter(error.failures.values()))[0] if everywhere else error
             raise (SharedError if everywhere else InputError)(
-                f"cannot write ({reason}); {room()}; {whereabouts([dist.get_rank()])}; what was complete is safe: the "
-                "same command goes on from there") from error
-
-
-def check_space(policy, config):
-    """Say so if the disk of --out has less room than a checkpoint and the model take."""
-    trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
-    total = sum(parameter.numel() for parameter in policy.parameters())
-    DISK.needed = (12 * trained + getattr(torch, config.dtype).itemsize * total) / 1e9  # 12: weight, Adam's moments
-    if is_main() and shutil.disk_usage(DISK.folder).free < 1e9 * DISK.needed:
-        print(f"warning: {DISK.folder} is short of room: {room()}", flush=True)
-
-
-def room() -> str:
-    needed = f", a checkpoint and the model take {DISK.needed:.3g}" if DISK.needed else ""
-    return f"{shutil.disk_usage(DISK.folder).free / 1e9:.3g} GB are free{needed}"
+                f"cannot write ({reason}): is the disk full? What was complete is safe: the same command goes on from "
+                "there") from error
 
 
 def lock(path: str):
@@ -95,7 +77,6 @@ def open_folder(path: str, stage: str = ""):
         writable = False
     if not writable:
         raise InputError(f"--out {path}: no folder can be made or written there")
-    DISK.folder = path or "."
     if is_main():
         lock(os.path.join(path, f"{stage}.lock"))
 
