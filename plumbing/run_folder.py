@@ -9,7 +9,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import socket
 import time
@@ -29,8 +28,7 @@ SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "fused_loss", 
                "eval_questions", "gradient_checkpointing", "patience", "plan", "gpus", "gpu_gb", "grace", "tracker",
                "recipe"}
 HELD = contextlib.ExitStack()  # the locks of this program
-NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
-               errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG}
+NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 
 
 @contextlib.contextmanager
@@ -157,8 +155,6 @@ def check_folder(config, folder: str, prints: dict[str, str]):
                 config.restart or config.stage == "sample"):
             raise InputError(f"--{name} {getattr(config, name)} lies in {folder}, which this run replaces: "
                              "give another --out")
-    for path in config.data.split(",") if config.stage in ("1", "2") else []:
-        check_buckets(path)
     names = {name for _, _, names in os.walk(folder) for name in names if not name.endswith(".writing")}
     if not names or config.stage == "sample" and "easy.jsonl" in names:
         return  # there is nothing of value, or the buckets that this run replaces
@@ -176,18 +172,6 @@ def check_folder(config, folder: str, prints: dict[str, str]):
     if changed and not config.restart:
         raise InputError(f"{folder} holds a run with other settings ({', '.join(changed)}): "
                          "give another --out, or --restart to replace it")
-
-
-def check_buckets(path: str):
-    """InputError if a bucket's file and the two beside it, where they are there, were not written by one run."""
-    runs, names = {}, ("easy.jsonl", "medium.jsonl", "hard.jsonl")
-    for name in names if os.path.basename(path) in names else ():
-        if os.path.exists(beside := os.path.join(os.path.dirname(path), name)):
-            with open(beside, errors="replace") as file:
-                runs |= dict.fromkeys(re.findall(r'"run": "(\w+)"', file.readline()), name)
-    if len(runs) > 1:
-        raise InputError(f"{path}: {' and '.join(sorted(runs.values()))} are of different runs of --stage sample: "
-                         "run it again")
 
 
 def replace_buckets(folder: str, samples: list[Sample], rows: list[dict], group_size: int, asked: str):
