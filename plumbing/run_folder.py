@@ -134,13 +134,11 @@ def weights_id(folder: str) -> str:
 def fingerprints(config, model_folder: str, samples: list[Sample], *prompt: str) -> dict[str, str]:
     """What a run depends on and its flags do not say. Of an image file only the name counts, since the folder may be
     mounted elsewhere, and a file that has gone bad may be replaced."""
-    used = getattr(config, "clip_weight", 1) > 0 and os.path.isdir(config.clip)
-    clip = [weights_id(config.clip)] if used else []
     rows = ((sample.qid, sample.question, sample.answer, sample.key_words, sample.choices, sample.solution,
              [digest(image) if isinstance(image, bytes) else os.path.basename(str(image)) for image in sample.images])
             for sample in samples)
     return {"rows of --data": digest(*rows), "prompt template": digest(prompt_id(config.prompt), *prompt),
-            "weights of --model": weights_id(model_folder), "weights of --clip": digest(*clip)}
+            "weights of --model": weights_id(model_folder)}
 
 
 def inside(path: str, folder: str) -> bool:

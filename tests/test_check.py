@@ -4,7 +4,6 @@ import os
 import runpy
 import shutil
 import sys
-from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -15,7 +14,7 @@ from conftest import picture
 from data import InputError, Sample
 from grading.equal import correct
 from plumbing import check, filters
-from plumbing.run_folder import fingerprints, weights_id
+from plumbing.run_folder import weights_id
 from ranks import ROOT, ranks
 from test_train import contents, metrics, questions, stage_1, warm_up, warmup, weights
 
@@ -153,19 +152,9 @@ def test_a_run_of_an_older_version_has_no_fingerprints_and_goes_on(tiny_folder, 
     argv = stage_1(tiny_folder, questions, tmp_path)
     assert train.main(argv) == 0
     found = json.load(open(tmp_path / "stage1" / "config.json"))
-    assert set(found.pop("fingerprints")) == {"rows of --data", "prompt template", "weights of --model",
-                                               "weights of --clip"}
+    assert set(found.pop("fingerprints")) == {"rows of --data", "prompt template", "weights of --model"}
     (tmp_path / "stage1" / "config.json").write_text(json.dumps(found))
     assert train.main(argv) == 0 and weights(tmp_path / "stage1")
-
-
-def test_the_model_of_the_clip_reward_counts_where_it_has_a_weight(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    config = train.Config(clip=str(tmp_path), clip_weight=0.4)
-    before = [fingerprints(each, str(tmp_path), []) for each in (config, replace(config, clip_weight=0.0))]
-    (tmp_path / "open_clip_model.safetensors").write_text("weights")
-    after = [fingerprints(each, str(tmp_path), []) for each in (config, replace(config, clip_weight=0.0))]
-    assert [a["weights of --clip"] == b["weights of --clip"] for a, b in zip(before, after)] == [False, True]
 
 
 # ---- python data.py check
