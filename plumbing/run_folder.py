@@ -141,18 +141,13 @@ def fingerprints(config, model_folder: str, samples: list[Sample], *prompt: str)
             "weights of --model": weights_id(model_folder)}
 
 
-def inside(path: str, folder: str) -> bool:
-    return os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep)
-
-
 def check_folder(config, folder: str, prints: dict[str, str]):
     """Refuse to mix this run with what lies in its folder, and to write over its own input. prints: `fingerprints`."""
     open_folder(config.out, os.path.basename(folder))
-    for name in ("model", "data"):
-        if any(inside(path, folder) for path in getattr(config, name).split(",")) and (
-                config.restart or config.stage == "sample"):
-            raise InputError(f"--{name} {getattr(config, name)} lies in {folder}, which this run replaces: "
-                             "give another --out")
+    inputs = [os.path.realpath(path) for path in (config.model, *config.data.split(","))]
+    inside = any(path.startswith(os.path.realpath(folder) + os.sep) for path in inputs)
+    if inside and (config.restart or config.stage == "sample"):
+        raise InputError(f"--model or --data lies in {folder}, which this run replaces: give another --out")
     names = {name for _, _, names in os.walk(folder) for name in names if not name.endswith(".writing")}
     if not names or config.stage == "sample" and "easy.jsonl" in names:
         return  # there is nothing of value, or the buckets that this run replaces
