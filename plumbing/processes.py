@@ -5,13 +5,12 @@
 Ranks run in lock-step except where they read, sample and score, because there each takes its own time. Afterwards they
 wait for each other at a `barrier`. It is kept in the group's store and is no collective, so that a wait names the
 missing rank every minute, ends, and ends at once with the message of a rank that has failed. In the store are
-    doing/R   what rank R does, as it last said, and since when
+    doing/R   what rank R does, as it last said
     met/R     how many barriers rank R has come to; met: the sum over all ranks
     go/N      barrier N is over: empty, or why a rank will never come; deleted at barrier N + 1
 """
 import contextlib
 import gc
-import json
 import os
 import signal
 import sys
@@ -95,18 +94,12 @@ def group_store() -> dist.Store:
 def here(doing: str):
     """Say what this rank begins to do."""
     if dist.is_initialized():
-        group_store().set(f"doing/{dist.get_rank()}", json.dumps([doing, time.time()]))
+        group_store().set(f"doing/{dist.get_rank()}", doing)
 
 
-def whereabouts(ranks) -> str:
-    """What ranks said last: 'rank 3: reward of step 12 for 62 s; rank 5: ..'; nodes' clocks are taken to agree."""
-    store, said = group_store(), []
-    for rank in ranks:
-        doing, since = "not started", time.time()
-        if store.check([f"doing/{rank}"]):
-            doing, since = json.loads(store.get(f"doing/{rank}"))
-        said.append(f"rank {rank}: {doing} for {time.time() - since:.0f} s")
-    return "; ".join(said)
+def whereabouts(ranks: list[int]) -> str:
+    """What ranks said last: 'rank 3: reward of step 12; rank 5: ..'."""
+    return "; ".join(f"rank {rank}: {group_store().get(f'doing/{rank}').decode()}" for rank in ranks)
 
 
 def barrier(patience: float = PATIENCE):
@@ -122,7 +115,7 @@ def barrier(patience: float = PATIENCE):
     if store.add("met", 1) == n * W:  # the last to come
         store.set(f"go/{n}", "")
         store.delete_key(f"go/{n - 1}")  # all have read it: they are here
-    began, signs, pause = time.monotonic(), 1, 1e-4
+    began, signs = time.monotonic(), 1
     while not store.check([f"go/{n}"]):
         waited = time.monotonic() - began
         if waited > min(signs * SIGN_OF_LIFE, patience * 60):
@@ -132,8 +125,7 @@ def barrier(patience: float = PATIENCE):
                 raise TimeoutError(f"gave up after {patience:g} minutes of waiting for {whereabouts(missing)}")
             if missing and rank == min(set(range(W)) - set(missing)):
                 print(f"waiting for {whereabouts(missing)}", file=sys.stderr, flush=True)
-        time.sleep(pause)
-        pause = min(2 * pause, 0.1)
+        time.sleep(0.01)
     if reason := store.get(f"go/{n}").decode():
         raise SharedError(reason)
 
@@ -142,7 +134,7 @@ def barrier(patience: float = PATIENCE):
 def ending_together():
     """Around a rank's work: an error that ends it also ends those that will wait for it at the next meeting.
 
-    A failed collective becomes an InputError. That, and an error that is none, also say what every rank was doing.
+    A failed collective becomes an InputError.
     """
     try:
         with hearing_signals():
@@ -150,12 +142,9 @@ def ending_together():
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "Connection" not in str(error):  # gloo's errors have no class
             raise
-        last = ""
-        with contextlib.suppress(dist.DistError):  # the store dies with the process that holds it
-            last = f"; last seen {whereabouts(range(dist.get_world_size()))}"
         why = str(error).splitlines()[0][:100]
-        raise InputError(f"rank {dist.get_rank()} has lost another ({why}{last}); the same command goes on from the "
-                         "last checkpoint") from error
+        raise InputError(f"rank {dist.get_rank()} has lost another ({why}); the same command goes on from the last "
+                         "checkpoint") from error
     finally:
         error = sys.exception()
         if isinstance(error, Exception) and not isinstance(error, SharedError) and dist.is_initialized():
@@ -163,8 +152,6 @@ def ending_together():
                 store, rank = group_store(), dist.get_rank()
                 kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
                 store.set(f"go/{store.add(f'met/{rank}', 0) + 1}", f"rank {rank} has ended: {kind}{error}")
-                if kind:
-                    print(f"last seen {whereabouts(range(dist.get_world_size()))}", file=sys.stderr, flush=True)
 
 
 class Stopped(SharedError):
