@@ -14,7 +14,6 @@ import gc
 import os
 import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -130,15 +129,31 @@ def barrier(patience: float = PATIENCE):
         raise SharedError(reason)
 
 
+def hear(number: int, _):
+    """The first signal asks the run to end well; a second one, or TOLD.grace seconds, end it at once."""
+    now = time.monotonic()
+    if TOLD.grace and not TOLD.signal:
+        TOLD.signal, TOLD.since = number, now
+        signal.setitimer(signal.ITIMER_REAL, TOLD.grace)
+    elif number == signal.SIGALRM or now > TOLD.since + 1:  # sooner it is the same, handed on by torchrun
+        number = TOLD.signal or number
+        if is_main():
+            line = f"{signal.Signals(number).name}: ended at once; the same command goes on from what is saved\n"
+            os.write(sys.stderr.fileno(), line.encode())  # print may be in use by what was interrupted
+        os._exit(128 + number)
+
+
 @contextlib.contextmanager
 def ending_together():
-    """Around a rank's work: an error that ends it also ends those that will wait for it at the next meeting.
+    """Around a rank's work: SIGTERM and SIGINT raise nothing, they set TOLD.signal, which is looked at now and then.
 
-    A failed collective becomes an InputError.
+    An error that ends this rank also ends those that will wait for it at the next barrier. A failed collective becomes
+    an InputError.
     """
+    TOLD.signal, TOLD.grace = 0, 0.0
+    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
     try:
-        with hearing_signals():
-            yield
+        yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "Connection" not in str(error):  # gloo's errors have no class
             raise
@@ -146,6 +161,9 @@ def ending_together():
         raise InputError(f"rank {dist.get_rank()} has lost another ({why}); the same command goes on from the last "
                          "checkpoint") from error
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         error = sys.exception()
         if isinstance(error, Exception) and not isinstance(error, SharedError) and dist.is_initialized():
             with contextlib.suppress(dist.DistError):  # the store dies with the process that holds it
@@ -160,36 +178,6 @@ class Stopped(SharedError):
     def __init__(self, number: int, where: str = ""):
         super().__init__(f"{signal.Signals(number).name}: ended{where}; the same command goes on from there")
         self.number, self.code = number, 128 + number
-
-
-def hear(number: int, _):
-    """The first signal asks the run to end well; a second one, or TOLD.grace seconds, end it at once."""
-    first, now = not TOLD.signal, time.monotonic()
-    if first and TOLD.grace:
-        TOLD.signal, TOLD.since = number, now
-        signal.setitimer(signal.ITIMER_REAL, TOLD.grace)
-    elif first or number == signal.SIGALRM or now > TOLD.since + 1:  # sooner it is the same, handed on by torchrun
-        number = TOLD.signal or number
-        if is_main():
-            line = f"{signal.Signals(number).name}: ended at once; the same command goes on from what is saved\n"
-            os.write(sys.stderr.fileno(), line.encode())  # print may be in use by what was interrupted
-        os._exit(128 + number)
-
-
-@contextlib.contextmanager
-def hearing_signals():
-    """Around a rank's work: SIGTERM and SIGINT raise nothing, they set TOLD.signal, which is looked at now and then."""
-    if threading.current_thread() is not threading.main_thread():  # Python tells the main thread only
-        yield
-        return
-    TOLD.signal, TOLD.grace = 0, 0.0
-    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def stop_together():
