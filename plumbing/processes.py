@@ -291,9 +291,6 @@ def ahead(function: Callable, items: Iterable, most: int, *rest) -> Iterator:
 
 # ----------------------------------------------------------------------------------- phases of a step
 
-MEMORY_ADVICE = {"rollout": "lower --slots", "logprobs": "lower --token_budget",
-                 "update": "lower --token_budget, or use more GPUs if it is in the optimiser's own step"}
-
 
 class Timer:
     """Seconds per phase: `with timer("rollout"): ..` adds to timer.seconds["rollout"]; other ranks see where we are."""
@@ -309,10 +306,9 @@ class Timer:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            advice = MEMORY_ADVICE.get(phase, "use a GPU with more memory")
-            raise InputError(f"rank {dist.get_rank()} is out of memory in the {phase} of {self.where}: {advice} "
-                             "(--plan shows what takes it); the same command goes on from the last checkpoint"
-                             ) from error
+            raise InputError(f"rank {dist.get_rank()} is out of memory in the {phase} of {self.where}: in a rollout "
+                             "lower --slots, else lower --token_budget, or use more GPUs (see --plan); the same "
+                             "command goes on from the last checkpoint") from error
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
