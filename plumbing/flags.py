@@ -62,9 +62,6 @@ class Flags(HfArgumentParser):
     def read(self, argv: list[str], overrides: dict):
         """argv -> the dataclass; overrides replace defaults, argv replaces both. InputError names a near flag."""
         self.set_defaults(**overrides)
-        for action in self._actions:
-            if action.default == "":
-                action.help = self.comments[action.dest][1]  # an empty default says nothing
         config, rest = self.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
         if rest:
             names = [option for action in self._actions for option in action.option_strings]
