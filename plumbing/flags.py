@@ -134,14 +134,14 @@ def read_stage(argv: list[str], doc: str, kind, stages: dict, recipes: dict, fol
         raise InputError(f"--stage {stage or 'is missing'}: give one of {', '.join(stages)}")
     release = RELEASE[stage] if stage in stages and words.get("--parity") == "release" else {}
     settings = stages.get(stage, {}) | recipes.get(words.get("--recipe"), {}) | release
+    if "--plan" in words:  # needs the shape of a model only, and the stage before may not have made one yet
+        settings = settings | {"model": stages["sft"]["model"]}
     config = Flags(kind, doc).read(argv, settings)
     given = {name: getattr(config, name).replace("{out}", config.out) for name in ("model", "data")}
     # When torchrun has started the run again (--max_restarts), what lies in its folder is its own, to be resumed.
     anew = config.restart and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     config = dataclasses.replace(config, **given, restart=anew)
-    if config.plan:
-        config = dataclasses.replace(config, model=planned_model(config, stages))
-    else:
+    if not config.plan:
         check_inputs(config, stages, folders)
     check_sampling(config)
     if stage != "sample":
@@ -159,12 +159,6 @@ def check_inputs(config, stages: dict[str, dict], folders: dict[str, str]):
             if made_here and getattr(config, name) == path and not os.path.exists(path):
                 raise InputError(f"{path} is missing: make it with `train.py --stage {maker} --out {config.out}`, "
                                  f"or give --{name}")
-
-
-def planned_model(config, stages: dict[str, dict]) -> str:
-    """The model that a plan is for: where an earlier stage has yet to make it, what that stage will make it from."""
-    default = stages[config.stage]["model"].replace("{out}", config.out)
-    return stages["sft"]["model"] if config.model == default and not os.path.exists(default) else config.model
 
 
 def complain(error: InputError) -> int:
