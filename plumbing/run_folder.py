@@ -48,35 +48,29 @@ def complete_files():
                 "there") from error
 
 
-def lock(path: str):
-    """Take a folder, by a file in it, for this program; InputError if another works in it. The system drops a lock when
-    its process dies, also on a shared disk, so none is ever stale. A disk without locks is used without."""
+def open_folder(path: str, stage: str = ""):
+    """Make a folder of --out, and take it, or the folder of a stage below it, for this program; InputError if it cannot
+    be written to, or if another program works in it. The system drops a lock when its process dies, also on a shared
+    disk, so none is ever stale. A disk without locks is used without."""
     import fcntl  # not on Windows
 
-    file = HELD.enter_context(open(path, "a+b", buffering=0))
+    if not is_main():
+        return
+    try:
+        os.makedirs(path or ".", exist_ok=True)
+        file = HELD.enter_context(open(os.path.join(path, f"{stage}.lock"), "a+b", buffering=0))
+    except (OSError, ValueError) as error:  # a NUL byte is a ValueError
+        raise InputError(f"--out {path}: no folder can be made or written there") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
-        raise InputError(f"--out is in use ({path}: {file.read().decode()}): wait for it, end it, or give "
+        raise InputError(f"--out is in use ({file.name}: {file.read().decode()}): wait for it, end it, or give "
                          "another") from error
     except OSError as error:
-        print0(f"note: {path}: no locks on this disk ({error.strerror}); do not start the same command twice")
+        print0(f"note: {file.name}: no locks on this disk ({error.strerror}); do not start the same command twice")
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}".encode())
-
-
-def open_folder(path: str, stage: str = ""):
-    """Make a folder of --out, or find that it can be written to, and lock it, or the folder of a stage below it."""
-    try:
-        os.makedirs(path or ".", exist_ok=True)
-        writable = os.access(path or ".", os.W_OK)
-    except (OSError, ValueError):  # a NUL byte is a ValueError
-        writable = False
-    if not writable:
-        raise InputError(f"--out {path}: no folder can be made or written there")
-    if is_main():
-        lock(os.path.join(path, f"{stage}.lock"))
 
 
 def write_text(path: str, text: str):
