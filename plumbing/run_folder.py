@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from glob import escape, glob
 
@@ -103,11 +104,8 @@ def checkpoints(folder: str) -> list[str]:
 
 
 def digest(*parts) -> str:
-    """Of bytes as they are, of anything else as it is printed."""
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(hashlib.sha256(part if isinstance(part, bytes) else repr(part).encode()).digest())
-    return whole.hexdigest()[:12]
+    """Twelve hex digits that stand for anything printable."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 def weights_id(folder: str) -> str:
@@ -129,7 +127,7 @@ def fingerprints(config, model_folder: str, samples: list[Sample], *prompt: str)
     """What a run depends on and its flags do not say. Of an image file only the name counts, since the folder may be
     mounted elsewhere, and a file that has gone bad may be replaced."""
     rows = ((sample.qid, sample.question, sample.answer, sample.key_words, sample.choices, sample.solution,
-             [digest(image) if isinstance(image, bytes) else os.path.basename(str(image)) for image in sample.images])
+             [zlib.crc32(each) if isinstance(each, bytes) else os.path.basename(str(each)) for each in sample.images])
             for sample in samples)
     return {"rows of --data": digest(*rows), "prompt template": digest(prompt_id(config.prompt), *prompt),
             "weights of --model": weights_id(model_folder)}
@@ -167,7 +165,7 @@ def replace_buckets(folder: str, samples: list[Sample], rows: list[dict], group_
     with replaced_folder(folder) as writing:
         sizes = data.write_buckets(writing, samples, correct, group_size)
         write_text(os.path.join(writing, "rollouts.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
-    drop_kept(asked)
+    shutil.rmtree(asked)
     print(f"{len(rows)} questions -> {folder}: " + ", ".join(f"{size} {name}" for name, size in sizes.items()))
     if not (sizes["easy"] and sizes["medium"]):
         print("a stage is left without questions: a longer or shorter warm-up, or another --temperature, helps")
@@ -245,9 +243,3 @@ def kept(folder: str, way: str, samples: list[Sample], ask: Callable[[list[Sampl
         raise InputError(f"{folder}: {len(lost)} responses of other processes are not to be seen, the first has "
                          f"{key} {lost[0]}; --out must be a folder that all machines share")
     return {sample.qid: rows[sample.qid] for sample in samples}  # exactly those asked, in the order of the data set
-
-
-def drop_kept(folder: str):
-    """Delete the rows of finished questions, and those under other settings: what was made of them is complete."""
-    for path in glob(escape(folder.rpartition("-")[0]) + "-*"):
-        shutil.rmtree(path)
