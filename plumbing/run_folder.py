@@ -167,8 +167,6 @@ def replace_buckets(folder: str, samples: list[Sample], rows: list[dict], group_
         write_text(os.path.join(writing, "rollouts.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
     shutil.rmtree(asked)
     print(f"{len(rows)} questions -> {folder}: " + ", ".join(f"{size} {name}" for name, size in sizes.items()))
-    if not (sizes["easy"] and sizes["medium"]):
-        print("a stage is left without questions: a longer or shorter warm-up, or another --temperature, helps")
 
 
 def prepare_folder(folder: str, config, prints: dict[str, str]) -> int:
