@@ -30,7 +30,6 @@ from data import InputError
 
 
 COLLECTIVE = timedelta(minutes=10)  # all ranks are there when a collective begins, so a slower one is broken
-PATIENCE = 60.0  # minutes until a barrier is given up, where no flag says otherwise
 SIGN_OF_LIFE = 60.0  # seconds between two lines about who is missing
 THREADS = 4  # that work ahead of a rank
 # The signal that has told this rank to end, or 0, and the seconds that it then has; 0 while there is nothing to save.
@@ -73,11 +72,8 @@ def stop_processes(code: int) -> int:
         gc.collect()  # gloo aborts when a sharded model outlives its group
         if code == 0:
             here("end")
-            try:
-                barrier()
-                dist.barrier()  # the store may live in rank 0: it leaves after all others have read from it
-            except InputError:  # a rank with more to do, such as writing, has failed and said so
-                code = 2
+            barrier()
+            dist.barrier()  # the store may live in rank 0: it leaves after all others have read from it
         dist.destroy_process_group()
     return code
 
@@ -101,7 +97,7 @@ def whereabouts(ranks: list[int]) -> str:
     return "; ".join(f"rank {rank}: {group_store().get(f'doing/{rank}').decode()}" for rank in ranks)
 
 
-def barrier(patience: float = PATIENCE):
+def barrier(patience: float = 60.0):
     """Wait until every rank has come here; meanwhile the first of those that wait says every minute who is missing.
 
     After `patience` minutes all that wait raise a TimeoutError that names the missing; an InputError at once if a rank
