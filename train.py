@@ -49,7 +49,6 @@ from engine.policy import Group, Policy, choose_loss, dummy_group, micro_batches
 from engine.sampler import stream, sync
 from engine.weights import export, find_model, load_checkpoint, load_processor, save_checkpoint
 from grading.algebra import check_rule, grader_counts
-from grading.equal import correct
 from plumbing import filters
 from plumbing.flags import complain, read_stage
 from plumbing.log import Log, check_skipped, mean, records, step_metrics
@@ -364,7 +363,7 @@ class Run:
 def load_samples(config: Config, processor) -> tuple[list[Sample], list[Sample]]:
     """The stage's data and the held-out questions. What is wrong with them is found here, before the run."""
     samples = data.load_samples(config.data, config.image_root, config.split)
-    samples = filters.usable(samples, config, processor, correct, log=print0)
+    samples = filters.usable(samples, config, processor, log=print0)
     return samples, filters.held_out(config, processor, log=print0)
 
 
