@@ -5,7 +5,6 @@
 Ranks run in lock-step except where they read, sample and score, because there each takes its own time. Afterwards they
 wait for each other at a `barrier`. It is kept in the group's store and is no collective, so that a wait names the
 missing rank every minute, ends, and ends at once with the message of a rank that has failed. In the store are
-    doing/R   what rank R does, as it last said
     met/R     how many barriers rank R has come to; met: the sum over all ranks
     go/N      barrier N is over: empty, or why a rank will never come; deleted at barrier N + 1
 """
@@ -62,7 +61,6 @@ def start_processes() -> tuple[torch.device, DeviceMesh]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE)
         if cuda:  # NCCL takes its memory at the first collective, while there still is some
             dist.all_reduce(torch.zeros(1, device=device))
-    here("start")
     return device, init_device_mesh(device.type, (dist.get_world_size(),))
 
 
@@ -71,7 +69,6 @@ def stop_processes(code: int) -> int:
     if dist.is_initialized():
         gc.collect()  # gloo aborts when a sharded model outlives its group
         if code == 0:
-            here("end")
             barrier()
             dist.barrier()  # the store may live in rank 0: it leaves after all others have read from it
         dist.destroy_process_group()
@@ -84,17 +81,6 @@ def stop_processes(code: int) -> int:
 def group_store() -> dist.Store:
     """What torchrun's processes share across nodes: keys and values, no tensors."""
     return dist.distributed_c10d._get_default_store()
-
-
-def here(doing: str):
-    """Say what this rank begins to do."""
-    if dist.is_initialized():
-        group_store().set(f"doing/{dist.get_rank()}", doing)
-
-
-def whereabouts(ranks: list[int]) -> str:
-    """What ranks said last: 'rank 3: reward of step 12; rank 5: ..'."""
-    return "; ".join(f"rank {rank}: {group_store().get(f'doing/{rank}').decode()}" for rank in ranks)
 
 
 def barrier(patience: float = 60.0):
@@ -117,9 +103,9 @@ def barrier(patience: float = 60.0):
             signs += 1
             missing = [r for r in range(W) if store.add(f"met/{r}", 0) < n]
             if missing and waited > patience * 60:
-                raise TimeoutError(f"gave up after {patience:g} minutes of waiting for {whereabouts(missing)}")
+                raise TimeoutError(f"gave up after {patience:g} minutes of waiting for ranks {missing}")
             if missing and rank == min(set(range(W)) - set(missing)):
-                print(f"waiting for {whereabouts(missing)}", file=sys.stderr, flush=True)
+                print(f"waiting for ranks {missing}", file=sys.stderr, flush=True)
         time.sleep(0.01)
     if reason := store.get(f"go/{n}").decode():
         raise SharedError(reason)
@@ -289,7 +275,7 @@ def ahead(function: Callable, items: Iterable, most: int, *rest) -> Iterator:
 
 
 class Timer:
-    """Seconds per phase: `with timer("rollout"): ..` adds to timer.seconds["rollout"]; other ranks see where we are."""
+    """Seconds per phase: `with timer("rollout"): ..` adds to timer.seconds["rollout"]."""
 
     def __init__(self, where: str, stoppable: bool = True):
         self.where, self.seconds = where, {}  # where: "step 12"
@@ -297,7 +283,6 @@ class Timer:
 
     @contextlib.contextmanager
     def __call__(self, phase: str):
-        here(f"{phase} of {self.where}")
         start = time.perf_counter()
         try:
             yield
