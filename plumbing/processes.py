@@ -27,7 +27,6 @@ from tqdm import tqdm
 
 from data import InputError
 
-
 COLLECTIVE = timedelta(minutes=10)  # all ranks are there when a collective begins, so a slower one is broken
 SIGN_OF_LIFE = 60.0  # seconds between two lines about who is missing
 THREADS = 4  # that work ahead of a rank
@@ -73,6 +72,70 @@ def stop_processes(code: int) -> int:
             dist.barrier()  # the store may live in rank 0: it leaves after all others have read from it
         dist.destroy_process_group()
     return code
+
+
+# ------------------------------------------------------------------------ who prints, who has which rows
+
+
+def is_main() -> bool:
+    """Whether this process prints, and writes the files that exist once: rank 0."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def print0(*words):
+    """Print on rank 0 only."""
+    if is_main():
+        print(*words, flush=True)
+
+
+def progress(items: Iterable, name: str, total: int, done: int = 0) -> tqdm:
+    """A bar on rank 0, if there is a terminal; it goes when the last item is done."""
+    return tqdm(items, name, total, leave=False, initial=done, disable=None if is_main() else True)
+
+
+def broadcast(value):
+    """Rank 0's value of something small, on every rank. What is on disk is asked like this: shared disks can lag."""
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def shard_of_rank(items) -> list:
+    """This rank's share of what all ranks hold: items r, r + W, .. of rank r of W."""
+    return list(items)[dist.get_rank() :: dist.get_world_size()]
+
+
+def deal(costs: list[float], ranks: int) -> list[list[int]]:
+    """The numbers of the items that each rank gets so that their costs add up to about the same everywhere: the dearest
+    item first, each to the rank with the least so far (Graham 1969, longest processing time first)."""
+    shares, loads = [[] for _ in range(ranks)], [0.0] * ranks
+    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        rank = loads.index(min(loads))
+        shares[rank].append(i)
+        loads[rank] += costs[i]
+    return shares
+
+
+def fair_shares(costs: list[float], block: int) -> list[list[int]]:
+    """This rank's items of each block of so many, when each block is dealt out by costs that all ranks know."""
+    W, rank = dist.get_world_size(), dist.get_rank()
+    return [[first + i for i in deal(costs[first : first + block], W)[rank]] for first in range(0, len(costs), block)]
+
+
+def gather(rows: list) -> list:
+    """The rows of all ranks, on every rank, in the order in which `shard_of_rank` dealt them out."""
+    W = dist.get_world_size()
+    per_rank = [None] * W
+    dist.all_gather_object(per_rank, rows)
+    return [per_rank[i % W][i // W] for i in range(sum(map(len, per_rank)))]
+
+
+def sum_over_ranks(values: dict) -> dict[str, float]:
+    """The sum over all ranks of each of these numbers or scalar tensors; every rank names the same ones."""
+    device = next((value.device for value in values.values() if isinstance(value, torch.Tensor)), "cpu")
+    total = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values.values()])
+    dist.all_reduce(total)
+    return dict(zip(values, total.tolist()))
 
 
 # ------------------------------------------------------------------------- waiting, and ending together
@@ -172,82 +235,16 @@ def stop_together():
 
 def on_every_rank(function: Callable):
     """function() on every rank; bad input on one of them ends all, with what the first has to complain about."""
-    result, error = None, None
+    result, complaint = None, None
     try:
         result = function()
-    except InputError as complaint:
-        error = complaint
+    except InputError as error:
+        complaint = error
     barrier()
-    errors = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, error)
-    for error in errors:
+    for error in gather([complaint]):
         if error is not None:
             raise SharedError(str(error)) from error
     return result
-
-
-# ------------------------------------------------------------------------ who prints, who has which rows
-
-
-def is_main() -> bool:
-    """Whether this process prints, and writes the files that exist once: rank 0."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def print0(*words):
-    """Print on rank 0 only."""
-    if is_main():
-        print(*words, flush=True)
-
-
-def progress(items: Iterable, name: str, total: int, done: int = 0) -> tqdm:
-    """A bar on rank 0, if there is a terminal; it goes when the last item is done."""
-    return tqdm(items, name, total, leave=False, initial=done, disable=None if is_main() else True)
-
-
-def broadcast(value):
-    """Rank 0's value of something small, on every rank. What is on disk is asked like this: shared disks can lag."""
-    values = [value]
-    dist.broadcast_object_list(values)
-    return values[0]
-
-
-def shard_of_rank(items) -> list:
-    """This rank's share of what all ranks hold: items r, r + W, .. of rank r of W."""
-    return list(items)[dist.get_rank() :: dist.get_world_size()]
-
-
-def deal(costs: list[float], ranks: int) -> list[list[int]]:
-    """The numbers of the items that each rank gets so that their costs add up to about the same everywhere: the dearest
-    item first, each to the rank with the least so far (Graham 1969, longest processing time first)."""
-    shares, loads = [[] for _ in range(ranks)], [0.0] * ranks
-    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
-        rank = loads.index(min(loads))
-        shares[rank].append(i)
-        loads[rank] += costs[i]
-    return shares
-
-
-def fair_shares(costs: list[float], block: int) -> list[list[int]]:
-    """This rank's items of each block of so many, when each block is dealt out by costs that all ranks know."""
-    W, rank = dist.get_world_size(), dist.get_rank()
-    return [[first + i for i in deal(costs[first : first + block], W)[rank]] for first in range(0, len(costs), block)]
-
-
-def gather(rows: list) -> list:
-    """The rows of all ranks, on every rank, in the order in which `shard_of_rank` dealt them out."""
-    W = dist.get_world_size()
-    per_rank = [None] * W
-    dist.all_gather_object(per_rank, rows)
-    return [per_rank[i % W][i // W] for i in range(sum(map(len, per_rank)))]
-
-
-def sum_over_ranks(values: dict) -> dict[str, float]:
-    """The sum over all ranks of each of these numbers or scalar tensors; every rank names the same ones."""
-    device = next((value.device for value in values.values() if isinstance(value, torch.Tensor)), "cpu")
-    total = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values.values()])
-    dist.all_reduce(total)
-    return dict(zip(values, total.tolist()))
 
 
 # --------------------------------------------------------------------- work beside that of the device
