@@ -41,22 +41,18 @@ def unmatched(samples: list[Sample], correct: Callable[[str, str, tuple], bool])
 
 
 def sft_verdict(sample: Sample, processor, max_response: float) -> str:
-    """"kept", or why a warm-up row is dropped (release: dataset/filter.py). Of images only the headers are read; a
-    broken one is left to `drop_long`."""
+    """"kept", or why a warm-up row is dropped (release: dataset/filter.py). Of images only the headers are read."""
     if not sample.solution:
         return "no_solution"
     if "let me rethink it" in sample.solution.lower():
         return "rethink"
     if REFUSED.search(sample.solution):
         return "control_token"
-    try:
-        sides = [side for image in sample.images for side in image_size(image)]
-    except ImageError:
+    if processor is None:
         return "kept"
-    if min(sides, default=SMALLEST) < SMALLEST:
+    if any(side < SMALLEST for image in sample.images for side in image_size(image)):
         return "small_image"
-    short = processor is None or len(encode_solution(sample, processor)) <= max_response
-    return "kept" if short else f"over {max_response} tokens"
+    return "kept" if len(encode_solution(sample, processor)) <= max_response else f"over {max_response} tokens"
 
 
 def worth_imitating(samples: list[Sample], config, processor, log=print) -> list[Sample]:
@@ -99,8 +95,6 @@ def usable(samples: list[Sample], config, processor, log=print) -> list[Sample]:
     counts = [f"{sum(bool(getattr(sample, name)) for sample in samples)} with {name}"
               for name in ("images", "answer", "key_words", "choices")]
     log(f"{config.data}: {len(samples)} rows, {', '.join(counts)}")
-    if config.stage == "sft":
-        samples = worth_imitating(samples, config, processor, log)
     check_images(samples)
     if config.accuracy_weight > 0 or config.stage == "sample":
         require(samples, "answer", config.data)
@@ -110,6 +104,8 @@ def usable(samples: list[Sample], config, processor, log=print) -> list[Sample]:
         require(samples, "images", config.data, ", or keep them with --allow_text True")
     if processor is not None:
         samples = drop_long(samples, processor, config.max_prompt, log)
+    if config.stage == "sft":
+        samples = worth_imitating(samples, config, processor, log)
     if config.stage == "sample" and config.drop_last:
         whole = sorted(chain(*batches(len(samples), config.questions_per_rollout, 1, config.seed)))
         log(f"left out: {len(samples) - len(whole)} questions that fill no batch of {config.questions_per_rollout}")
