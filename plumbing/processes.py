@@ -247,7 +247,7 @@ def on_every_rank(function: Callable):
     return result
 
 
-# --------------------------------------------------------------------- work beside that of the device
+# ----------------------------------------------------- work beside that of the device, phases of a step
 
 
 def ahead(function: Callable, items: Iterable, most: int, *rest) -> Iterator:
@@ -266,9 +266,6 @@ def ahead(function: Callable, items: Iterable, most: int, *rest) -> Iterator:
             yield begun.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-# ----------------------------------------------------------------------------------- phases of a step
 
 
 class Timer:
