@@ -44,9 +44,9 @@ def complete_files():
                 raise
             everywhere = isinstance(error, CheckpointException)
             reason = next(iter(error.failures.values()))[0] if everywhere else error
-            raise (SharedError if everywhere else InputError)(
-                f"cannot write ({reason}): is the disk full? What was complete is safe: the same command goes on from "
-                "there") from error
+            kind = SharedError if everywhere else InputError
+            raise kind(f"cannot write ({reason}): is the disk full? What was complete is safe: the same command goes "
+                       "on from there") from error
 
 
 def open_folder(path: str, stage: str = ""):
