@@ -17,6 +17,7 @@ data: accuracy, pass@n, format and the other reward parts. Intervals take every 
 """
 import json
 import os
+import shutil
 import sys
 from dataclasses import asdict, dataclass, field, replace
 
@@ -37,7 +38,7 @@ from plumbing.log import records
 from plumbing.processes import (TOLD, barrier, ending_together, is_main, on_every_rank, print0, start_processes,
                                 stop_processes)
 from plumbing.release import prompt_id
-from plumbing.run_folder import complete_files, drop_kept, fingerprints, kept, open_folder, run_id, write_text
+from plumbing.run_folder import complete_files, fingerprints, kept, open_folder, run_id, write_text
 from train import PARTS, Sampling, ask
 
 
@@ -139,7 +140,7 @@ def run_file(config: EvalConfig, model, processor, clip, samples: list[Sample], 
                   prompt_id=prompt_id(config.prompt), figures=figures)
     write_rows(os.path.join(config.out, "responses.jsonl"), rows)
     write_text(os.path.join(config.out, "report.json"), json.dumps(result, indent=1))
-    drop_kept(folder)
+    shutil.rmtree(folder)
     print(f"{config.model} on {config.data}: {len(rows)} questions x {config.group_size}, "
           f"temperature {config.temperature}; mean and 95 % interval")
     for name, values in figures.items():

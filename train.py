@@ -49,15 +49,14 @@ from engine.policy import Group, Policy, choose_loss, dummy_group, micro_batches
 from engine.sampler import stream, sync
 from engine.weights import export, find_model, load_checkpoint, load_processor, save_checkpoint
 from grading.algebra import check_rule, grader_counts
-from grading.equal import correct
 from plumbing import filters
 from plumbing.flags import complain, read_stage
 from plumbing.log import Log, check_skipped, mean, records, step_metrics
 from plumbing.processes import (TOLD, Stopped, Timer, ahead, barrier, broadcast, ending_together, fair_shares, gather,
                                 is_main, on_every_rank, print0, progress, shard_of_rank, start_processes,
-                                stop_processes, stop_together, sum_over_ranks, told_to_stop)
-from plumbing.run_folder import (check_folder, check_space, checkpoints, complete_files, fingerprints, kept,
-                                 prepare_folder, replace_buckets, run_id)
+                                stop_processes, stop_together, sum_over_ranks)
+from plumbing.run_folder import (check_folder, checkpoints, complete_files, fingerprints, kept, prepare_folder,
+                                 replace_buckets, run_id)
 
 # ------------------------------------------------------------------------------- settings and stages
 
@@ -244,7 +243,7 @@ def collect(replica, processor, clip, samples: list[Sample], prompts: Iterable[P
     groups = stream(replica, prompts, longest, seeds, config.group_size, config.max_response, config.temperature,
                     config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
     for _ in range(0, len(samples), CHUNK):
-        if timer.stoppable and told_to_stop():
+        if timer.stoppable and TOLD.signal:
             break
         with timer("rollout"):
             finished = list(islice(groups, CHUNK))
@@ -364,7 +363,7 @@ class Run:
 def load_samples(config: Config, processor) -> tuple[list[Sample], list[Sample]]:
     """The stage's data and the held-out questions. What is wrong with them is found here, before the run."""
     samples = data.load_samples(config.data, config.image_root, config.split)
-    samples = filters.usable(samples, config, processor, correct, log=print0)
+    samples = filters.usable(samples, config, processor, log=print0)
     return samples, filters.held_out(config, processor, log=print0)
 
 
@@ -511,7 +510,6 @@ def train(run: Run, step_function):
         return
     first = done = prepare_folder(run.folder, config, run.prints)
     folder, skipped = os.path.join(run.folder, "checkpoints"), 0
-    check_space(run.policy, config)
     on_every_rank(lambda: load_checkpoint(folder, run.policy, optimizer))
     mine = [run.samples[i] for batch in run.batches[first:steps] for i in shard_of_rank(batch)]
     share = len(shard_of_rank(run.batches[0]))  # of one step

@@ -35,7 +35,7 @@ from torch.distributed.tensor import DTensor
 from data import InputError, Sample, encode_prompt
 from engine.lora import base_weights, merged, save_adapter
 from plumbing.flags import refuse
-from plumbing.processes import barrier, broadcast, here, is_main, on_every_rank
+from plumbing.processes import barrier, broadcast, is_main, on_every_rank
 from plumbing.release import RELEASE_PROMPT
 from plumbing.run_folder import checkpoints, replaced_folder
 
@@ -281,7 +281,6 @@ def export(path: str, policy, processor, dtype=torch.bfloat16, file_bytes=4 << 3
     Rank 0 holds one file's worth in host memory at a time; what is being gathered lies on the device. InputError,
     before anything is written: a weight is not finite, which training's skipped steps should have prevented.
     """
-    here(f"export to {path}")
     policy.reshard()
     named = [(hub_name(policy.config, name), weight) for name, weight in policy.named_parameters()]
     on_every_rank(lambda: check_weights(named, f"nothing is exported to {path}", "start again with a lower --lr"))
@@ -356,7 +355,6 @@ def state_of(policy, optimizer) -> dict:
 
 def save_checkpoint(folder: str, step: int, policy, optimizer):
     """Write folder/step-NNNNNN, the run's state after `step` steps; the last two are kept, a torn one never counts."""
-    here(f"checkpoint after step {step}")
     path = os.path.join(folder, f"step-{step:06d}")
     if is_main():
         shutil.rmtree(path + ".writing", ignore_errors=True)

@@ -20,7 +20,6 @@ class InputError(ValueError):
     """Bad user input. The message is one line: what is wrong, where (file, row, qid or flag), and what to do. Whatever
     it quotes, it has at most 300 characters, beginning and end, and cannot pass for a second line."""
 
-    on_every_rank = False  # True where all ranks raise it, so that rank 0 speaks for all
     code = 2  # of the program's exit
 
     def __init__(self, message: str):

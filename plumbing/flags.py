@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from transformers import HfArgumentParser
 
 from data import InputError
-from plumbing.processes import is_main
+from plumbing.processes import SharedError, is_main
 from plumbing.release import RELEASE
 
 COMMENT = re.compile(r"^    (?:# (\w+)$|(\w+): [^#\n]*#\s*(.+))", re.MULTILINE)  # a heading, or a field's
@@ -62,9 +62,6 @@ class Flags(HfArgumentParser):
     def read(self, argv: list[str], overrides: dict):
         """argv -> the dataclass; overrides replace defaults, argv replaces both. InputError names a near flag."""
         self.set_defaults(**overrides)
-        for action in self._actions:
-            if action.default == "":
-                action.help = self.comments[action.dest][1]  # an empty default says nothing
         config, rest = self.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
         if rest:
             names = [option for action in self._actions for option in action.option_strings]
@@ -75,13 +72,10 @@ class Flags(HfArgumentParser):
 
 RANGES = [  # (low, high, the settings that have to lie there); nan lies nowhere
     (1, 1e9, "group_size max_prompt max_response length_limit questions_per_rollout questions_per_update epochs "
-             "token_budget eval_questions clip_ratio_c gpus gpu_gb"),
-    (1, 178956970, "min_pixels max_pixels"),  # Pillow opens no larger image
-    (0, 1e9, "slots max_steps save_every eval_every lr weight_decay kl_coef cutoff lora_rank"),
-    (1e-9, 1e9, "max_grad_norm lora_alpha"),
-    (0, 2**31, "seed"),
-    (0, 100, "temperature clip_ratio_high"),
-    (0.01, 1e6, "patience grace"),
+             "token_budget eval_questions clip_ratio_c gpus gpu_gb min_pixels max_pixels"),
+    (0, 1e9, "slots max_steps save_every eval_every lr weight_decay kl_coef cutoff lora_rank seed temperature "
+             "clip_ratio_high"),
+    (1e-6, 1e9, "max_grad_norm lora_alpha patience grace"),
     (1e-6, 1, "top_p clip_target"),
     (0, 1, "clip_ratio_low warmup_ratio"),
 ]
@@ -140,12 +134,14 @@ def read_stage(argv: list[str], doc: str, kind, stages: dict, recipes: dict, fol
         raise InputError(f"--stage {stage or 'is missing'}: give one of {', '.join(stages)}")
     release = RELEASE[stage] if stage in stages and words.get("--parity") == "release" else {}
     settings = stages.get(stage, {}) | recipes.get(words.get("--recipe"), {}) | release
+    if "--plan" in words:  # needs the shape of a model only, and the stage before may not have made one yet
+        settings = settings | {"model": stages["sft"]["model"]}
     config = Flags(kind, doc).read(argv, settings)
     given = {name: getattr(config, name).replace("{out}", config.out) for name in ("model", "data")}
-    config = dataclasses.replace(config, **given)
-    if config.plan:
-        config = dataclasses.replace(config, model=planned_model(config, stages))
-    else:
+    # When torchrun has started the run again (--max_restarts), what lies in its folder is its own, to be resumed.
+    anew = config.restart and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    config = dataclasses.replace(config, **given, restart=anew)
+    if not config.plan:
         check_inputs(config, stages, folders)
     check_sampling(config)
     if stage != "sample":
@@ -165,14 +161,8 @@ def check_inputs(config, stages: dict[str, dict], folders: dict[str, str]):
                                  f"or give --{name}")
 
 
-def planned_model(config, stages: dict[str, dict]) -> str:
-    """The model that a plan is for: where an earlier stage has yet to make it, what that stage will make it from."""
-    default = stages[config.stage]["model"].replace("{out}", config.out)
-    return stages["sft"]["model"] if config.model == default and not os.path.exists(default) else config.model
-
-
 def complain(error: InputError) -> int:
     """Say in one line what is wrong with the input; returns the exit code for that."""
-    if is_main() or not error.on_every_rank:  # what all ranks know, rank 0 says for all
+    if is_main() or not isinstance(error, SharedError):
         print(f"error: {error}" if error.code == 2 else error, file=sys.stderr, flush=True)
     return error.code

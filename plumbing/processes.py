@@ -5,17 +5,14 @@
 Ranks run in lock-step except where they read, sample and score, because there each takes its own time. Afterwards they
 wait for each other at a `barrier`. It is kept in the group's store and is no collective, so that a wait names the
 missing rank every minute, ends, and ends at once with the message of a rank that has failed. In the store are
-    doing/R   what rank R does, as it last said, and since when
     met/R     how many barriers rank R has come to; met: the sum over all ranks
     go/N      barrier N is over: empty, or why a rank will never come; deleted at barrier N + 1
 """
 import contextlib
 import gc
-import json
 import os
 import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -30,24 +27,15 @@ from tqdm import tqdm
 
 from data import InputError
 
-
 COLLECTIVE = timedelta(minutes=10)  # all ranks are there when a collective begins, so a slower one is broken
-PATIENCE = 60.0  # minutes until a barrier is given up, where no flag says otherwise
 SIGN_OF_LIFE = 60.0  # seconds between two lines about who is missing
 THREADS = 4  # that work ahead of a rank
 # The signal that has told this rank to end, or 0, and the seconds that it then has; 0 while there is nothing to save.
 TOLD = SimpleNamespace(signal=0, grace=0.0, since=0.0)
 
 
-def restarts() -> int:
-    """How often torchrun has started this run again after a failure (--max_restarts)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-
-
 class SharedError(InputError):
     """Bad input that every rank raises, so that rank 0 speaks for all."""
-
-    on_every_rank = True
 
 
 def start_processes() -> tuple[torch.device, DeviceMesh]:
@@ -63,19 +51,15 @@ def start_processes() -> tuple[torch.device, DeviceMesh]:
         torch.backends.cudnn.allow_tf32 = False  # by default cuDNN rounds float32 to 10 bits
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        store, rank, world_size = dist.HashStore(), 0, 1
         if "RANK" in os.environ:
             store, rank, world_size = next(dist.rendezvous("env://"))
-            if restarts() and below_prefixes(store).check(["refused"]):
-                sys.exit(2)  # torchrun starts everything again, but the input is as bad as it was, and that was said
             # torchrun's store outlives a restart, and without a prefix so would the addresses of dead processes in it
-            store = dist.PrefixStore(f"restart {restarts()}", store)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE)
-        else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE)
         if cuda:  # NCCL takes its memory at the first collective, while there still is some
             dist.all_reduce(torch.zeros(1, device=device))
-    here("start")
     return device, init_device_mesh(device.type, (dist.get_world_size(),))
 
 
@@ -84,180 +68,10 @@ def stop_processes(code: int) -> int:
     if dist.is_initialized():
         gc.collect()  # gloo aborts when a sharded model outlives its group
         if code == 0:
-            here("end")
-            try:
-                barrier()
-                dist.barrier()  # the store may live in rank 0: it leaves after all others have read from it
-            except InputError:  # a rank with more to do, such as writing, has failed and said so
-                code = 2
+            barrier()
+            dist.barrier()  # the store may live in rank 0: it leaves after all others have read from it
         dist.destroy_process_group()
     return code
-
-
-# ------------------------------------------------------------------------- waiting, and ending together
-
-
-def group_store() -> dist.Store:
-    """What torchrun's processes share across nodes: keys and values, no tensors."""
-    return dist.distributed_c10d._get_default_store()
-
-
-def below_prefixes(store: dist.Store) -> dist.Store:
-    while isinstance(store, dist.PrefixStore):
-        store = store.underlying_store
-    return store
-
-
-def launch_store() -> dist.Store:
-    """The store below all prefixes. torchrun keeps it over its restarts: an attempt reads what the last one wrote."""
-    return below_prefixes(group_store())
-
-
-def here(doing: str):
-    """Say what this rank begins to do."""
-    if dist.is_initialized():
-        group_store().set(f"doing/{dist.get_rank()}", json.dumps([doing, time.time()]))
-
-
-def whereabouts(ranks) -> str:
-    """What ranks said last: 'rank 3: reward of step 12 for 62 s; rank 5: ..'; nodes' clocks are taken to agree."""
-    store, said = group_store(), []
-    for rank in ranks:
-        doing, since = "not started", time.time()
-        if store.check([f"doing/{rank}"]):
-            doing, since = json.loads(store.get(f"doing/{rank}"))
-        said.append(f"rank {rank}: {doing} for {time.time() - since:.0f} s")
-    return "; ".join(said)
-
-
-def barrier(patience: float = PATIENCE):
-    """Wait until every rank has come here; meanwhile the first of those that wait says every minute who is missing.
-
-    After `patience` minutes all that wait raise a TimeoutError that names the missing; an InputError at once if a rank
-    has ended with an error (`ending_together`). What a rank has written to disk before, others can read after.
-    """
-    if not dist.is_initialized():
-        return
-    store, rank, W = group_store(), dist.get_rank(), dist.get_world_size()
-    n = store.add(f"met/{rank}", 1)
-    if store.add("met", 1) == n * W:  # the last to come
-        store.set(f"go/{n}", "")
-        store.delete_key(f"go/{n - 1}")  # all have read it: they are here
-    began, signs, pause = time.monotonic(), 1, 1e-4
-    while not store.check([f"go/{n}"]):
-        waited = time.monotonic() - began
-        if waited > min(signs * SIGN_OF_LIFE, patience * 60):
-            signs += 1
-            missing = [r for r in range(W) if store.add(f"met/{r}", 0) < n]
-            if missing and waited > patience * 60:
-                raise TimeoutError(f"gave up after {patience:g} minutes of waiting for {whereabouts(missing)}")
-            if missing and rank == min(set(range(W)) - set(missing)):
-                print(f"waiting for {whereabouts(missing)}", file=sys.stderr, flush=True)
-        time.sleep(pause)
-        pause = min(2 * pause, 0.1)
-    if reason := store.get(f"go/{n}").decode():
-        raise SharedError(reason)
-
-
-@contextlib.contextmanager
-def ending_together():
-    """Around a rank's work: an error that ends it also ends those that will wait for it at the next meeting.
-
-    A failed collective becomes an InputError. That, and an error that is none, also say what every rank was doing.
-    """
-    try:
-        with hearing_signals():
-            yield
-    except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "Connection" not in str(error):  # gloo's errors have no class
-            raise
-        last = ""
-        with contextlib.suppress(dist.DistError):  # the store dies with the process that holds it
-            last = f"; last seen {whereabouts(range(dist.get_world_size()))}"
-        why = str(error).splitlines()[0][:100]
-        raise InputError(f"rank {dist.get_rank()} has lost another ({why}{last}); the same command goes on from the "
-                         "last checkpoint") from error
-    finally:
-        error = sys.exception()
-        known = isinstance(error, InputError) and error.on_every_rank
-        if isinstance(error, Exception) and not known and dist.is_initialized():
-            with contextlib.suppress(dist.DistError):  # the store dies with the process that holds it
-                store, rank = group_store(), dist.get_rank()
-                kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-                store.set(f"go/{store.add(f'met/{rank}', 0) + 1}", f"rank {rank} has ended: {kind}{error}")
-                if kind:
-                    print(f"last seen {whereabouts(range(dist.get_world_size()))}", file=sys.stderr, flush=True)
-
-
-class Stopped(SharedError):
-    """SIGTERM or SIGINT has ended the run, on every rank, and what was done is on disk."""
-
-    def __init__(self, number: int, where: str = ""):
-        super().__init__(f"{signal.Signals(number).name}: ended{where}; the same command goes on from there")
-        self.number, self.code = number, 128 + number
-
-
-def hear(number: int, _):
-    """The first signal asks the run to end well; a second one, or TOLD.grace seconds, end it at once."""
-    first, now = not TOLD.signal, time.monotonic()
-    if first and TOLD.grace:
-        TOLD.signal, TOLD.since = number, now
-        signal.setitimer(signal.ITIMER_REAL, TOLD.grace)
-    elif first or number == signal.SIGALRM or now > TOLD.since + 1:  # sooner it is the same, handed on by torchrun
-        number = TOLD.signal or number
-        if is_main():
-            line = f"{signal.Signals(number).name}: ended at once; the same command goes on from what is saved\n"
-            os.write(sys.stderr.fileno(), line.encode())  # print may be in use by what was interrupted
-        os._exit(128 + number)
-
-
-@contextlib.contextmanager
-def hearing_signals():
-    """Around a rank's work: SIGTERM and SIGINT raise nothing, they set TOLD.signal, which is looked at now and then."""
-    if threading.current_thread() is not threading.main_thread():  # Python tells the main thread only
-        yield
-        return
-    TOLD.signal, TOLD.grace = 0, 0.0
-    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def told_to_stop() -> bool:
-    """Whether a signal has come to this rank, or to another that has looked; to be asked where work can be left off."""
-    store = group_store()
-    if TOLD.signal:
-        store.set("stop", "")
-    return bool(TOLD.signal) or store.check(["stop"])
-
-
-def stop_together():
-    """Raise Stopped on all ranks if a signal has come to one of them. A collective."""
-    number = torch.tensor(TOLD.signal)
-    dist.all_reduce(number, dist.ReduceOp.MAX)
-    if number:
-        raise Stopped(int(number))
-
-
-def on_every_rank(function: Callable):
-    """function() on every rank; bad input on one of them ends all, with what the first has to complain about."""
-    result, error = None, None
-    try:
-        result = function()
-    except InputError as complaint:
-        error = complaint
-    barrier()
-    errors = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, error)
-    for error in errors:
-        if error is not None:
-            launch_store().set("refused", "")
-            raise SharedError(str(error)) from error
-    return result
 
 
 # ------------------------------------------------------------------------ who prints, who has which rows
@@ -324,7 +138,116 @@ def sum_over_ranks(values: dict) -> dict[str, float]:
     return dict(zip(values, total.tolist()))
 
 
-# --------------------------------------------------------------------- work beside that of the device
+# ------------------------------------------------------------------------- waiting, and ending together
+
+
+def group_store() -> dist.Store:
+    """What torchrun's processes share across nodes: keys and values, no tensors."""
+    return dist.distributed_c10d._get_default_store()
+
+
+def barrier(patience: float = 60.0):
+    """Wait until every rank has come here; meanwhile the first of those that wait says every minute who is missing.
+
+    After `patience` minutes all that wait raise a TimeoutError that names the missing; an InputError at once if a rank
+    has ended with an error (`ending_together`). What a rank has written to disk before, others can read after.
+    """
+    if not dist.is_initialized():
+        return
+    store, rank, W = group_store(), dist.get_rank(), dist.get_world_size()
+    n = store.add(f"met/{rank}", 1)
+    if store.add("met", 1) == n * W:  # the last to come
+        store.set(f"go/{n}", "")
+        store.delete_key(f"go/{n - 1}")  # all have read it: they are here
+    began, signs = time.monotonic(), 1
+    while not store.check([f"go/{n}"]):
+        waited = time.monotonic() - began
+        if waited > min(signs * SIGN_OF_LIFE, patience * 60):
+            signs += 1
+            missing = [r for r in range(W) if store.add(f"met/{r}", 0) < n]
+            if missing and waited > patience * 60:
+                raise TimeoutError(f"gave up after {patience:g} minutes of waiting for ranks {missing}")
+            if missing and rank == min(set(range(W)) - set(missing)):
+                print(f"waiting for ranks {missing}", file=sys.stderr, flush=True)
+        time.sleep(0.01)
+    if reason := store.get(f"go/{n}").decode():
+        raise SharedError(reason)
+
+
+def hear(number: int, _):
+    """The first signal asks the run to end well; a second one, or TOLD.grace seconds, end it at once."""
+    now = time.monotonic()
+    if TOLD.grace and not TOLD.signal:
+        TOLD.signal, TOLD.since = number, now
+        signal.setitimer(signal.ITIMER_REAL, TOLD.grace)
+    elif number == signal.SIGALRM or now > TOLD.since + 1:  # sooner it is the same, handed on by torchrun
+        number = TOLD.signal or number
+        if is_main():
+            line = f"{signal.Signals(number).name}: ended at once; the same command goes on from what is saved\n"
+            os.write(sys.stderr.fileno(), line.encode())  # print may be in use by what was interrupted
+        os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def ending_together():
+    """Around a rank's work: SIGTERM and SIGINT raise nothing, they set TOLD.signal, which is looked at now and then.
+
+    An error that ends this rank also ends those that will wait for it at the next barrier. A failed collective becomes
+    an InputError.
+    """
+    TOLD.signal, TOLD.grace = 0, 0.0
+    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "Connection" not in str(error):  # gloo's errors have no class
+            raise
+        why = str(error).splitlines()[0][:100]
+        raise InputError(f"rank {dist.get_rank()} has lost another ({why}); the same command goes on from the last "
+                         "checkpoint") from error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        error = sys.exception()
+        if isinstance(error, Exception) and not isinstance(error, SharedError) and dist.is_initialized():
+            with contextlib.suppress(dist.DistError):  # the store dies with the process that holds it
+                store, rank = group_store(), dist.get_rank()
+                kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+                store.set(f"go/{store.add(f'met/{rank}', 0) + 1}", f"rank {rank} has ended: {kind}{error}")
+
+
+class Stopped(SharedError):
+    """SIGTERM or SIGINT has ended the run, on every rank, and what was done is on disk."""
+
+    def __init__(self, number: int, where: str = ""):
+        super().__init__(f"{signal.Signals(number).name}: ended{where}; the same command goes on from there")
+        self.number, self.code = number, 128 + number
+
+
+def stop_together():
+    """Raise Stopped on all ranks if a signal has come to one of them. A collective."""
+    number = torch.tensor(TOLD.signal)
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    if number:
+        raise Stopped(int(number))
+
+
+def on_every_rank(function: Callable):
+    """function() on every rank; bad input on one of them ends all, with what the first has to complain about."""
+    result, complaint = None, None
+    try:
+        result = function()
+    except InputError as error:
+        complaint = error
+    barrier()
+    for error in gather([complaint]):
+        if error is not None:
+            raise SharedError(str(error)) from error
+    return result
+
+
+# ----------------------------------------------------- work beside that of the device, phases of a step
 
 
 def ahead(function: Callable, items: Iterable, most: int, *rest) -> Iterator:
@@ -345,14 +268,8 @@ def ahead(function: Callable, items: Iterable, most: int, *rest) -> Iterator:
         pool.shutdown(cancel_futures=True)
 
 
-# ----------------------------------------------------------------------------------- phases of a step
-
-MEMORY_ADVICE = {"rollout": "lower --slots", "logprobs": "lower --token_budget",
-                 "update": "lower --token_budget, or use more GPUs if it is in the optimiser's own step"}
-
-
 class Timer:
-    """Seconds per phase: `with timer("rollout"): ..` adds to timer.seconds["rollout"]; other ranks see where we are."""
+    """Seconds per phase: `with timer("rollout"): ..` adds to timer.seconds["rollout"]."""
 
     def __init__(self, where: str, stoppable: bool = True):
         self.where, self.seconds = where, {}  # where: "step 12"
@@ -360,15 +277,13 @@ class Timer:
 
     @contextlib.contextmanager
     def __call__(self, phase: str):
-        here(f"{phase} of {self.where}")
         start = time.perf_counter()
         try:
             yield
         except torch.OutOfMemoryError as error:
-            advice = MEMORY_ADVICE.get(phase, "use a GPU with more memory")
-            raise InputError(f"rank {dist.get_rank()} is out of memory in the {phase} of {self.where}: {advice} "
-                             "(--plan shows what takes it); the same command goes on from the last checkpoint"
-                             ) from error
+            raise InputError(f"rank {dist.get_rank()} is out of memory in the {phase} of {self.where}: in a rollout "
+                             "lower --slots, else lower --token_budget, or use more GPUs (see --plan); the same "
+                             "command goes on from the last checkpoint") from error
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start

@@ -9,97 +9,69 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import socket
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from glob import escape, glob
-from types import SimpleNamespace
 
-import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
 import data
 from data import InputError, Sample
-from plumbing.processes import barrier, broadcast, is_main, launch_store, print0, restarts, whereabouts
+from plumbing.processes import SharedError, barrier, broadcast, is_main, print0
 from plumbing.release import prompt_id
 
 SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "fused_loss", "save_every", "eval_data", "eval_every",
                "eval_questions", "gradient_checkpointing", "patience", "plan", "gpus", "gpu_gb", "grace", "tracker",
                "recipe"}
 HELD = contextlib.ExitStack()  # the locks of this program
-DISK = SimpleNamespace(folder=".", needed=0.0)  # that this program writes to; GB of a checkpoint and the model
-NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
-               errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG}
+NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 
 
 @contextlib.contextmanager
 def complete_files():
     """Around a program, within `ending_together`: a file that cannot be written ends it with one line. Afterwards its
     folders are free for others."""
-    DISK.folder, DISK.needed = ".", 0.0
     with HELD:
         try:
             yield
         except (OSError, SafetensorError, CheckpointException) as error:
             if isinstance(error, OSError) and error.errno not in NOT_WRITTEN:
                 raise
-            reason = error
-            if everywhere := isinstance(error, CheckpointException):
-                reason = next(iter(error.failures.values()))[0]
-            line = InputError(f"cannot write ({reason}); {room()}; {whereabouts([dist.get_rank()])}; what was complete "
-                              "is safe: the same command goes on from there")
-            line.on_every_rank = everywhere
-            raise line from error
+            everywhere = isinstance(error, CheckpointException)
+            reason = next(iter(error.failures.values()))[0] if everywhere else error
+            kind = SharedError if everywhere else InputError
+            raise kind(f"cannot write ({reason}): is the disk full? What was complete is safe: the same command goes "
+                       "on from there") from error
 
 
-def check_space(policy, config):
-    """Say so if the disk of --out has less room than a checkpoint and the model take."""
-    trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
-    total = sum(parameter.numel() for parameter in policy.parameters())
-    DISK.needed = (12 * trained + getattr(torch, config.dtype).itemsize * total) / 1e9  # 12: weight, Adam's moments
-    if is_main() and shutil.disk_usage(DISK.folder).free < 1e9 * DISK.needed:
-        print(f"warning: {DISK.folder} is short of room: {room()}", flush=True)
-
-
-def room() -> str:
-    needed = f", a checkpoint and the model take {DISK.needed:.3g}" if DISK.needed else ""
-    return f"{shutil.disk_usage(DISK.folder).free / 1e9:.3g} GB are free{needed}"
-
-
-def lock(path: str):
-    """Take a folder, by a file in it, for this program; InputError if another works in it. The system drops a lock when
-    its process dies, also on a shared disk, so none is ever stale. A disk without locks is used without."""
+def open_folder(path: str, stage: str = ""):
+    """Make a folder of --out, and take it, or the folder of a stage below it, for this program; InputError if it cannot
+    be written to, or if another program works in it. The system drops a lock when its process dies, also on a shared
+    disk, so none is ever stale. A disk without locks is used without."""
     import fcntl  # not on Windows
 
-    file = HELD.enter_context(open(path, "a+b", buffering=0))
+    if not is_main():
+        return
+    try:
+        os.makedirs(path or ".", exist_ok=True)
+        file = HELD.enter_context(open(os.path.join(path, f"{stage}.lock"), "a+b", buffering=0))
+    except (OSError, ValueError) as error:  # a NUL byte is a ValueError
+        raise InputError(f"--out {path}: no folder can be made or written there") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
-        raise InputError(f"--out is in use ({path}: {file.read().decode()}): wait for it, end it, or give "
+        raise InputError(f"--out is in use ({file.name}: {file.read().decode()}): wait for it, end it, or give "
                          "another") from error
     except OSError as error:
-        print0(f"note: {path}: no locks on this disk ({error.strerror}); do not start the same command twice")
+        print0(f"note: {file.name}: no locks on this disk ({error.strerror}); do not start the same command twice")
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}".encode())
-
-
-def open_folder(path: str, stage: str = ""):
-    """Make a folder of --out, or find that it can be written to, and lock it, or the folder of a stage below it."""
-    try:
-        os.makedirs(path or ".", exist_ok=True)
-        writable = os.access(path or ".", os.W_OK)
-    except (OSError, ValueError):  # a NUL byte is a ValueError
-        writable = False
-    if not writable:
-        raise InputError(f"--out {path}: no folder can be made or written there")
-    DISK.folder = path or "."
-    if is_main():
-        lock(os.path.join(path, f"{stage}.lock"))
 
 
 def write_text(path: str, text: str):
@@ -132,11 +104,8 @@ def checkpoints(folder: str) -> list[str]:
 
 
 def digest(*parts) -> str:
-    """Of bytes as they are, of anything else as it is printed."""
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(hashlib.sha256(part if isinstance(part, bytes) else repr(part).encode()).digest())
-    return whole.hexdigest()[:12]
+    """Twelve hex digits that stand for anything printable."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 def weights_id(folder: str) -> str:
@@ -157,29 +126,20 @@ def weights_id(folder: str) -> str:
 def fingerprints(config, model_folder: str, samples: list[Sample], *prompt: str) -> dict[str, str]:
     """What a run depends on and its flags do not say. Of an image file only the name counts, since the folder may be
     mounted elsewhere, and a file that has gone bad may be replaced."""
-    used = getattr(config, "clip_weight", 1) > 0 and os.path.isdir(config.clip)
-    clip = [weights_id(config.clip)] if used else []
     rows = ((sample.qid, sample.question, sample.answer, sample.key_words, sample.choices, sample.solution,
-             [digest(image) if isinstance(image, bytes) else os.path.basename(str(image)) for image in sample.images])
+             [zlib.crc32(each) if isinstance(each, bytes) else os.path.basename(str(each)) for each in sample.images])
             for sample in samples)
     return {"rows of --data": digest(*rows), "prompt template": digest(prompt_id(config.prompt), *prompt),
-            "weights of --model": weights_id(model_folder), "weights of --clip": digest(*clip)}
-
-
-def inside(path: str, folder: str) -> bool:
-    return os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep)
+            "weights of --model": weights_id(model_folder)}
 
 
 def check_folder(config, folder: str, prints: dict[str, str]):
     """Refuse to mix this run with what lies in its folder, and to write over its own input. prints: `fingerprints`."""
     open_folder(config.out, os.path.basename(folder))
-    for name in ("model", "data"):
-        if any(inside(path, folder) for path in getattr(config, name).split(",")) and (
-                config.restart or config.stage == "sample"):
-            raise InputError(f"--{name} {getattr(config, name)} lies in {folder}, which this run replaces: "
-                             "give another --out")
-    for path in config.data.split(",") if config.stage in ("1", "2") else []:
-        check_buckets(path)
+    inputs = [os.path.realpath(path) for path in (config.model, *config.data.split(","))]
+    inside = any(path.startswith(os.path.realpath(folder) + os.sep) for path in inputs)
+    if inside and (config.restart or config.stage == "sample"):
+        raise InputError(f"--model or --data lies in {folder}, which this run replaces: give another --out")
     names = {name for _, _, names in os.walk(folder) for name in names if not name.endswith(".writing")}
     if not names or config.stage == "sample" and "easy.jsonl" in names:
         return  # there is nothing of value, or the buckets that this run replaces
@@ -199,40 +159,24 @@ def check_folder(config, folder: str, prints: dict[str, str]):
                          "give another --out, or --restart to replace it")
 
 
-def check_buckets(path: str):
-    """InputError if a bucket's file and the two beside it, where they are there, were not written by one run."""
-    runs, names = {}, ("easy.jsonl", "medium.jsonl", "hard.jsonl")
-    for name in names if os.path.basename(path) in names else ():
-        if os.path.exists(beside := os.path.join(os.path.dirname(path), name)):
-            with open(beside, errors="replace") as file:
-                runs |= dict.fromkeys(re.findall(r'"run": "(\w+)"', file.readline()), name)
-    if len(runs) > 1:
-        raise InputError(f"{path}: {' and '.join(sorted(runs.values()))} are of different runs of --stage sample: "
-                         "run it again")
-
-
 def replace_buckets(folder: str, samples: list[Sample], rows: list[dict], group_size: int, asked: str):
     """Write the questions with responses, in three buckets, and all responses; asked: where they lay until then."""
     correct = {row["qid"]: sum(response["accuracy"] == 1 for response in row["responses"]) for row in rows}
     with replaced_folder(folder) as writing:
         sizes = data.write_buckets(writing, samples, correct, group_size)
         write_text(os.path.join(writing, "rollouts.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
-    drop_kept(asked)
+    shutil.rmtree(asked)
     print(f"{len(rows)} questions -> {folder}: " + ", ".join(f"{size} {name}" for name, size in sizes.items()))
-    if not (sizes["easy"] and sizes["medium"]):
-        print("a stage is left without questions: a longer or shorter warm-up, or another --temperature, helps")
 
 
 def prepare_folder(folder: str, config, prints: dict[str, str]) -> int:
     """Make a stage's folder ready, resuming what the same command left there. Returns the step to start at.
 
-    With --restart the old run stays beside it as FOLDER.before-restart; of two runs that were replaced, the complete
-    one. When torchrun restarts us, the folder already holds our own checkpoints: these are resumed, not set aside.
+    With --restart the old run stays beside it as FOLDER.before-restart; of two such runs, the complete one.
     """
     folder = os.path.realpath(folder)  # it may be a link to a larger disk
     if is_main():
-        mark = f"replaced {folder}"
-        if config.restart and os.path.exists(folder) and not (restarts() and launch_store().check([mark])):
+        if config.restart and os.path.exists(folder):
             aside, dropped = f"{folder}.before-restart", f"{folder}.dropped"
             shutil.rmtree(dropped, ignore_errors=True)  # of a run that was killed here
             if os.path.exists(aside):
@@ -240,8 +184,6 @@ def prepare_folder(folder: str, config, prints: dict[str, str]) -> int:
             if os.path.exists(folder):
                 os.rename(folder, aside)
             shutil.rmtree(dropped, ignore_errors=True)
-        if config.restart:
-            launch_store().set(mark, "")
         os.makedirs(os.path.join(folder, "rollouts"), exist_ok=True)
         settings = dataclasses.asdict(config) | {"fingerprints": prints}
         write_text(os.path.join(folder, "config.json"), json.dumps(settings, indent=1))
@@ -264,23 +206,15 @@ def run_id(config, prints: dict[str, str]) -> str:
     return digest(*settings.items(), *prints.items())
 
 
-def whole_lines(path: str) -> bytes:
-    """A file without its last line where that has no end, because a run was cut off while it wrote it."""
-    with open(path, "rb") as file:
-        content = file.read()
-    return content[: content.rfind(b"\n") + 1]
-
-
 def read_shards(folder: str, way: str, key: str) -> dict[str, dict]:
-    """row[key] -> row, of all processes of all runs so far."""
+    """row[key] -> row, of all processes of all runs so far. A line that a killed run has left half is no row."""
     rows = {}
-    for path in sorted(glob(os.path.join(escape(folder), f"{way}-*.jsonl"))):
-        for number, line in enumerate(whole_lines(path).splitlines(), 1):
-            try:
-                row = json.loads(line)
-                rows.setdefault(row[key], row)
-            except (ValueError, RecursionError, TypeError, KeyError) as error:
-                raise InputError(f"{path} row {number}: no row of this run ({error!r}); remove it") from error
+    for path in glob(os.path.join(escape(folder), f"{way}-*.jsonl")):
+        with open(path) as file:
+            for line in file:
+                with contextlib.suppress(ValueError):
+                    row = json.loads(line)
+                    rows[row[key]] = row
     return rows
 
 
@@ -294,10 +228,8 @@ def kept(folder: str, way: str, samples: list[Sample], ask: Callable[[list[Sampl
     done = read_shards(folder, way, key)
     todo = [sample for sample in samples if sample.qid not in done]
     barrier()  # all have read before anyone writes: the shares are dealt from the same list
-    path = os.path.join(folder, f"{way}-{dist.get_rank()}.jsonl")
-    if os.path.exists(path):
-        os.truncate(path, len(whole_lines(path)))
-    with open(path, "a") as file:
+    with open(os.path.join(folder, f"{way}-{dist.get_rank()}.jsonl"), "a") as file:
+        file.write("\n")  # a half line ends here
         for rows in ask(todo):
             file.write("".join(json.dumps(row) + "\n" for row in rows))
             file.flush()
@@ -309,9 +241,3 @@ def kept(folder: str, way: str, samples: list[Sample], ask: Callable[[list[Sampl
         raise InputError(f"{folder}: {len(lost)} responses of other processes are not to be seen, the first has "
                          f"{key} {lost[0]}; --out must be a folder that all machines share")
     return {sample.qid: rows[sample.qid] for sample in samples}  # exactly those asked, in the order of the data set
-
-
-def drop_kept(folder: str):
-    """Delete the rows of finished questions, and those under other settings: what was made of them is complete."""
-    for path in glob(escape(folder.rpartition("-")[0]) + "-*"):
-        shutil.rmtree(path)

@@ -190,6 +190,12 @@ def interrupt_after(monkeypatch, chunks):
     return asked
 
 
+def whole_lines(path):
+    """Those of a rank's file of responses that are rows."""
+    with open(path) as file:
+        return [line for line in file if line.endswith("}\n")]
+
+
 def test_a_killed_run_goes_on_without_losing_or_doubling_an_answer(argv, tmp_path, monkeypatch):
     """Two chunks of two are on disk, and a torn line; the rest is asked by the next run, the same as in one go."""
     folder = tmp_path / "out" / "mathvista"
@@ -205,7 +211,7 @@ def test_a_killed_run_goes_on_without_losing_or_doubling_an_answer(argv, tmp_pat
     assert sorted(sum(first + second, []), key=int) == [str(100 - i) for i in reversed(range(N))]
     assert evaluation.main([*argv, "--out", str(tmp_path / "whole")]) == 0
     assert read(folder / "responses.jsonl") == read(tmp_path / "whole" / "mathvista" / "responses.jsonl")
-    assert len(read(shard)) == N
+    assert len(whole_lines(shard)) == N
 
 
 def test_two_ranks_finish_what_one_began_and_merge_to_exactly_the_questions(argv, tmp_path, monkeypatch):
@@ -214,7 +220,7 @@ def test_two_ranks_finish_what_one_began_and_merge_to_exactly_the_questions(argv
         interrupt_after(patch, 1)
         evaluation.main(argv)
     ranks(2, evaluation.main, argv)
-    shards = [read(path) for path in sorted(folder.glob("asked-*/*.jsonl"))]
+    shards = [whole_lines(path) for path in sorted(folder.glob("asked-*/*.jsonl"))]
     assert [len(shard) for shard in shards] == [2 + 3, 2]
     assert [row["pid"] for row in read(folder / "responses.jsonl")] == [str(100 - i) for i in range(N)]
 

@@ -58,7 +58,7 @@ def run_out(*args, **kwargs):
 @pytest.mark.parametrize("module, name, phase, advice", [
     (sampler, "Slots", "rollout of step 1", "lower --slots"),
     (train, "update", "update of step 1", "lower --token_budget"),
-    (torch.optim.AdamW, "step", "update of step 1", "or use more GPUs if it is in the optimiser's own step")])
+    (torch.optim.AdamW, "step", "update of step 1", "or use more GPUs")])
 def test_out_of_memory_is_one_line_of_advice_and_the_checkpoint_goes_on(
         one_process, tiny_folder, questions, tmp_path, monkeypatch, capsys, module, name, phase, advice):
     """It comes in step 1, whose predecessor is saved; the same command then ends as an undisturbed run does."""

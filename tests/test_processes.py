@@ -93,8 +93,8 @@ def test_a_rank_that_hangs_is_named_and_given_up(nodes, tiny_folder, questions, 
     argv = [*RL, "--model", tiny_folder, "--data", f"{questions}/four.jsonl", "--out", str(tmp_path)]
     waiting, hanging = ranks(2, hang, [*argv, "--patience", "0.08"], grace=0.2, expect=None)
     assert waiting.code not in (0, 2) and hanging.code == -9
-    assert waiting.stderr.count("waiting for rank 1: reward of step 0 for ") >= 4  # every half second
-    assert "TimeoutError: gave up after 0.08 minutes of waiting for rank 1: reward of step 0 for " in waiting.stderr
+    assert waiting.stderr.count("waiting for ranks [1]\n") >= 4  # every half second
+    assert "TimeoutError: gave up after 0.08 minutes of waiting for ranks [1]\n" in waiting.stderr
 
 
 def test_bad_input_on_one_rank_ends_all_and_names_it(tiny_folder, questions, tmp_path):
@@ -114,7 +114,6 @@ def die_in_an_update(dying):
     try:
         with joined.ending_together():
             joined.barrier()
-            joined.here("update of step 7")
             if joined.dist.get_rank() == dying:
                 os._exit(9)
             joined.dist.all_reduce(torch.ones(1))
@@ -124,29 +123,14 @@ def die_in_an_update(dying):
 
 @pytest.mark.parametrize("dying", [1, 0])
 def test_a_rank_that_dies_is_one_line_of_the_other(dying):
-    """It says where every rank was. Without torchrun the store is in rank 0, and torch warns when it has gone."""
+    """Without torchrun the store is in rank 0, and torch warns when it has gone."""
     both = ranks(2, die_in_an_update, dying, expect=None)
     said = both[1 - dying].stderr
     assert (both[1 - dying].code, both[dying].code) == (2, 9) and "Traceback" not in said, said
     line = said.splitlines()[-1]
     assert line.startswith(f"error: rank {1 - dying} has lost another (") and "from the last checkpoint" in line
     if dying == 1:
-        assert said.count("\n") == 1 and "last seen rank 0: update of step 7 for " in said
-        assert "; rank 1: update of step 7 for " in said
-
-
-def start_again():
-    """What torchrun does under --max_restarts after a first attempt that has met with bad input."""
-    store = joined.dist.HashStore()
-    store.set("refused", "")
-    os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
-    joined.dist.rendezvous = lambda url: iter([(joined.dist.PrefixStore("worker", store), 0, 1)])
-    joined.start_processes()
-
-
-def test_bad_input_is_said_once_although_torchrun_starts_it_again():
-    [only] = ranks(1, start_again, expect=2)
-    assert only.stdout == only.stderr == ""
+        assert said.count("\n") == 1
 
 
 def told(grace, again):
@@ -223,8 +207,7 @@ def test_ahead_keeps_the_order_and_its_bound_and_an_error_comes_with_its_item():
 def test_meetings_leave_nothing_behind_in_the_store(processes):
     joined.barrier()
     before = joined.group_store().num_keys()
-    for step in range(20):
-        joined.here(f"reward of step {step}")
+    for _ in range(20):
         joined.barrier()
     assert joined.group_store().num_keys() == before
 
@@ -235,7 +218,7 @@ def test_uneven_ranks_on_two_nodes_equal_one_process(nodes):
     for program, argv, name in runs:
         assert {"train": train, "eval": evaluation}[program].main([*argv, "--out", str(out / "here" / name)]) == 0
     first, second = begun.result()
-    assert "waiting for rank 1: rollout of step 0 for " in first.stderr
+    assert "waiting for ranks [1]\n" in first.stderr
     for name in ("four", "one"):
         ours, theirs = (str(out / side / name / "stage1") for side in ("there", "here"))
         compare_metrics(ours, theirs)
