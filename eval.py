@@ -12,8 +12,8 @@ scores need no judge model and no key: "official" is the published rule, "strict
 A benchmark writes to out/NAME. Every process appends its responses to its own file in out/asked-ID as soon as they are
 there, so the same command goes on where a run was cut off, on any number of processes; ID is that of model, questions
 and settings, so responses under different ones never mix. In the end responses.jsonl has them in the order of the data
-set, beside report.json, and of a benchmark report.md and verdicts.json. A file of questions is graded like training
-data: accuracy, pass@n, format and the other reward parts. Intervals take every question as one draw.
+set, of a benchmark with what was made of each, beside report.json and report.md. A file of questions is graded like
+training data: accuracy, pass@n, format and the other reward parts. Intervals take every question as one draw.
 """
 import json
 import os
@@ -188,24 +188,23 @@ def run_benchmark(config: EvalConfig, model, processor, name: str, items: dict, 
         asked = [replace(sample, images=()) for sample in samples]
         passes["blind"] = respond(config, model, processor, asked, folder, "blind")
     if is_main():
-        for way, rows in passes.items():
-            write_rows(os.path.join(config.out, name, f"{way}.jsonl"), rows.values())
         write_report(os.path.join(config.out, name), name, items, passes, dict(
             model=config.model, config=asdict(config), prompt_id=prompt_id(config.prompt)))
 
 
 def write_report(folder: str, name: str, items: dict, passes: dict[str, dict], about: dict):
-    """Judge the responses of all passes: report.json, report.md and verdicts.json in the folder, the tables on the
-    screen. Where gold answers are withheld there are only the verdicts, with extraction and prediction."""
-    others = {way: report.judge_all(name, rows, items) for way, rows in passes.items()}
-    verdicts = others.pop("responses")
-    write_text(os.path.join(folder, "verdicts.json"), json.dumps(verdicts, indent=1))
+    """Judge the responses of all passes, each of which gets a file: responses.jsonl, caption_only.jsonl, blind.jsonl.
+    Then report.json, report.md, and the tables on the screen, unless gold answers are withheld."""
+    judged = {way: report.judge_all(name, rows, items) for way, rows in passes.items()}
+    for way, rows in judged.items():
+        write_rows(os.path.join(folder, f"{way}.jsonl"), rows.values())
     if not any(item.answer for item in items.values()):
-        print(f"{name}: this split has no gold answers; its authors score what {folder}/verdicts.json predicts")
+        print(f"{name}: this split has no gold answers; its authors score what {folder}/responses.jsonl predicts")
         return
-    result = about | report.provenance() | report.summarize(name, items, passes["responses"], verdicts)
-    if others:
-        result["perception"] = report.perception(verdicts, others)
+    rows = judged.pop("responses")
+    result = about | report.provenance() | report.summarize(name, items, rows)
+    if judged:
+        result["perception"] = report.perception(rows, judged)
     write_text(os.path.join(folder, "report.json"), json.dumps(result, indent=1))
     write_text(os.path.join(folder, "report.md"), report.markdown(result, whole=True))
     print(report.markdown(result) + f"\nbreakdown {folder}/report.md", flush=True)

@@ -141,17 +141,12 @@ def evaluations(run: str, count: int, page: Page) -> list[dict]:
     found = []
     for folder in find(run, "report.json"):
         report, path = read_object(os.path.join(folder, "report.json")), os.path.join(folder, "responses.jsonl")
-        verdicts = os.path.join(folder, "verdicts.json")
-        verdicts = read_object(verdicts) if os.path.exists(verdicts) else {}
         items = []
         for row in read_lines(path, page) if os.path.exists(path) else []:
-            if "pid" in row:  # of a benchmark: one response, and what was made of it lies beside
-                verdict = verdicts.get(row["pid"], {})
-                row = dict(qid=row["pid"], question=verdict.get("question", ""), answer=verdict.get("gold", ""),
-                           images=row.get("images", []), responses=[dict(
-                               text=row.get("response"), tokens=row.get("tokens"), finished=row.get("finished", True),
-                               extracted=verdict.get("extraction"), rule=verdict.get("rule"),
-                               prediction=verdict.get("prediction"), accuracy=float(verdict.get("strict", 0)))])
+            if "pid" in row:  # of a benchmark: one response, and what was made of it
+                shown = {name: row.get(name) for name in ("tokens", "finished", "rule", "prediction")}
+                shown |= dict(text=row["response"], extracted=row["extraction"], accuracy=float(row["strict"]))
+                row |= dict(qid=row["pid"], answer=row["gold"], responses=[shown])
             items.append(row)
         items.sort(key=lambda row: sum(response.get("accuracy") or 0 for response in row.get("responses", [])))
         name = os.path.relpath(folder, os.path.dirname(os.path.abspath(run)) if folder == run else run)

@@ -1,8 +1,8 @@
 """Figures and tables of an evaluation: intervals, verdicts, breakdowns, what perception costs.
 
     responses = read_responses("responses.jsonl")                pid -> {"response", ..}
-    verdicts = judge_all("mathvista", responses, items)          pid -> {"extraction", "rule", "prediction", ..}
-    report = summarize("mathvista", items, responses, verdicts)  what report.json holds
+    rows = judge_all("mathvista", responses, items)              pid -> {"response", "extraction", "rule", ..}
+    report = summarize("mathvista", items, rows)                 what report.json holds
     print(markdown(report | provenance()))
 
 No model, no process group, no images: stored responses can be scored again anywhere, and give the identical numbers.
@@ -92,17 +92,17 @@ def read_responses(path: str) -> dict[str, dict]:
 
 
 def judge_all(name: str, responses: dict[str, dict], items: dict[str, Item]) -> dict[str, dict]:
-    """The verdict on every item, in their order."""
-    benchmark, verdicts = BENCHMARKS[name], {}
+    """pid -> the response to every item, in their order, with question, gold and verdict; a missing one is null."""
+    benchmark, rows = BENCHMARKS[name], {}
     for pid, item in items.items():
+        row = responses.get(pid, {"pid": pid, "response": None})
         extraction, rule, verdict = "", MISSING, Verdict(None, False, False)
         if pid in responses:
-            response = responses[pid]["response"]
-            extraction, rule = benchmark.extract(response, item)
-            verdict = benchmark.verdict(response, extraction, rule, item)
-        verdicts[pid] = dict(question=item.question, gold=item.answer, extraction=extraction, rule=rule)
-        verdicts[pid] |= verdict._asdict()
-    return verdicts
+            extraction, rule = benchmark.extract(row["response"], item)
+            verdict = benchmark.verdict(row["response"], extraction, rule, item)
+        about = dict(question=item.question, gold=item.answer, extraction=extraction, rule=rule)
+        rows[pid] = row | about | verdict._asdict()
+    return rows
 
 
 # ---------------------------------------------------------------- the report
@@ -131,22 +131,21 @@ def breakdown(right: dict[str, bool], items: dict[str, Item], groups: tuple[str,
     return scores
 
 
-def summarize(name: str, items: dict[str, Item], responses: dict[str, dict], verdicts: dict[str, dict]) -> dict:
-    """Everything that is said of the responses to one benchmark."""
+def summarize(name: str, items: dict[str, Item], rows: dict[str, dict]) -> dict:
+    """Everything that is said of the responses to one benchmark. rows: as `judge_all` returns them."""
     benchmark = BENCHMARKS[name]
-    right = {kind: {pid: verdict[kind] for pid, verdict in verdicts.items()} for kind in FIGURES}
+    right = {kind: {pid: row[kind] for pid, row in rows.items()} for kind in FIGURES}
     silent = judge_all(name, {pid: {"response": ""} for pid in items}, items).values()
-    answered = [responses[pid] for pid in items if pid in responses]
-    finished = [row["finished"] for row in answered if row.get("finished") is not None]
-    tokens = [row["tokens"] for row in answered if row.get("tokens") is not None]
-    rules = Counter(verdict["rule"] for verdict in verdicts.values())
+    finished = [row["finished"] for row in rows.values() if row.get("finished") is not None]
+    tokens = [row["tokens"] for row in rows.values() if row.get("tokens") is not None]
+    rules = Counter(row["rule"] for row in rows.values())
     return dict(
-        benchmark=name, questions=len(items), missing=[pid for pid in items if pid not in responses],
+        benchmark=name, questions=len(items), missing=[pid for pid, row in rows.items() if row["rule"] == MISSING],
         truncated=finished.count(False) if finished else None,  # unknown where responses come from elsewhere
         tokens=statistics.fmean(tokens) if tokens else None,
         no_answer=sum(rules[rule] for rule in NO_ANSWER),
         **{kind: share(list(right[kind].values())) | {"counts": getattr(benchmark, kind)} for kind in FIGURES},
-        chance_credit=sum(verdict["official"] and verdict["rule"] in NO_ANSWER for verdict in verdicts.values()),
+        chance_credit=sum(row["official"] and row["rule"] in NO_ANSWER for row in rows.values()),
         empty_model={kind: percent([verdict[kind] for verdict in silent]) for kind in FIGURES},
         means={kind: benchmark.means(right[kind], items) if benchmark.means else {} for kind in FIGURES},
         **grader_counts("own"),  # pairs that took too long to compare, and count as different

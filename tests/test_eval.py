@@ -168,7 +168,7 @@ def test_a_benchmark_is_asked_scored_reported_and_scored_again(argv, tiny_mathvi
     again = read(scored / "report.json")
     for name in "config prompt_id official strict rules breakdown truncated no_answer chance_credit".split():
         assert again[name] == made[name]
-    assert read(scored / "verdicts.json") == read(folder / "verdicts.json")
+    assert read(scored / "responses.jsonl") == rows
 
 
 class Killed(Exception):
@@ -243,7 +243,7 @@ def test_prompts_over_the_limit_are_missing_and_wrong(argv, tmp_path, capsys):
     assert evaluation.main(argv) == 2 and "--max_prompt" in capsys.readouterr().err
     items = load_items("mathvista", load_rows("mathvista", argv[argv.index("--data") + 1], ""))
     responses = {pid: dict(response="1", finished=True) for pid in list(items)[:3]}
-    made = summarize("mathvista", items, responses, judge_all("mathvista", responses, items))
+    made = summarize("mathvista", items, judge_all("mathvista", responses, items))
     assert made["missing"] == list(items)[3:] and made["rules"]["missing"] == N - 3 and made["questions"] == N
     assert made["strict"]["accuracy"] == pytest.approx(100 * made["strict"]["correct"] / N)
 
@@ -253,8 +253,8 @@ def test_a_split_without_gold_answers_has_predictions_and_no_report(argv, tiny_m
     rows.to_parquet(str(tmp_path / "test.parquet"))
     argv[argv.index("--data") + 1] = str(tmp_path / "test.parquet")
     assert evaluation.main(argv) == 0
-    made = read(tmp_path / "out" / "mathvista" / "verdicts.json")
-    assert list(made) == [str(100 - i) for i in range(N)] and "prediction" in made["98"]
+    made = read(tmp_path / "out" / "mathvista" / "responses.jsonl")
+    assert [row["pid"] for row in made] == [str(100 - i) for i in range(N)] and "prediction" in made[2]
     assert not os.path.exists(tmp_path / "out" / "mathvista" / "report.json")
     assert "no gold answers" in capsys.readouterr().out
 
@@ -381,7 +381,7 @@ def test_a_copy_without_git_has_no_revision(monkeypatch):
 def test_a_score_without_warnings_warns_of_nothing():
     items = load_items("ocrbench", [("row 1", dict(question="q", answer=["a"], question_type="t", dataset="d"))])
     responses = {"1": dict(response="a", finished=True)}
-    made = summarize("ocrbench", items, responses, judge_all("ocrbench", responses, items))
+    made = summarize("ocrbench", items, judge_all("ocrbench", responses, items))
     assert report.warnings(made) == [] and "warning" not in markdown(made | report.provenance())
     assert made["means"]["strict"] == {"score": 1.0}
 

@@ -115,11 +115,9 @@ def test_a_folder_without_a_run_is_one_line(tmp_path, capsys, make, reason):
 
 
 def test_a_benchmark_alone_shows_its_wrong_answers_first(tmp_path):
-    rows = [dict(pid=str(i), response=f"text {i}", tokens=3, finished=True) for i in range(3)]
-    write_lines(tmp_path / "responses.jsonl", rows)
-    verdicts = {str(i): dict(extraction="A", rule="letter", prediction="A", official=i != 1, strict=i != 1,
-                             question="Which?", gold="B") for i in range(3)}
-    (tmp_path / "verdicts.json").write_text(json.dumps(verdicts))
+    write_lines(tmp_path / "responses.jsonl", [
+        dict(pid=str(i), response=f"text {i}", tokens=3, finished=True, extraction="A", rule="letter", prediction="A",
+             official=i != 1, strict=i != 1, question="Which?", gold="B") for i in range(3)])
     (tmp_path / "report.json").write_text(json.dumps(dict(questions=3, strict=dict(accuracy=66.7, low=20, high=94))))
     [evaluation] = content_of(page_of(tmp_path))["evaluations"]
     assert [item["qid"] for item in evaluation["items"]] == ["1", "0", "2"]
