@@ -226,9 +226,9 @@ def markdown(report: dict, whole: bool = False) -> str:
     known = report["tokens"] is not None and report["truncated"] is not None
     length = f", {report['truncated']} truncated, {report['tokens']:.0f} tokens each" if known else ""
     blocks = [
-        f"# {report['benchmark']}: {report.get('model') or report.get('source')}",
+        f"# {report['benchmark']}: {report['model']}",
         f"{report['questions']} questions; {len(report['missing'])} without response, {report['no_answer']} without "
-        f"answer{length};\nextractor {report['extractor']}, prompt {report.get('prompt_id') or 'unknown'}",
+        f"answer{length};\nextractor {report['extractor']}, prompt {report['prompt_id']}",
         table(["figure", "%", "95 % interval", "right", "% of an empty response"],
               [[kind, f"{f['accuracy']:.2f}", f"{f['low']:.2f} .. {f['high']:.2f}", f["correct"], f"{empty:.2f}"]
                for kind, empty in report["empty_model"].items() for f in [report[kind]]]),
