@@ -188,10 +188,7 @@ def write_report(config: EvalConfig, name: str, items: dict, passes: dict[str, d
     if not any(item.answer for item in items.values()):
         print(f"{name}: this split has no gold answers; its authors score what {folder}/responses.jsonl predicts")
         return
-    rows = judged.pop("responses")
-    result = about | report.provenance() | report.summarize(name, items, rows)
-    if judged:
-        result["perception"] = report.perception(rows, judged)
+    result = about | report.summarize(name, items, judged)
     write_text(os.path.join(folder, "report.json"), json.dumps(result, indent=1))
     write_text(os.path.join(folder, "report.md"), report.markdown(result, whole=True))
     print(report.markdown(result) + f"\nbreakdown {folder}/report.md", flush=True)

@@ -152,9 +152,7 @@ def evaluations(run: str, count: int, page: Page) -> list[dict]:
         name = os.path.relpath(folder, os.path.dirname(os.path.abspath(run)) if folder == run else run)
         if len(items) > count:
             page.note(f"{name}: {count} of {len(items)} questions are shown, wrong answers first; --items takes more")
-        figures = report.get("figures") or {kind: {key: report[kind][key] / 100 for key in ("accuracy", "low", "high")}
-                                            for kind in ("official", "strict") if kind in report}
-        found.append(dict(name=name, figures=figures, questions=report.get("questions"), model=report.get("model"),
+        found.append(dict(name=name, figures=report.get("figures", {}), questions=report.get("questions"),
                           items=[group_of(row, page, stage=name, step=0) for row in items[:count]]))
     return found
 
