@@ -53,7 +53,7 @@ class EvalConfig(Sampling):
     # run
     out: str = "runs/eval"  # report.json and responses.jsonl go here, of a benchmark into a folder of its name
     # evaluation
-    benchmark: list[str] = field(default_factory=list)  # names with spaces or commas between, or all
+    benchmark: list[str] = field(default_factory=list)  # one name or several, or all
     blind: bool = False  # a second pass: the same questions without their images
     caption_only: bool = False  # a second pass: the model's own image description instead of the image
     score: str = ""  # score these stored responses: ours, or the output file of MathVista's authors; loads no model
@@ -202,11 +202,8 @@ def score(config: EvalConfig):
     [name] = registry.chosen(config.benchmark)
     responses = report.read_responses(config.score)
     items = registry.load_items(name, registry.load_rows(name, config.data, config.split))
-    strangers = [pid for pid in responses if pid not in items]
-    if len(strangers) == len(responses):
+    if not responses.keys() & items.keys():
         raise InputError(f"--score {config.score}: none of its {len(responses)} pids is in this split of {name}")
-    if strangers:
-        print(f"note: {len(strangers)} responses belong to no question of this split, the first has pid {strangers[0]}")
     open_folder(os.path.join(config.out, f"{name}-scored"))
     write_report(config, name, items, {"responses": responses})
 

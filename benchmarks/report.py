@@ -77,15 +77,15 @@ COLUMNS = {"pid": "string or number", "response": "string or null", "tokens": "n
 
 def read_responses(path: str) -> dict[str, dict]:
     """pid -> row: our responses.jsonl, or MathVista's object of rows by pid, plain or .gz. A row without a response, as
-    after a failed request, is left out. InputError: a row that is none, or no row with a response."""
+    after a failed request, is left out; of two with one pid the later one counts. InputError: a row that is none, or no
+    row with a response."""
     responses, row = {}, {}
     for key, row in read_file(path):
         row = plain({"pid": key} | row if isinstance(key, str) and isinstance(row, dict) else row)
-        pid, wrong = str(row.get("pid")) if isinstance(row, dict) else "", misfit(row, COLUMNS)
-        if wrong or pid in responses:
-            raise InputError(f"{path} row {key}: {wrong or f'pid {pid} is there twice'}; fix or remove this row")
+        if wrong := misfit(row, COLUMNS):
+            raise InputError(f"{path} row {key}: {wrong}; fix or remove this row")
         if row.get("response") is not None:
-            responses[pid] = row | {"pid": pid}
+            responses[str(row["pid"])] = row | {"pid": str(row["pid"])}
     if not responses:
         raise InputError(f"{path}: no row has response, the last has {', '.join(row) or 'nothing'}: rename the column "
                          "that holds it")

