@@ -65,15 +65,15 @@ def read_flags(argv: list[str]) -> EvalConfig:
     names = registry.chosen(config.benchmark)
     check_sampling(config)
     check_rule(config.grader)
-    asking = [name for name in ("blind", "caption_only", "model") if getattr(config, name)]
     refuse([(bool(names) or not getattr(config, flag), f"--{flag} goes with --benchmark: give both, or leave it out")
             for flag in ("blind", "caption_only", "score")])
     refuse([
         (bool(config.model or config.score), "--model is missing"),
         (bool(config.data or config.benchmark), "--data is missing (or --benchmark)"),
-        (not config.score or not asking, f"--score asks no model: leave --{(asking or [''])[0]} out"),
-        (not config.benchmark or config.group_size == 1, f"--group_size {config.group_size}: a benchmark counts one "
-         "response to each question; run it again with another --seed and --out, or give its questions as --data"),
+        (not config.score or not (config.model or config.blind or config.caption_only),
+         "--score asks no model: leave --model, --blind and --caption_only out"),
+        (not config.benchmark or config.group_size == 1,
+         f"--group_size {config.group_size}: a benchmark counts one response to each question; leave it out"),
         (not config.benchmark or not config.clip, "--clip is a part of the reward: leave it out with --benchmark"),
         (not config.score or len(names) == 1,
          "--score reads the responses to one benchmark: give one name as --benchmark"),

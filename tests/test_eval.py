@@ -449,7 +449,7 @@ def test_a_question_that_is_only_its_picture_is_asked(tiny_folder, tmp_path):
     (["--benchmark", "mathvsita"], "--benchmark mathvsita: give one or several of"),
     (["--benchmark", "mathvista", "--group_size", "2", "--temperature", "1"], "--group_size 2"),
     (["--benchmark", "mathvista", "--clip", "x"], "--clip"),
-    (["--benchmark", "mathvista", "--score", "r.json"], "leave --model out"),
+    (["--benchmark", "mathvista", "--score", "r.json"], "leave --model, "),
     (["--benchmark", "mathvista", "mmstar", "--score", "r.json", "--model", ""], "one name"),
     (["--benchmark", "mathvista", "--score", "absent.json", "--model", ""], "absent.json"),
     (["--blind"], "--blind goes with --benchmark"),
