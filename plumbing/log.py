@@ -117,7 +117,7 @@ class Log:
         if rows:
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             write_text(os.path.join(self.folder, "rollouts", f"step_{step:06d}.jsonl"), lines)
-        self.track(step, {name: value for name, value in finite.items() if value is not None}, rows)
+        self.track(step, {name: value for name, value in finite.items() if value is not None})
         for line in (console_line(step, self.bar.total, metrics), *self.doctor.look(finite)):
             self.bar.write(line)
         name = "reward/total" if rows else "opt/loss"
