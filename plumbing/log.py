@@ -7,7 +7,6 @@ import math
 import os
 import statistics
 import sys
-from dataclasses import asdict
 
 import torch
 
@@ -68,32 +67,23 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def time_metrics(seconds: dict[str, float], metrics: dict[str, float], rows: list[dict]) -> dict[str, float]:
-    """Seconds per phase, tokens per second over all ranks, and this rank's peak memory."""
-    drawn = sum(response["tokens"] for row in rows for response in row["responses"])
-    speed = {"perf/train_tokens_per_s": metrics["opt/tokens"] / seconds["update"]}
-    if "rollout" in seconds:
-        speed["perf/rollout_tokens_per_s"] = drawn / seconds["rollout"]
-    speed["perf/peak_memory_gb"] = peak_memory()
-    return {f"time/{phase}": value for phase, value in seconds.items()} | speed
-
-
 def step_metrics(rows: list[dict], parts: tuple[str, ...], stats: list[dict], seconds: dict[str, float]) -> dict:
-    """All named numbers of a step; rows: of its rollout, none in the warm-up."""
+    """All named numbers of a step: tokens of all ranks, seconds of this one. The warm-up has no rows of a rollout."""
     metrics = (rollout_metrics(rows, parts) if rows else {}) | update_metrics(stats)
-    return metrics | time_metrics(seconds, metrics, rows)
+    metrics |= {f"time/{phase}": value for phase, value in seconds.items()}
+    metrics["perf/train_tokens_per_s"] = metrics["opt/tokens"] / seconds["update"]
+    if rows:
+        drawn = sum(response["tokens"] for row in rows for response in row["responses"])
+        metrics["perf/rollout_tokens_per_s"] = drawn / seconds["rollout"]
+    return metrics | {"perf/peak_memory_gb": peak_memory()}
 
 
 def check_skipped(run, step: int, skipped: int, most: int = 4):
-    """InputError after more than `most` steps in a row without a finite gradient, of which the last is `step`, whose
-    rows are kept in a file."""
+    """InputError after more than `most` steps in a row without a finite gradient, of which the last is `step`."""
     if skipped > most:
-        path = os.path.join(run.folder, f"skipped_{step:06d}.jsonl")
-        samples = [run.samples[i] for i in run.batches[step]]
-        if is_main():
-            write_text(path, "".join(json.dumps(asdict(sample), default=repr) + "\n" for sample in samples))
+        qids = ", ".join(run.samples[i].qid for i in run.batches[step])
         raise SharedError(f"{skipped} steps in a row, the last is step {step}, had a gradient that is not finite: no "
-                          f"model is exported; lower --lr, in a run of its own; the rows of the last are in {path}")
+                          f"model is exported; lower --lr, in a run of its own; the last step's rows are qid {qids}")
 
 
 class Log:
