@@ -32,7 +32,7 @@ ORDER = {"sft": 0, "sample": 1, "1": 2, "2": 3}  # of the stages
 @dataclass
 class Page:
     """What the page will hold, and what could not be read for it."""
-    images_left: int  # how many more pictures may be embedded
+    most: int  # pictures may be embedded
     pictures: dict[str, str] = field(default_factory=dict)  # path -> data URI
     notes: set[str] = field(default_factory=set)
 
@@ -40,7 +40,7 @@ class Page:
         """The path, once its picture is embedded; None where it is gone, broken, or one too many."""
         if path in self.pictures:
             return path
-        if not self.images_left:
+        if len(self.pictures) >= self.most:
             self.notes.add("not all images are embedded: --images takes more")
             return None
         try:
@@ -53,7 +53,6 @@ class Page:
         buffer = io.BytesIO()
         small.save(buffer, "WEBP", quality=80)
         self.pictures[path] = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-        self.images_left -= 1
         return path
 
 
@@ -135,8 +134,7 @@ def build(run: str, images: int, groups: int) -> dict:
         raise FileNotFoundError(f"{run} is no folder: give the --out of a run, or of an evaluation")
     page = Page(images)
     stages = training_stages(run)
-    share = groups // max(1, sum(stage["stage"] in ("1", "2") for stage in stages))
-    shown = [group for stage in stages for group in rollouts(stage, share, page)]
+    shown = [group for stage in stages for group in rollouts(stage, groups, page)]
     found = evaluations(run, page)
     sizes = {name: len(read_lines(os.path.join(folder, f"{name}.jsonl")))
              for folder in find(run, "easy.jsonl")[:1] for name in ("easy", "medium", "hard")}
@@ -151,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", help="the --out of train.py, demo.py or eval.py")
     parser.add_argument("--out", default="", help="the page (default: view.html in the run's folder)")
     parser.add_argument("--images", type=int, default=200, help="embed at most so many pictures (default: %(default)s)")
-    parser.add_argument("--groups", type=int, default=250, help="rollout groups on the page (default: %(default)s)")
+    parser.add_argument("--groups", type=int, default=125, help="rollout groups of each stage (default: %(default)s)")
     args = parser.parse_args(argv)
     path = args.out or os.path.join(args.run, "view.html")
     try:
