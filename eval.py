@@ -65,11 +65,11 @@ def read_flags(argv: list[str]) -> EvalConfig:
     names = registry.chosen(config.benchmark)
     check_sampling(config)
     check_rule(config.grader)
-    refuse([(bool(names) or not getattr(config, flag), f"--{flag} goes with --benchmark: give both, or leave it out")
-            for flag in ("blind", "caption_only", "score")])
     refuse([
         (bool(config.model or config.score), "--model is missing"),
         (bool(config.data or config.benchmark), "--data is missing (or --benchmark)"),
+        (bool(names) or not (config.score or config.blind or config.caption_only),
+         "--score, --blind and --caption_only go with --benchmark: give one, or leave them out"),
         (not config.score or not (config.model or config.blind or config.caption_only),
          "--score asks no model: leave --model, --blind and --caption_only out"),
         (not config.benchmark or config.group_size == 1,
@@ -155,11 +155,6 @@ def single(rows: dict[str, dict]) -> dict[str, dict]:
 # ---------------------------------------------------------------- reports
 
 
-def write_rows(path: str, rows):
-    """A .jsonl file."""
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
 def write_figures(config: EvalConfig, rows: list[dict]):
     """Of a file of questions: report.json and responses.jsonl, in the order of the file, and a table on the screen."""
     for row in rows:
@@ -167,7 +162,7 @@ def write_figures(config: EvalConfig, rows: list[dict]):
             del response["reward"]  # a weighted sum, and evaluation has no weights
     figures = report.figures(rows, [part for part in PARTS if part != "clip" or config.clip])
     result = dict(questions=len(rows), config=asdict(config), prompt_id=prompt_id(config.prompt), figures=figures)
-    write_rows(os.path.join(config.out, "responses.jsonl"), rows)
+    write_text(os.path.join(config.out, "responses.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
     write_text(os.path.join(config.out, "report.json"), json.dumps(result, indent=1))
     print(f"{config.model} on {config.data}: {len(rows)} questions x {config.group_size}, "
           f"temperature {config.temperature}; mean and 95 % interval")
@@ -184,14 +179,15 @@ def write_report(config: EvalConfig, name: str, items: dict, passes: dict[str, d
                  prompt_id="unknown" if config.score else prompt_id(config.prompt))
     judged = {way: report.judge_all(name, rows, items) for way, rows in passes.items()}
     for way, rows in judged.items():
-        write_rows(os.path.join(folder, f"{way}.jsonl"), rows.values())
+        write_text(os.path.join(folder, f"{way}.jsonl"), "".join(json.dumps(row) + "\n" for row in rows.values()))
     if not any(item.answer for item in items.values()):
         print(f"{name}: this split has no gold answers; its authors score what {folder}/responses.jsonl predicts")
         return
     result = about | report.summarize(name, items, judged)
     write_text(os.path.join(folder, "report.json"), json.dumps(result, indent=1))
-    write_text(os.path.join(folder, "report.md"), report.markdown(result, whole=True))
-    print(report.markdown(result) + f"\nbreakdown {folder}/report.md", flush=True)
+    text = report.markdown(result)
+    write_text(os.path.join(folder, "report.md"), text)
+    print(f"{text.partition('## ')[0]}breakdown {folder}/report.md", flush=True)
 
 
 # ---------------------------------------------------------------- stored responses

@@ -302,13 +302,6 @@ def test_no_wrong_answer_has_nothing_to_split():
     assert list(made) == ["strict from its own description"]
 
 
-@pytest.mark.parametrize("caption, blind, unread", [("1100", "1000", False), ("1000", "0100", True), ("0", "1", True)])
-def test_descriptions_that_help_no_more_than_nothing_split_nothing(caption, blind, unread):
-    passes = dict(responses=strict("1110"[:len(caption)]), caption_only=strict(caption), blind=strict(blind))
-    made = dict(figures=perception(passes) | dict(official=figure([1.0])), missing=[], chance_credit=0, questions=1)
-    assert bool(report.warnings(made)) is unread
-
-
 # ---------------------------------------------------------------- stored responses of others
 
 
@@ -452,8 +445,8 @@ def test_a_question_that_is_only_its_picture_is_asked(tiny_folder, tmp_path):
     (["--benchmark", "mathvista", "--score", "r.json"], "leave --model, "),
     (["--benchmark", "mathvista", "mmstar", "--score", "r.json", "--model", ""], "one name"),
     (["--benchmark", "mathvista", "--score", "absent.json", "--model", ""], "absent.json"),
-    (["--blind"], "--blind goes with --benchmark"),
-    (["--score", "r.json"], "--score goes with --benchmark"),
+    (["--blind"], "--caption_only go with --benchmark"),
+    (["--score", "r.json"], "--score, --blind and --caption_only go with"),
 ])
 def test_bad_input_is_one_line_and_exit_code_2(tiny_folder, questions, tmp_path, capsys, change, message):
     out = str(tmp_path / "out")
