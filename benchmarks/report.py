@@ -9,10 +9,8 @@ No model, no process group, no images: stored responses can be scored again anyw
 Figures are shares of all questions of the split; a question without a response is wrong and is listed.
 """
 import math
-import os
-import shutil
 import statistics
-import subprocess
+import time
 from collections import Counter
 
 from benchmarks.common import Item, Verdict, grouped, misfit, percent, plain
@@ -142,13 +140,7 @@ def summarize(name: str, items: dict[str, Item], passes: dict[str, dict[str, dic
         **grader_counts("own"),  # pairs that took too long to compare, and count as different
         rules=dict(rules.most_common()),
         breakdown={kind: breakdown(right[kind], items, benchmark.groups) for kind in FIGURES},
-        extractor=VERSION, git=revision())
-
-
-def revision() -> str:
-    """The commit of this code, "-dirty" when files differ from it, "" where there is no git."""
-    command = ["git", "-C", os.path.dirname(__file__), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+        extractor=VERSION, date=time.strftime("%F %T"))
 
 
 def perception(passes: dict[str, dict[str, dict]]) -> dict[str, dict]:
