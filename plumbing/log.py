@@ -110,8 +110,6 @@ class Log:
         self.track(step, {name: value for name, value in finite.items() if value is not None})
         for line in (console_line(step, self.bar.total, metrics), *self.doctor.look(finite)):
             self.bar.write(line)
-        name = "reward/total" if rows else "opt/loss"
-        self.bar.set_postfix_str(f"{name} {metrics[name]:.3f}")
 
     def end(self):
         """Everything that the doctor has said, once more."""
