@@ -164,8 +164,7 @@ def write_figures(config: EvalConfig, rows: list[dict]):
     result = dict(questions=len(rows), config=asdict(config), prompt_id=prompt_id(config.prompt), figures=figures)
     write_text(os.path.join(config.out, "responses.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
     write_text(os.path.join(config.out, "report.json"), json.dumps(result, indent=1))
-    print(f"{config.model} on {config.data}: {len(rows)} questions x {config.group_size}, "
-          f"temperature {config.temperature}; mean and 95 % interval")
+    print(f"{config.model} on {config.data}: {len(rows)} questions x {config.group_size}; mean and 95 % interval")
     for name, values in figures.items():
         ends = "" if values["low"] is None else f"{values['low']:8.3f} ..{values['high']:8.3f}"
         print(f"  {name:<10} {values['mean']:8.3f} {ends}")

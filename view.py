@@ -16,6 +16,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 from PIL import Image, ImageOps
@@ -23,7 +24,7 @@ from PIL import Image, ImageOps
 from plumbing.doctor import Doctor
 from plumbing.files import read_json
 
-PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "plumbing", "page.html")
+PAGE = Path(__file__).parent / "plumbing" / "page.html"
 SIDE = 256  # pixels of an embedded picture, at most
 ITEMS = 1000  # questions of an evaluation that are shown, at most
 ORDER = {"sft": 0, "sample": 1, "1": 2, "2": 3}  # of the stages
@@ -59,9 +60,7 @@ class Page:
 # ------------------------------------------------------------------------------------ files of a run
 
 def read_lines(path: str) -> list[dict]:
-    """The rows of a jsonl file, if it is there. A last line without an end is just being written, or was cut off."""
-    if not os.path.exists(path):
-        return []
+    """The rows of a jsonl file. A last line without an end is just being written, or was cut off."""
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file if line.endswith("\n")]
 
@@ -154,12 +153,9 @@ def main(argv: list[str] | None = None) -> int:
     path = args.out or os.path.join(args.run, "view.html")
     try:
         content = build(args.run, args.images, args.groups)
-        with open(PAGE, encoding="utf-8") as file:
-            page = file.read()
         # In JSON < can stand as an escape, so no text can end the script that holds it.
         text = json.dumps(content, ensure_ascii=True).replace("<", "\\u003c")
-        with open(path, "w", encoding="utf-8", errors="replace") as file:
-            file.write(page.replace("{{content}}", text))
+        Path(path).write_text(PAGE.read_text(encoding="utf-8").replace("{{content}}", text), encoding="utf-8")
         print(f"{path}: {os.path.getsize(path) / 1e6:.1f} MB; open it in a browser")
     except (OSError, ValueError, KeyError) as error:
         reason = f"{args.run} is of another version, which wrote no {error}" if isinstance(error, KeyError) else error
