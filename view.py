@@ -27,7 +27,6 @@ from plumbing.files import read_json
 PAGE = Path(__file__).parent / "plumbing" / "page.html"
 SIDE = 256  # pixels of an embedded picture, at most
 ITEMS = 1000  # questions of an evaluation that are shown, at most
-ORDER = {"sft": 0, "sample": 1, "1": 2, "2": 3}  # of the stages
 
 
 @dataclass
@@ -83,7 +82,7 @@ def training_stages(run: str) -> list[dict]:
         stages.append(dict(name=os.path.relpath(folder, run), folder=folder, stage=config["stage"], config=config,
                            steps=[row["step"] for row in rows], doctor=list(doctor.said.values()),
                            metrics={name: [row.get(name) for row in rows] for name in names}))
-    return sorted(stages, key=lambda stage: (ORDER[stage["stage"]], stage["name"]))
+    return sorted(stages, key=lambda stage: (stage["stage"] != "sft", stage["stage"], stage["name"]))
 
 
 def group_of(row: dict, page: Page, stage: str, step: int) -> dict:

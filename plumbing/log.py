@@ -2,11 +2,13 @@
 
 Names are group/name; the README's table says what each means and what to watch for. Nothing here is trained on.
 """
+import importlib
 import json
 import math
 import os
 import statistics
 import sys
+from dataclasses import asdict
 
 import torch
 
@@ -14,7 +16,6 @@ from data import parse
 from plumbing.doctor import Doctor
 from plumbing.processes import SharedError, is_main, print0
 from plumbing.run_folder import write_text
-from plumbing.trackers import connect
 
 
 def mean(values) -> float:
@@ -84,6 +85,21 @@ def check_skipped(run, step: int, skipped: int, most: int = 4):
         qids = ", ".join(run.samples[i].qid for i in run.batches[step])
         raise SharedError(f"{skipped} steps in a row, the last is step {step}, had a gradient that is not finite: no "
                           f"model is exported; lower --lr, in a run of its own; the last step's rows are qid {qids}")
+
+
+def connect(config, folder: str):
+    """log(step, metrics) and end() of --tracker, a mirror of metrics.jsonl for who watches many runs; on other ranks
+    than the first, two functions that do nothing."""
+    if config.tracker == "none" or not is_main():
+        return lambda *_: None, lambda: None
+    if config.tracker == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+        writer = SummaryWriter(os.path.join(folder, "tensorboard"))
+        return lambda step, metrics: [writer.add_scalar(*each, step) for each in metrics.items()], writer.close
+    service = importlib.import_module(config.tracker)  # trackio has wandb's names
+    place = {"dir": folder} if config.tracker == "wandb" else {}
+    service.init(project="pebr", name=os.path.relpath(folder).replace(os.sep, "-"), config=asdict(config), **place)
+    return lambda step, metrics: service.log(metrics, step=step), service.finish
 
 
 class Log:
