@@ -53,7 +53,7 @@ class EvalConfig(Sampling):
     # run
     out: str = "runs/eval"  # report.json and responses.jsonl go here, of a benchmark into a folder of its name
     # evaluation
-    benchmark: list[str] = field(default_factory=list)  # one name or several, or all
+    benchmark: list[str] = field(default_factory=list)  # names with spaces between, or all
     blind: bool = False  # a second pass: the same questions without their images
     caption_only: bool = False  # a second pass: the model's own image description instead of the image
     score: str = ""  # score these stored responses: ours, or the output file of MathVista's authors; loads no model
