@@ -12,8 +12,8 @@ scores need no judge model and no key: "official" is the published rule, "strict
 A benchmark writes to out/NAME. Every process appends its responses to its own file in out/asked-ID as soon as they are
 there, so the same command goes on where a run was cut off, on any number of processes; ID is that of model, questions
 and settings, so responses under different ones never mix. In the end responses.jsonl has them in the order of the data
-set, beside report.json, and of a benchmark report.md and verdicts.json. A file of questions is graded like training
-data: accuracy, pass@n, format and the other reward parts. Intervals take every question as one draw.
+set, of a benchmark with what was made of each, beside report.json and report.md. A file of questions is graded like
+training data: accuracy, pass@n, format and the other reward parts. Intervals take every question as one draw.
 """
 import json
 import os
@@ -54,7 +54,7 @@ class EvalConfig(Sampling):
     # run
     out: str = "runs/eval"  # report.json and responses.jsonl go here, of a benchmark into a folder of its name
     # evaluation
-    benchmark: list[str] = field(default_factory=list)  # names with spaces or commas between, or all
+    benchmark: list[str] = field(default_factory=list)  # names with spaces between, or all
     blind: bool = False  # a second pass: the same questions without their images
     caption_only: bool = False  # a second pass: the model's own image description instead of the image
     score: str = ""  # score these stored responses: ours, or the output file of MathVista's authors; loads no model
@@ -66,15 +66,15 @@ def read_flags(argv: list[str]) -> EvalConfig:
     names = registry.chosen(config.benchmark)
     check_sampling(config)
     check_rule(config.grader)
-    asking = [name for name in ("blind", "caption_only", "model") if getattr(config, name)]
-    refuse([(bool(names) or not getattr(config, flag), f"--{flag} goes with --benchmark: give both, or leave it out")
-            for flag in ("blind", "caption_only", "score")])
     refuse([
         (bool(config.model or config.score), "--model is missing"),
         (bool(config.data or config.benchmark), "--data is missing (or --benchmark)"),
-        (not config.score or not asking, f"--score asks no model: leave --{(asking or [''])[0]} out"),
-        (not config.benchmark or config.group_size == 1, f"--group_size {config.group_size}: a benchmark counts one "
-         "response to each question; run it again with another --seed and --out, or give its questions as --data"),
+        (bool(names) or not (config.score or config.blind or config.caption_only),
+         "--score, --blind and --caption_only go with --benchmark: give one, or leave them out"),
+        (not config.score or not (config.model or config.blind or config.caption_only),
+         "--score asks no model: leave --model, --blind and --caption_only out"),
+        (not config.benchmark or config.group_size == 1,
+         f"--group_size {config.group_size}: a benchmark counts one response to each question; leave it out"),
         (not config.benchmark or not config.clip, "--clip is a part of the reward: leave it out with --benchmark"),
         (not config.score or len(names) == 1,
          "--score reads the responses to one benchmark: give one name as --benchmark"),
@@ -83,133 +83,111 @@ def read_flags(argv: list[str]) -> EvalConfig:
 
 
 def load(config: EvalConfig, device) -> tuple:
-    """(config with as many slots as there is room for, model, processor, clip, questions as their `prepare_..` returns
-    them). All questions are checked first, because loading a model takes minutes."""
+    """(config with as many slots as there is room for, model, processor, clip, what `prepare` returns for each set of
+    questions). All questions are checked first, because loading a model takes minutes."""
     folder = find_model(config.model)
     processor = load_processor(folder, config.min_pixels, config.max_pixels, config.prompt, log=print0)
-    if config.benchmark:
-        questions = [prepare_benchmark(config, name, folder, processor) for name in registry.chosen(config.benchmark)]
-    else:
-        questions = prepare_file(config, folder, processor)
+    sets = [prepare(config, name, folder, processor) for name in registry.chosen(config.benchmark) or [""]]
     clip = load_clip(config.clip, device) if config.clip else None
     shape = shape_of(folder)
     planned = bytes_of(config) * shape.total + 4 * CLIP_PARAMETERS * bool(config.clip)
     config = replace(config, slots=choose_slots(config, shape, device, planned))
-    return config, Policy.load(folder, device, getattr(torch, config.dtype)).eval(), processor, clip, questions
+    return config, Policy.load(folder, device, getattr(torch, config.dtype)).eval(), processor, clip, sets
 
 
-# ---------------------------------------------------------------- a file of questions: asked in one go
-
-
-def prepare_file(config: EvalConfig, model_folder: str, processor) -> tuple[list[Sample], int, str]:
-    """The samples within --max_prompt, how many are over it, and the folder of responses that have come so far."""
-    samples = data.load_samples(config.data, config.image_root, config.split or "train")
-    filters.require(samples, "answer", config.data)
-    near, folder = ready(config, config.out, model_folder, processor, samples)
-    return near, len(samples) - len(near), folder
-
-
-def ready(config: EvalConfig, out: str, model_folder: str, processor, samples: list[Sample]) -> tuple[list, str]:
-    """The samples within --max_prompt, all checked, and the folder in `out` of the responses that have come so far to
-    these questions, by this model under these settings."""
+def prepare(config: EvalConfig, name: str, model_folder: str, processor) -> tuple[str, dict, list[Sample], str]:
+    """(name, items, samples within --max_prompt, the folder of responses that have come so far) of a benchmark, or of a
+    file of questions, which has neither name nor items."""
+    if name:
+        rows = registry.load_rows(name, config.data, config.split)
+        items = registry.load_items(name, rows)
+        place = registry.place(name, config.data)
+        root = config.image_root or (place if os.path.isdir(place) else os.path.dirname(place))
+        samples = registry.load_samples(items, rows, root)
+    else:
+        items, samples = {}, data.load_samples(config.data, config.image_root, config.split or "train")
+        filters.require(samples, "answer", config.data)
     filters.check_images(samples)
     near = filters.drop_long(samples, processor, config.max_prompt, log=print0)
     asking = replace(config, benchmark=[], blind=False, caption_only=False)  # these change no response
     prints = fingerprints(asking, model_folder, samples, processor.chat_template)
+    out = os.path.join(config.out, name)
     open_folder(out)
-    return near, os.path.join(out, f"asked-{run_id(asking, prints)}")
+    return name, items, near, os.path.join(out, f"asked-{run_id(asking, prints)}")
 
 
-def write_rows(path: str, rows):
-    """A .jsonl file."""
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+# ---------------------------------------------------------------- asking: responses go to disk as they come
 
 
-def run_file(config: EvalConfig, model, processor, clip, samples: list[Sample], dropped: int, folder: str):
-    """Ask every question: report.json and responses.jsonl, in the order of the file, and a table on the screen."""
-    asked = kept(folder, "responses", samples, lambda todo: map(records, ask(model, processor, clip, todo, config,
-                                                                             "eval")))
+def run(config: EvalConfig, model, processor, clip, name: str, items: dict, samples: list[Sample], folder: str):
+    """All passes over one set of questions, and what is said of them."""
+    def respond(asked: list[Sample], way: str) -> dict[str, dict]:
+        """All rows by qid, of which those without a response are asked."""
+        return kept(folder, way, asked, lambda todo: map(records, ask(model, processor, clip, todo, config, "eval")))
+
+    passes = {"responses": respond(samples, "responses")}
+    if config.caption_only:
+        passes["caption_only"] = respond(described(samples, passes["responses"]), "caption_only")
+    if config.blind:
+        passes["blind"] = respond([replace(sample, images=()) for sample in samples], "blind")
     if not is_main():
         return
-    rows = list(asked.values())
-    for row in rows:
-        for response in row["responses"]:
-            del response["reward"]  # a weighted sum, and evaluation has no weights
-    figures = report.figures(rows, [part for part in PARTS if part != "clip" or config.clip])
-    result = dict(questions=len(rows), dropped_prompts=dropped, config=asdict(config),
-                  prompt_id=prompt_id(config.prompt), figures=figures)
-    write_rows(os.path.join(config.out, "responses.jsonl"), rows)
-    write_text(os.path.join(config.out, "report.json"), json.dumps(result, indent=1))
-    shutil.rmtree(folder)
-    print(f"{config.model} on {config.data}: {len(rows)} questions x {config.group_size}, "
-          f"temperature {config.temperature}; mean and 95 % interval")
-    for name, values in figures.items():
-        ends = "" if values["low"] is None else f"{values['low']:8.3f} ..{values['high']:8.3f}"
-        print(f"  {name:<10} {values['mean']:8.3f} {ends}")
+    if name:
+        write_report(config, name, items, {way: single(rows) for way, rows in passes.items()})
+    else:
+        write_figures(config, list(passes["responses"].values()))
+        shutil.rmtree(folder)
 
 
-# ---------------------------------------------------------------- a benchmark: its responses go to disk as they come
-
-
-def respond(config: EvalConfig, model, processor, samples: list[Sample], folder: str, way: str) -> dict[str, dict]:
-    """All rows by pid, of which those without a response are asked. way: responses, caption_only or blind."""
-    def asked(todo):
-        for part in ask(model, processor, None, todo, config, "eval"):
-            yield [dict(pid=one.sample.qid, response=one.texts[0], tokens=len(one.responses[0].ids),
-                        finished=one.responses[0].finished, images=one.sample.images) for one in part]
-
-    return kept(folder, way, samples, asked, key="pid")
-
-
-def prepare_benchmark(config: EvalConfig, name: str, model_folder: str, processor) -> tuple:
-    """(name, items, samples within --max_prompt, the folder of responses that have come so far) of one benchmark."""
-    rows = registry.load_rows(name, config.data, config.split)
-    items = registry.load_items(name, rows)
-    place = registry.place(name, config.data)
-    root = config.image_root or (place if os.path.isdir(place) else os.path.dirname(place))
-    samples = registry.load_samples(items, rows, root)
-    return name, items, *ready(config, os.path.join(config.out, name), model_folder, processor, samples)
-
-
-def described(samples: list[Sample], responses: dict[str, dict]) -> list[Sample]:
+def described(samples: list[Sample], rows: dict[str, dict]) -> list[Sample]:
     """The questions to which the model's response has an Image Description: that in front of them, and no image."""
-    descriptions = {qid: data.parse(row["response"]).description or "" for qid, row in responses.items()}
+    descriptions = {qid: data.parse(row["responses"][0]["text"]).description or "" for qid, row in rows.items()}
     plain = {qid: text.replace(data.IMAGE, "") for qid, text in descriptions.items()}  # there is no image to mark
     return [replace(sample, images=(), question=f"{data.DESCRIPTION}: {plain[sample.qid]}\n{sample.question}")
             for sample in samples if descriptions[sample.qid]]
 
 
-def run_benchmark(config: EvalConfig, model, processor, name: str, items: dict, samples: list[Sample], folder: str):
-    """All passes over one benchmark, and its report."""
-    passes = {"responses": respond(config, model, processor, samples, folder, "responses")}
-    if config.caption_only:
-        asked = described(samples, passes["responses"])
-        passes["caption_only"] = respond(config, model, processor, asked, folder, "caption_only")
-    if config.blind:
-        asked = [replace(sample, images=()) for sample in samples]
-        passes["blind"] = respond(config, model, processor, asked, folder, "blind")
-    if is_main():
-        for way, rows in passes.items():
-            write_rows(os.path.join(config.out, name, f"{way}.jsonl"), rows.values())
-        write_report(os.path.join(config.out, name), name, items, passes, dict(
-            model=config.model, config=asdict(config), prompt_id=prompt_id(config.prompt)))
+def single(rows: dict[str, dict]) -> dict[str, dict]:
+    """Rows with one response each, as a benchmark's responses are stored."""
+    return {qid: dict(pid=qid, response=one["text"], tokens=one["tokens"], finished=one["finished"],
+                      images=row["images"]) for qid, row in rows.items() for one in row["responses"]}
 
 
-def write_report(folder: str, name: str, items: dict, passes: dict[str, dict], about: dict):
-    """Judge the responses of all passes: report.json, report.md and verdicts.json in the folder, the tables on the
-    screen. Where gold answers are withheld there are only the verdicts, with extraction and prediction."""
-    others = {way: report.judge_all(name, rows, items) for way, rows in passes.items()}
-    verdicts = others.pop("responses")
-    write_text(os.path.join(folder, "verdicts.json"), json.dumps(verdicts, indent=1))
+# ---------------------------------------------------------------- reports
+
+
+def write_figures(config: EvalConfig, rows: list[dict]):
+    """Of a file of questions: report.json and responses.jsonl, in the order of the file, and a table on the screen."""
+    for row in rows:
+        for response in row["responses"]:
+            del response["reward"]  # a weighted sum, and evaluation has no weights
+    figures = report.figures(rows, [part for part in PARTS if part != "clip" or config.clip])
+    result = dict(questions=len(rows), config=asdict(config), prompt_id=prompt_id(config.prompt), figures=figures)
+    write_text(os.path.join(config.out, "responses.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(os.path.join(config.out, "report.json"), json.dumps(result, indent=1))
+    print(f"{config.model} on {config.data}: {len(rows)} questions x {config.group_size}; mean and 95 % interval")
+    for name, values in figures.items():
+        ends = "" if values["low"] is None else f"{values['low']:8.3f} ..{values['high']:8.3f}"
+        print(f"  {name:<10} {values['mean']:8.3f} {ends}")
+
+
+def write_report(config: EvalConfig, name: str, items: dict, passes: dict[str, dict]):
+    """Judge a benchmark's responses of all passes, each of which gets a file: responses.jsonl, caption_only.jsonl,
+    blind.jsonl. Then report.json, report.md, and the tables on the screen, unless gold answers are withheld."""
+    folder = os.path.join(config.out, f"{name}-scored" if config.score else name)
+    about = dict(model=config.model or config.score, config=asdict(config),
+                 prompt_id="unknown" if config.score else prompt_id(config.prompt))
+    judged = {way: report.judge_all(name, rows, items) for way, rows in passes.items()}
+    for way, rows in judged.items():
+        write_text(os.path.join(folder, f"{way}.jsonl"), "".join(json.dumps(row) + "\n" for row in rows.values()))
     if not any(item.answer for item in items.values()):
-        print(f"{name}: this split has no gold answers; its authors score what {folder}/verdicts.json predicts")
+        print(f"{name}: this split has no gold answers; its authors score what {folder}/responses.jsonl predicts")
         return
-    result = about | report.provenance() | report.summarize(name, items, passes["responses"], verdicts)
-    if others:
-        result["perception"] = report.perception(verdicts, others)
+    result = about | report.summarize(name, items, judged)
     write_text(os.path.join(folder, "report.json"), json.dumps(result, indent=1))
-    write_text(os.path.join(folder, "report.md"), report.markdown(result, whole=True))
-    print(report.markdown(result) + f"\nbreakdown {folder}/report.md", flush=True)
+    text = report.markdown(result)
+    write_text(os.path.join(folder, "report.md"), text)
+    print(f"{text.partition('## ')[0]}breakdown {folder}/report.md", flush=True)
 
 
 # ---------------------------------------------------------------- stored responses
@@ -220,17 +198,10 @@ def score(config: EvalConfig):
     [name] = registry.chosen(config.benchmark)
     responses = report.read_responses(config.score)
     items = registry.load_items(name, registry.load_rows(name, config.data, config.split))
-    strangers = [pid for pid in responses if pid not in items]
-    if len(strangers) == len(responses):
+    if not responses.keys() & items.keys():
         raise InputError(f"--score {config.score}: none of its {len(responses)} pids is in this split of {name}")
-    if strangers:
-        print(f"note: {len(strangers)} responses belong to no question of this split, the first has pid {strangers[0]}")
-    beside = os.path.join(os.path.dirname(config.score), "report.json")  # there when the responses are ours
-    made = data.checked(data.read_json(beside) if os.path.exists(beside) else {}, (dict,), f"{beside}: has", "a report")
-    folder = os.path.join(config.out, f"{name}-scored")
-    open_folder(folder)
-    about = dict(source=config.score, config=made.get("config"), prompt_id=made.get("prompt_id"))
-    write_report(folder, name, items, {"responses": responses}, about)
+    open_folder(os.path.join(config.out, f"{name}-scored"))
+    write_report(config, name, items, {"responses": responses})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -242,13 +213,10 @@ def main(argv: list[str] | None = None) -> int:
             if config.score:
                 on_every_rank(lambda: score(config) if is_main() else None)
                 return 0
-            config, model, processor, clip, questions = on_every_rank(lambda: load(config, device))
+            config, model, processor, clip, sets = on_every_rank(lambda: load(config, device))
             TOLD.grace = config.grace
-            if config.benchmark:
-                for benchmark in questions:
-                    run_benchmark(config, model, processor, *benchmark)
-            else:
-                run_file(config, model, processor, clip, *questions)
+            for questions in sets:
+                run(config, model, processor, clip, *questions)
             barrier()  # a rank that left while rank 0 writes would no longer hear that a signal has come
     except InputError as error:  # it may concern only this rank, e.g. a corrupt image
         return complain(error)

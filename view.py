@@ -4,9 +4,8 @@
     python view.py runs/eval/mathvista            an evaluation alone
 
 It reads the files that a run leaves (metrics.jsonl, rollouts/, report.json, responses.jsonl) and needs neither model
-nor network. The page holds everything it shows, so it can be sent to somebody. Torn lines and missing images are left
-out, and a note on the page says so. plumbing/page.html is the page: it draws curves and cards from the JSON that is
-written here.
+nor network. The page holds everything it shows, so it can be sent to somebody. Missing images are left out, and a note
+on the page says so. plumbing/page.html is the page: it draws curves and cards from the JSON that is written here.
 """
 import argparse
 import base64
@@ -16,170 +15,130 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 from PIL import Image, ImageOps
 
 from plumbing.doctor import Doctor
+from plumbing.files import read_json
 
-PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "plumbing", "page.html")
+PAGE = Path(__file__).parent / "plumbing" / "page.html"
 SIDE = 256  # pixels of an embedded picture, at most
-ORDER = {"sft": 0, "sample": 1, "1": 2, "2": 3}  # of the stages
+ITEMS = 1000  # questions of an evaluation that are shown, at most
 
 
 @dataclass
 class Page:
     """What the page will hold, and what could not be read for it."""
-    images_left: int  # how many more pictures may be embedded
+    most: int  # pictures may be embedded
     pictures: dict[str, str] = field(default_factory=dict)  # path -> data URI
-    notes: list[str] = field(default_factory=list)
-
-    def note(self, text: str):
-        if text not in self.notes:
-            self.notes.append(text)
+    notes: set[str] = field(default_factory=set)
 
     def picture(self, path: str) -> str | None:
         """The path, once its picture is embedded; None where it is gone, broken, or one too many."""
         if path in self.pictures:
             return path
-        if not self.images_left:
-            self.note("not all images are embedded: --images takes more")
+        if len(self.pictures) >= self.most:
+            self.notes.add("not all images are embedded: --images takes more")
             return None
         try:
             with Image.open(path) as opened:
                 small = ImageOps.exif_transpose(opened).convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            self.note("some images are gone or cannot be read")
+            self.notes.add("some images are gone or cannot be read")
             return None
         small.thumbnail((SIDE, SIDE))
         buffer = io.BytesIO()
         small.save(buffer, "WEBP", quality=80)
         self.pictures[path] = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-        self.images_left -= 1
         return path
 
 
 # ------------------------------------------------------------------------------------ files of a run
 
-def read_object(path: str) -> dict:
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return json.load(file)
-
-
-def read_lines(path: str, page: Page) -> Iterator[dict]:
-    """The rows of a jsonl file; a torn line is left out, with a note."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if isinstance(row, dict):
-                yield row
-            else:
-                page.note(f"{path} line {number} is torn")
+def read_lines(path: str) -> list[dict]:
+    """The rows of a jsonl file. A last line without an end is just being written, or was cut off."""
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
 
 
 def find(run: str, name: str) -> list[str]:
-    """Folders in a run that hold a file `name`, up to three below it."""
-    patterns = (os.path.join(glob.escape(run), *["*"] * depth, name) for depth in range(4))
-    return sorted(os.path.dirname(path) for pattern in patterns for path in glob.glob(pattern))
+    """The folders in a run that hold a file of this name."""
+    return sorted(map(os.path.dirname, glob.glob(os.path.join(glob.escape(run), "**", name), recursive=True)))
 
 
-def training_stages(run: str, page: Page) -> list[dict]:
-    """[{name, folder, stage, config, steps, metrics: {name: values}}], in the order in which a run takes them."""
+def training_stages(run: str) -> list[dict]:
+    """[{name, folder, stage, config, steps, doctor, metrics: {name: values}}], in the order of the stages."""
     stages = []
     for folder in find(run, "metrics.jsonl"):
-        by_step = {row["step"]: row for row in read_lines(os.path.join(folder, "metrics.jsonl"), page)
-                   if isinstance(row.get("step"), int)}  # of a step that was taken twice, the later one
-        rows = [by_step[step] for step in sorted(by_step)]
-        names = {name: None for row in rows for name, value in row.items()
-                 if isinstance(value, (int, float)) and "/" in name}
-        config = read_object(os.path.join(folder, "config.json"))
-        doctor = Doctor(SimpleNamespace(**config)) if {"stage", "lr", "kl_coef"} <= set(config) else None
-        lines = [line for row in rows for line in doctor.look(row)] if doctor else []
-        stages.append(dict(name=os.path.relpath(folder, run), folder=folder, stage=str(config.get("stage")),
-                           config=config, steps=sorted(by_step), doctor=lines,
+        config = read_json(os.path.join(folder, "config.json"))
+        rows = read_lines(os.path.join(folder, "metrics.jsonl"))
+        names = dict.fromkeys(name for row in rows for name in row if name != "step")
+        doctor = Doctor(SimpleNamespace(**config))
+        for row in rows:
+            doctor.look(row)
+        stages.append(dict(name=os.path.relpath(folder, run), folder=folder, stage=config["stage"], config=config,
+                           steps=[row["step"] for row in rows], doctor=list(doctor.said.values()),
                            metrics={name: [row.get(name) for row in rows] for name in names}))
-    return sorted(stages, key=lambda stage: (ORDER.get(stage["stage"], 4), stage["name"]))
+    return sorted(stages, key=lambda stage: (stage["stage"] != "sft", stage["stage"], stage["name"]))
 
 
-def buckets(run: str, page: Page) -> dict[str, int]:
-    """How many questions stage sample found easy, medium and hard."""
-    sizes = {}
-    for folder in find(run, "easy.jsonl")[:1]:
-        for name in ("easy", "medium", "hard"):
-            path = os.path.join(folder, f"{name}.jsonl")
-            sizes[name] = sum(1 for _ in read_lines(path, page)) if os.path.exists(path) else 0
-    return sizes
-
-
-def group_of(row: dict, page: Page, **place) -> dict:
+def group_of(row: dict, page: Page, stage: str, step: int) -> dict:
     """A row of a rollout, or of an evaluation's responses, as the page shows it."""
-    pictures = [page.picture(path) for path in row.get("images", []) if isinstance(path, str)]
-    return place | dict(qid=str(row.get("qid")), question=str(row.get("question")), answer=row.get("answer"),
-                        key_words=row.get("key_words", []), images=[path for path in pictures if path],
-                        responses=row.get("responses", []))
+    return row | dict(stage=stage, step=step, images=list(filter(None, map(page.picture, row["images"]))))
 
 
 def rollouts(stage: dict, count: int, page: Page) -> list[dict]:
     """About `count` groups of a stage: the same questions at every step that asks them, to be compared."""
-    rows = [(step, row) for path in sorted(glob.glob(os.path.join(glob.escape(stage["folder"]), "rollouts", "*.jsonl")))
-            for step in [int("".join(filter(str.isdigit, os.path.basename(path))) or 0)]
-            for row in read_lines(path, page)]
+    paths = sorted(glob.glob(os.path.join(glob.escape(stage["folder"]), "rollouts", "step_*.jsonl")))
+    rows = [(int(path.rpartition("_")[2].removesuffix(".jsonl")), row) for path in paths for row in read_lines(path)]
     if len(rows) > count:  # whole questions, always the same ones: all that was said to them, from step to step
-        rows.sort(key=lambda pair: hashlib.sha1(str(pair[1].get("qid")).encode()).digest())
+        rows.sort(key=lambda pair: hashlib.sha1(pair[1]["qid"].encode()).digest())
         rows = sorted(rows[:count], key=lambda pair: pair[0])
-        page.note(f"{stage['name']}: {count} of its groups are shown; --groups takes more")
-    return [group_of(row, page, stage=stage["name"], step=step) for step, row in rows]
+        page.notes.add(f"{stage['name']}: {count} of its groups are shown; --groups takes more")
+    return [group_of(row, page, stage["name"], step) for step, row in rows]
 
 
-def evaluations(run: str, count: int, page: Page) -> list[dict]:
-    """[{name, report, items}] of every evaluation: of a file of questions or of a benchmark, wrong answers first."""
+def evaluations(run: str, page: Page) -> list[dict]:
+    """[{name, figures, questions, items}] of every evaluation of a file of questions or of a benchmark: wrong answers
+    first."""
     found = []
     for folder in find(run, "report.json"):
-        report, path = read_object(os.path.join(folder, "report.json")), os.path.join(folder, "responses.jsonl")
-        verdicts = os.path.join(folder, "verdicts.json")
-        verdicts = read_object(verdicts) if os.path.exists(verdicts) else {}
-        items = []
-        for row in read_lines(path, page) if os.path.exists(path) else []:
-            if "pid" in row:  # of a benchmark: one response, and what was made of it lies beside
-                verdict = verdicts.get(row["pid"], {})
-                row = dict(qid=row["pid"], question=verdict.get("question", ""), answer=verdict.get("gold", ""),
-                           images=row.get("images", []), responses=[dict(
-                               text=row.get("response"), tokens=row.get("tokens"), finished=row.get("finished", True),
-                               extracted=verdict.get("extraction"), rule=verdict.get("rule"),
-                               prediction=verdict.get("prediction"), accuracy=float(verdict.get("strict", 0)))])
+        report, items = read_json(os.path.join(folder, "report.json")), []
+        for row in read_lines(os.path.join(folder, "responses.jsonl")):
+            if "pid" in row:  # of a benchmark: one response, and what was made of it
+                shown = {name: row.get(name) for name in ("tokens", "finished", "rule", "prediction")}
+                shown |= dict(text=row["response"], extracted=row["extraction"], accuracy=float(row["strict"]))
+                row = dict(qid=row["pid"], question=row["question"], answer=row["gold"], images=row.get("images", []),
+                           responses=[shown])
             items.append(row)
-        items.sort(key=lambda row: sum(response.get("accuracy") or 0 for response in row.get("responses", [])))
+        items.sort(key=lambda row: sum(response["accuracy"] for response in row["responses"]))
         name = os.path.relpath(folder, os.path.dirname(os.path.abspath(run)) if folder == run else run)
-        if len(items) > count:
-            page.note(f"{name}: {count} of {len(items)} questions are shown, wrong answers first; --items takes more")
-        figures = report.get("figures") or {kind: {key: report[kind][key] / 100 for key in ("accuracy", "low", "high")}
-                                            for kind in ("official", "strict") if kind in report}
-        found.append(dict(name=name, figures=figures, questions=report.get("questions"), model=report.get("model"),
-                          items=[group_of(row, page, stage=name, step=0) for row in items[:count]]))
+        if len(items) > ITEMS:
+            page.notes.add(f"{name}: {ITEMS} of {len(items)} questions are shown, wrong answers first")
+        found.append(dict(name=name, figures=report["figures"], questions=report["questions"],
+                          items=[group_of(row, page, name, 0) for row in items[:ITEMS]]))
     return found
 
 
 # --------------------------------------------------------------------------------------------- page
 
 
-def build(run: str, images: int, groups: int, items: int) -> dict:
+def build(run: str, images: int, groups: int) -> dict:
     """All that the page shows, as one object. FileNotFoundError: nothing in this folder is of a run."""
     if not os.path.isdir(run):
         raise FileNotFoundError(f"{run} is no folder: give the --out of a run, or of an evaluation")
     page = Page(images)
-    stages, sizes = training_stages(run, page), buckets(run, page)
-    share = groups // max(1, sum(stage["stage"] in ("1", "2") for stage in stages))
-    shown = [group for stage in stages for group in rollouts(stage, share, page)]
-    found = evaluations(run, items, page)
+    stages = training_stages(run)
+    shown = [group for stage in stages for group in rollouts(stage, groups, page)]
+    found = evaluations(run, page)
+    sizes = {name: len(read_lines(os.path.join(folder, f"{name}.jsonl")))
+             for folder in find(run, "easy.jsonl")[:1] for name in ("easy", "medium", "hard")}
     if not (stages or found or sizes):
         raise FileNotFoundError(f"{run} holds no metrics.jsonl, report.json or easy.jsonl: give the --out of a run")
-    about = [{name: value for name, value in stage.items() if name != "folder"} for stage in stages]
-    return dict(run=run, stages=about, buckets=sizes, rollouts=shown, evaluations=found, notes=page.notes,
+    return dict(run=run, stages=stages, buckets=sizes, rollouts=shown, evaluations=found, notes=sorted(page.notes),
                 pictures=page.pictures)
 
 
@@ -188,21 +147,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", help="the --out of train.py, demo.py or eval.py")
     parser.add_argument("--out", default="", help="the page (default: view.html in the run's folder)")
     parser.add_argument("--images", type=int, default=200, help="embed at most so many pictures (default: %(default)s)")
-    parser.add_argument("--groups", type=int, default=250, help="rollout groups on the page (default: %(default)s)")
-    parser.add_argument("--items", type=int, default=1000, help="questions of an evaluation (default: %(default)s)")
+    parser.add_argument("--groups", type=int, default=125, help="rollout groups of each stage (default: %(default)s)")
     args = parser.parse_args(argv)
     path = args.out or os.path.join(args.run, "view.html")
     try:
-        content = build(args.run, args.images, args.groups, args.items)
-        with open(PAGE, encoding="utf-8") as file:
-            page = file.read()
+        content = build(args.run, args.images, args.groups)
         # In JSON < can stand as an escape, so no text can end the script that holds it.
         text = json.dumps(content, ensure_ascii=True).replace("<", "\\u003c")
-        with open(path, "w", encoding="utf-8", errors="replace") as file:
-            file.write(page.replace("{{content}}", text))
+        Path(path).write_text(PAGE.read_text(encoding="utf-8").replace("{{content}}", text), encoding="utf-8")
         print(f"{path}: {os.path.getsize(path) / 1e6:.1f} MB; open it in a browser")
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (OSError, ValueError, KeyError) as error:
+        reason = f"{args.run} is of another version, which wrote no {error}" if isinstance(error, KeyError) else error
+        print(f"error: {reason}", file=sys.stderr)
         return 2
     return 0
 

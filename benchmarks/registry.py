@@ -8,7 +8,6 @@ Each benchmark has two figures. "strict" is ours: read by extraction.py, and a r
 "official" is the published rule as far as it needs no judge. Each file says what its data set is and what counts as
 right there, and which columns every row has: rows of another data set are refused before anything is asked.
 """
-import difflib
 import importlib
 import os
 from pathlib import Path
@@ -23,14 +22,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     for path in sorted(Path(__file__).parent.glob("*.py")) if "\nBENCHMARK = " in path.read_text(encoding="utf-8")}
 
 
-def chosen(words: list[str]) -> list[str]:
-    """The benchmarks that --benchmark names, with commas or spaces between; "all" is all of them."""
-    names = [name for word in words for name in word.split(",") if name]
+def chosen(names: list[str]) -> list[str]:
+    """The benchmarks that --benchmark names; "all" is all of them."""
     for name in names:
         if name not in (*BENCHMARKS, "all"):
-            near = difflib.get_close_matches(name.lower(), BENCHMARKS, 1)
-            raise InputError(f"--benchmark {name}: " + (f"did you mean {near[0]}?" if near else
-                             f"give one or several of {', '.join(BENCHMARKS)}, or all"))
+            raise InputError(f"--benchmark {name}: give one or several of {' '.join(BENCHMARKS)}, or all")
     return list(BENCHMARKS) if "all" in names else list(dict.fromkeys(names))
 
 
@@ -55,29 +51,19 @@ def load_rows(name: str, source: str, split: str) -> list[tuple[str, dict]]:
             for key, row in rows]
 
 
-def checked_row(name: str, where: str, row) -> dict:
-    """The row, plain. InputError where it is none of this benchmark; it says of which it is, if of any."""
-    row = plain(row)
-    wrong = misfit(row, BENCHMARKS[name].columns)
-    if wrong:
-        others = [other for other in BENCHMARKS if not misfit(row, BENCHMARKS[other].columns)]
-        advice = f"a row of {others[0]}: give --benchmark {others[0]}" if others else f"no row of {name}: fix it"
-        raise InputError(f"{where}: {wrong}; this is {advice}, or give other --data")
-    return row
-
-
 def load_items(name: str, rows: list[tuple[str, dict]]) -> dict[str, Item]:
-    """pid -> Item in the order of the data set. InputError: a column that is missing or of another kind, a question
-    that lacks something, or two rows with one pid."""
+    """pid -> Item in the order of the data set. InputError: a column that is missing or of another kind, with the name
+    of the benchmark of which this is a row, if of any; or two rows with one pid."""
     items = {}
     for number, (where, row) in enumerate(rows, 1):
-        item = BENCHMARKS[name].item(checked_row(name, where, row), number)
-        for wrong, message in ((not item.question.strip(), "the question is empty"),
-                               (item.kind == "choice" and not item.choices, "a choice without choices"),
-                               (item.kind == "float" and not item.precision, "a float without precision"),
-                               (item.pid in items, f"pid {item.pid} is there twice")):
-            if wrong:
-                raise InputError(f"{where}: {message}; fix or remove the row")
+        row = plain(row)
+        if wrong := misfit(row, BENCHMARKS[name].columns):
+            others = [other for other in BENCHMARKS if not misfit(row, BENCHMARKS[other].columns)]
+            advice = f"a row of {others[0]}: give --benchmark {others[0]}" if others else f"no row of {name}: fix it"
+            raise InputError(f"{where}: {wrong}; this is {advice}, or give other --data")
+        item = BENCHMARKS[name].item(row, number)
+        if item.pid in items:
+            raise InputError(f"{where}: pid {item.pid} is there twice; fix or remove the row")
         items[item.pid] = item
     return items
 

@@ -1,19 +1,16 @@
 """Figures and tables of an evaluation: intervals, verdicts, breakdowns, what perception costs.
 
     responses = read_responses("responses.jsonl")                pid -> {"response", ..}
-    verdicts = judge_all("mathvista", responses, items)          pid -> {"extraction", "rule", "prediction", ..}
-    report = summarize("mathvista", items, responses, verdicts)  what report.json holds
-    print(markdown(report | provenance()))
+    rows = judge_all("mathvista", responses, items)              pid -> {"response", "extraction", "rule", ..}
+    report = summarize("mathvista", items, {"responses": rows})  what report.json holds
+    print(markdown(report | {"model": .., "prompt_id": ..}))
 
 No model, no process group, no images: stored responses can be scored again anywhere, and give the identical numbers.
-Accuracies are in percent of all questions of the split; a question without a response is wrong and is listed.
+Figures are shares of all questions of the split; a question without a response is wrong and is listed.
 """
-import datetime
 import math
-import os
-import shutil
 import statistics
-import subprocess
+import time
 from collections import Counter
 
 from benchmarks.common import Item, Verdict, grouped, misfit, percent, plain
@@ -25,6 +22,7 @@ from grading.algebra import grader_counts
 
 MISSING = "missing"                                # the rule of a question without a response
 FIGURES = ("official", "strict")
+WAYS = {"caption_only": "from its own description", "blind": "without the image"}
 
 # ---------------------------------------------------------------- intervals
 
@@ -39,8 +37,6 @@ def interval(values: list[float]) -> tuple[float, float]:
 def wilson(right: float, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share: within [0, 1], and right where 1.96 standard errors are not, near 0 and 1. It
     is 0 .. .278 for 0 of 10, .237 .. .763 for 5 of 10."""
-    if n == 0:
-        return 0.0, 1.0
     z, share = 1.96, right / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -48,12 +44,13 @@ def wilson(right: float, n: int) -> tuple[float, float]:
 
 
 def figure(values: list[float]) -> dict:
-    """Mean, half width, and low and high end of the 95 % interval, of one value per question. Zeros and ones get
-    Wilson's interval. None stands for infinity, which JSON does not know."""
+    """Mean, half width, and low and high end of the 95 % interval, of one value per question, and how many these are.
+    Zeros and ones get Wilson's interval. None stands for infinity, which JSON does not know."""
     mean, half = interval(values)
     low, high = wilson(sum(values), len(values)) if set(values) <= {0, 1} else (mean - half, mean + half)
     ends = dict(mean=mean, half_width=half, low=low, high=high)
-    return {name: value if math.isfinite(value) else None for name, value in ends.items()}
+    finite = {name: value if math.isfinite(value) else None for name, value in ends.items()}
+    return finite | {"questions": len(values)}
 
 
 def figures(rows: list[dict], parts: list[str]) -> dict[str, dict]:
@@ -76,15 +73,15 @@ COLUMNS = {"pid": "string or number", "response": "string or null", "tokens": "n
 
 def read_responses(path: str) -> dict[str, dict]:
     """pid -> row: our responses.jsonl, or MathVista's object of rows by pid, plain or .gz. A row without a response, as
-    after a failed request, is left out. InputError: a row that is none, or no row with a response."""
+    after a failed request, is left out; of two with one pid the later one counts. InputError: a row that is none, or no
+    row with a response."""
     responses, row = {}, {}
     for key, row in read_file(path):
         row = plain({"pid": key} | row if isinstance(key, str) and isinstance(row, dict) else row)
-        pid, wrong = str(row.get("pid")) if isinstance(row, dict) else "", misfit(row, COLUMNS)
-        if wrong or pid in responses:
-            raise InputError(f"{path} row {key}: {wrong or f'pid {pid} is there twice'}; fix or remove this row")
+        if wrong := misfit(row, COLUMNS):
+            raise InputError(f"{path} row {key}: {wrong}; fix or remove this row")
         if row.get("response") is not None:
-            responses[pid] = row | {"pid": pid}
+            responses[str(row["pid"])] = row | {"pid": str(row["pid"])}
     if not responses:
         raise InputError(f"{path}: no row has response, the last has {', '.join(row) or 'nothing'}: rename the column "
                          "that holds it")
@@ -92,27 +89,20 @@ def read_responses(path: str) -> dict[str, dict]:
 
 
 def judge_all(name: str, responses: dict[str, dict], items: dict[str, Item]) -> dict[str, dict]:
-    """The verdict on every item, in their order."""
-    benchmark, verdicts = BENCHMARKS[name], {}
+    """pid -> the response to every item, in their order, with question, gold and verdict; a missing one is null."""
+    benchmark, rows = BENCHMARKS[name], {}
     for pid, item in items.items():
+        row = responses.get(pid, {"pid": pid, "response": None})
         extraction, rule, verdict = "", MISSING, Verdict(None, False, False)
         if pid in responses:
-            response = responses[pid]["response"]
-            extraction, rule = benchmark.extract(response, item)
-            verdict = benchmark.verdict(response, extraction, rule, item)
-        verdicts[pid] = dict(question=item.question, gold=item.answer, extraction=extraction, rule=rule)
-        verdicts[pid] |= verdict._asdict()
-    return verdicts
+            extraction, rule = benchmark.extract(row["response"], item)
+            verdict = benchmark.verdict(row["response"], extraction, rule, item)
+        about = dict(question=item.question, gold=item.answer, extraction=extraction, rule=rule)
+        rows[pid] = row | about | verdict._asdict()
+    return rows
 
 
 # ---------------------------------------------------------------- the report
-
-
-def share(right: list[bool]) -> dict:
-    """How many of these are right, of how many, in percent, and Wilson's interval; None percent of none."""
-    low, high = wilson(sum(right), len(right))
-    return dict(accuracy=percent(right) if right else None, low=100 * low, high=100 * high, correct=sum(right),
-                of=len(right))
 
 
 def breakdown(right: dict[str, bool], items: dict[str, Item], groups: tuple[str, ...]) -> dict:
@@ -131,84 +121,45 @@ def breakdown(right: dict[str, bool], items: dict[str, Item], groups: tuple[str,
     return scores
 
 
-def summarize(name: str, items: dict[str, Item], responses: dict[str, dict], verdicts: dict[str, dict]) -> dict:
-    """Everything that is said of the responses to one benchmark."""
-    benchmark = BENCHMARKS[name]
-    right = {kind: {pid: verdict[kind] for pid, verdict in verdicts.items()} for kind in FIGURES}
-    silent = judge_all(name, {pid: {"response": ""} for pid in items}, items).values()
-    answered = [responses[pid] for pid in items if pid in responses]
-    finished = [row["finished"] for row in answered if row.get("finished") is not None]
-    tokens = [row["tokens"] for row in answered if row.get("tokens") is not None]
-    rules = Counter(verdict["rule"] for verdict in verdicts.values())
+def summarize(name: str, items: dict[str, Item], passes: dict[str, dict[str, dict]]) -> dict:
+    """Everything that is said of the responses to one benchmark. passes: what `judge_all` returns of its "responses",
+    and of those to the same questions asked in the ways of WAYS."""
+    benchmark, rows = BENCHMARKS[name], passes["responses"]
+    right = {kind: {pid: row[kind] for pid, row in rows.items()} for kind in FIGURES}
+    tokens = [row["tokens"] for row in rows.values() if row.get("tokens") is not None]
+    rules = Counter(row["rule"] for row in rows.values())
     return dict(
-        benchmark=name, questions=len(items), missing=[pid for pid in items if pid not in responses],
-        truncated=finished.count(False) if finished else None,  # unknown where responses come from elsewhere
-        tokens=statistics.fmean(tokens) if tokens else None,
+        benchmark=name, questions=len(items), missing=[pid for pid, row in rows.items() if row["rule"] == MISSING],
+        truncated=sum(row.get("finished") is False for row in rows.values()),
+        tokens=statistics.fmean(tokens) if tokens else None,  # unknown where responses come from elsewhere
         no_answer=sum(rules[rule] for rule in NO_ANSWER),
-        **{kind: share(list(right[kind].values())) | {"counts": getattr(benchmark, kind)} for kind in FIGURES},
-        chance_credit=sum(verdict["official"] and verdict["rule"] in NO_ANSWER for verdict in verdicts.values()),
-        empty_model={kind: percent([verdict[kind] for verdict in silent]) for kind in FIGURES},
+        figures={kind: figure(list(right[kind].values())) for kind in FIGURES} | perception(passes),
+        chance_credit=sum(row["official"] and row["rule"] in NO_ANSWER for row in rows.values()),
+        counts={kind: getattr(benchmark, kind) for kind in FIGURES},
         means={kind: benchmark.means(right[kind], items) if benchmark.means else {} for kind in FIGURES},
         **grader_counts("own"),  # pairs that took too long to compare, and count as different
         rules=dict(rules.most_common()),
         breakdown={kind: breakdown(right[kind], items, benchmark.groups) for kind in FIGURES},
-    )
+        extractor=VERSION, date=time.strftime("%F %T"))
 
 
-def provenance() -> dict:
-    """What a score cannot be compared without: the version of the extraction, the date, and the commit of this code,
-    "-dirty" when files differ from it, "" where there is no git."""
-    command = ["git", "describe", "--always", "--dirty"]
-    here = os.path.dirname(__file__)
-    found = subprocess.run(command, cwd=here, capture_output=True, text=True).stdout if shutil.which("git") else ""
-    return dict(extractor=VERSION, date=datetime.datetime.now().isoformat(timespec="seconds"), git=found.strip())
+def perception(passes: dict[str, dict[str, dict]]) -> dict[str, dict]:
+    """Where wrong answers come from: figures of the strict verdicts on the same questions, asked in other ways.
 
-
-def warnings(report: dict) -> list[str]:
-    """What a reader of the two numbers must know, in whole lines."""
-    lines, official = [], report["official"]["correct"]
-    if report["chance_credit"] > official / 2:
-        silent = report["empty_model"]["official"]
-        lines.append(f"warning: {report['chance_credit']} of the {official} answers that are right in the official "
-                     f"figure are no answers; saying nothing at all scores {silent:.1f} there")
-    if pids := report["missing"]:
-        listed = ", ".join(pids[:10]) + (", .." if len(pids) > 10 else "")
-        lines.append(f"warning: {len(pids)} questions have no response and count as wrong: {listed}")
-    return lines
-
-
-# ---------------------------------------------------------------- what perception costs
-
-
-def perception(full: dict[str, dict], others: dict[str, dict[str, dict]]) -> dict:
-    """Where wrong answers come from, by the strict verdicts on the same questions, asked in up to three ways.
-
-    full: with the image. others: "caption_only", with the model's own Image Description in its place; "blind", with
-    neither; or both.
-
-    A wrong answer that is right from the description is a slip of reasoning, because the description held what was
-    needed. One that is wrong from the description too may come from a bad description or from bad reasoning. Only true
-    descriptions could tell these apart, so their share is an upper bound of what perception costs. A right answer that
-    is wrong from the description used something that this does not say. Luck makes some wrong answers right without any
-    image, so the share of slips means something only as far as it is above that of luck. unread: a model that answers
-    no better from descriptions than blind does not read them as text, and the shares say nothing of its perception.
+    A wrong answer that is right from the model's own description is a slip of reasoning, because the description held
+    what was needed. The others come from bad descriptions or from bad reasoning, which only true descriptions could
+    tell apart, so they bound what perception costs. Luck makes some wrong answers right without any image, so the share
+    of slips means something only as far as it is above that of luck, and nothing where the model cannot answer from a
+    text: there it is no better from its description than without the image.
     """
-    right = {way: {pid: verdict["strict"] for pid, verdict in verdicts.items()}
-             for way, verdicts in {"full": full, **others}.items()}
-    ways = {way: share(list(verdicts.values())) for way, verdicts in right.items()}
-    wrong = [pid for pid in full if not right["full"][pid]]
-    good = [pid for pid in full if right["full"][pid]]
-    shares = {}
-    if caption := right.get("caption_only"):
-        silent = [verdict["rule"] == MISSING for verdict in others["caption_only"].values()]
-        shares = {"wrong, but right from its description (reasoning)": share([caption[pid] for pid in wrong]),
-                  "wrong, also from its description (perception, at most)": share([not caption[pid] for pid in wrong]),
-                  "right, but wrong from its description": share([not caption[pid] for pid in good]),
-                  "without a description (counts as wrong from it)": share(silent)}
-    if blind := right.get("blind"):
-        shares["wrong, but right without any image (luck)"] = share([blind[pid] for pid in wrong])
-    unread = len(ways) == 3 and ways["caption_only"]["correct"] <= ways["blind"]["correct"]
-    return dict(accuracy=ways, shares=shares, unread=unread)
+    figures, wrong = {}, [pid for pid, row in passes["responses"].items() if not row["strict"]]
+    for way, name in WAYS.items():
+        right = {pid: row["strict"] for pid, row in passes.get(way, {}).items()}
+        if right:
+            figures[f"strict {name}"] = figure(list(right.values()))
+        if right and wrong:
+            figures[f"wrong, but right {name}"] = figure([right[pid] for pid in wrong])
+    return figures
 
 
 # ---------------------------------------------------------------- text
@@ -222,40 +173,34 @@ def table(head: list[str], rows) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
-def markdown(report: dict, whole: bool = False) -> str:
-    """The report as text; whole: with rules and breakdown."""
-    known = report["tokens"] is not None and report["truncated"] is not None
-    length = f", {report['truncated']} truncated, {report['tokens']:.0f} tokens each" if known else ""
+def warnings(report: dict) -> list[str]:
+    """What a reader of the figures must know, in whole lines."""
+    lines, pids = [], report["missing"]
+    if report["chance_credit"] > report["figures"]["official"]["mean"] * report["questions"] / 2:
+        lines.append(f"warning: {report['chance_credit']} of the right ones in the official figure are no answers")
+    if pids:
+        lines.append(f"warning: {len(pids)} questions have no response and count as wrong; the first is pid {pids[0]}")
+    return lines
+
+
+def markdown(report: dict) -> str:
+    """The report as text; what stands below the second heading is long."""
+    length = f", {report['truncated']} truncated, {report['tokens']:.0f} tokens each" if report["tokens"] else ""
+    rows = [[name, f"{100 * f['mean']:.2f}", f"{100 * f['low']:.2f} .. {100 * f['high']:.2f}",
+             f"{f['mean'] * f['questions']:.0f} of {f['questions']}"] for name, f in report["figures"].items()]
     blocks = [
-        f"# {report['benchmark']}: {report.get('model') or report.get('source')}",
+        f"# {report['benchmark']}: {report['model']}",
         f"{report['questions']} questions; {len(report['missing'])} without response, {report['no_answer']} without "
-        f"answer{length};\nextractor {report['extractor']}, prompt {report.get('prompt_id') or 'unknown'}",
-        table(["figure", "%", "95 % interval", "right", "% of an empty response"],
-              [[kind, f"{f['accuracy']:.2f}", f"{f['low']:.2f} .. {f['high']:.2f}", f["correct"], f"{empty:.2f}"]
-               for kind, empty in report["empty_model"].items() for f in [report[kind]]]),
-        "\n".join(f"- {kind}: {report[kind]['counts']}" for kind in FIGURES)]
+        f"answer{length};\nextractor {report['extractor']}, prompt {report['prompt_id']}",
+        table(["figure", "%", "95 % interval", "right"], rows),
+        "\n".join(f"- {kind}: {what}" for kind, what in report["counts"].items())]
     means = [[name, *(f"{report['means'][kind][name]:.2f}" for kind in FIGURES)] for name in report["means"]["strict"]]
     blocks += [table(["", *FIGURES], means)] if means else []
-    blocks += perception_table(report["perception"]) if "perception" in report else []
     blocks += ["\n".join(warnings(report))] if warnings(report) else []
-    if whole:
-        strict = report["breakdown"]["strict"]
-        rows = [[group, value, official["total"], official["accuracy"], strict[group][value]["accuracy"]]
-                for group, values in report["breakdown"]["official"].items() if group != "average"
-                for value, official in values.items()]
-        blocks += ["## Rules of extraction", table(["rule", "responses"], report["rules"].items())]
-        blocks += ["## Breakdown", table(["", "value", "questions", *FIGURES], rows)]
+    strict = report["breakdown"]["strict"]
+    rows = [[group, value, official["total"], official["accuracy"], strict[group][value]["accuracy"]]
+            for group, values in report["breakdown"]["official"].items() if group != "average"
+            for value, official in values.items()]
+    blocks += ["## Rules of extraction", table(["rule", "responses"], report["rules"].items())]
+    blocks += ["## Breakdown", table(["", "value", "questions", *FIGURES], rows)]
     return "\n\n".join(blocks) + "\n"
-
-
-def perception_table(split: dict) -> list[str]:
-    """The table, and a warning where it means nothing."""
-    names = {"full": "accuracy with the image", "caption_only": "accuracy with its own description instead",
-             "blind": "accuracy with neither"}
-    shares = {names[way]: accuracy for way, accuracy in split["accuracy"].items()} | split["shares"]
-    rows = [[name, "-" if s["accuracy"] is None else f"{s['accuracy']:.2f}", f"{s['low']:.2f} .. {s['high']:.2f}",
-             f"{s['correct']} of {s['of']}"] for name, s in shares.items()]
-    warning = ("warning: the model answers no better from its description than from nothing: it does not read "
-               "descriptions given as text, and these shares do not say what perception costs")
-    lines = table(["what perception costs (strict)", "%", "95 % interval", "questions"], rows)
-    return [lines, warning] if split["unread"] else [lines]

@@ -11,21 +11,12 @@ from collections import Counter
 import data
 import train
 from engine.weights import load_processor
-from grading.equal import LETTER, clean, correct, quantity, split_list, symbolic
+from grading.equal import correct
 from plumbing import filters
 from plumbing.flags import complain
 
 READ = set("problem question messages conversations images image file_name answer qid id key_words key_word keywords "
            "choices solution".split())  # the columns that `data.sample_from_row` knows
-
-
-def kind_of(sample: data.Sample) -> str:
-    """What kind of answer the gold one is."""
-    answer = clean(sample.answer)
-    kinds = {"none": not answer, "letter": LETTER.fullmatch(answer), "yes or no": answer.casefold() in ("yes", "no"),
-             "choice": answer in map(clean, sample.choices), "number": quantity(answer), "list": split_list(answer)[0],
-             "expression": symbolic(answer)}
-    return next((kind for kind, holds in kinds.items() if holds), "text")
 
 
 def describe(config):
@@ -40,8 +31,6 @@ def describe(config):
     print(f"{config.data}: {len(samples) + len(refused)} rows")
     for name, count in columns.items():
         print(f"  column {data.printable(name)}: in {count} rows" + ("" if name in READ else ", not read"))
-    kinds = Counter(map(kind_of, samples))
-    print("answers: " + ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())))
     lost = [f"{one.name}: {one.answer!r}, choices {one.choices}" for one in filters.unmatched(samples, correct)]
     for sample in samples:
         for image in sample.images:

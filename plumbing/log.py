@@ -2,6 +2,7 @@
 
 Names are group/name; the README's table says what each means and what to watch for. Nothing here is trained on.
 """
+import importlib
 import json
 import math
 import os
@@ -15,7 +16,6 @@ from data import parse
 from plumbing.doctor import Doctor
 from plumbing.processes import SharedError, is_main, print0
 from plumbing.run_folder import write_text
-from plumbing.trackers import connect
 
 
 def mean(values) -> float:
@@ -68,32 +68,38 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def time_metrics(seconds: dict[str, float], metrics: dict[str, float], rows: list[dict]) -> dict[str, float]:
-    """Seconds per phase, tokens per second over all ranks, and this rank's peak memory."""
-    drawn = sum(response["tokens"] for row in rows for response in row["responses"])
-    speed = {"perf/train_tokens_per_s": metrics["opt/tokens"] / seconds["update"]}
-    if "rollout" in seconds:
-        speed["perf/rollout_tokens_per_s"] = drawn / seconds["rollout"]
-    speed["perf/peak_memory_gb"] = peak_memory()
-    return {f"time/{phase}": value for phase, value in seconds.items()} | speed
-
-
 def step_metrics(rows: list[dict], parts: tuple[str, ...], stats: list[dict], seconds: dict[str, float]) -> dict:
-    """All named numbers of a step; rows: of its rollout, none in the warm-up."""
+    """All named numbers of a step: tokens of all ranks, seconds of this one. The warm-up has no rows of a rollout."""
     metrics = (rollout_metrics(rows, parts) if rows else {}) | update_metrics(stats)
-    return metrics | time_metrics(seconds, metrics, rows)
+    metrics |= {f"time/{phase}": value for phase, value in seconds.items()}
+    metrics["perf/train_tokens_per_s"] = metrics["opt/tokens"] / seconds["update"]
+    if rows:
+        drawn = sum(response["tokens"] for row in rows for response in row["responses"])
+        metrics["perf/rollout_tokens_per_s"] = drawn / seconds["rollout"]
+    return metrics | {"perf/peak_memory_gb": peak_memory()}
 
 
 def check_skipped(run, step: int, skipped: int, most: int = 4):
-    """InputError after more than `most` steps in a row without a finite gradient, of which the last is `step`, whose
-    rows are kept in a file."""
+    """InputError after more than `most` steps in a row without a finite gradient, of which the last is `step`."""
     if skipped > most:
-        path = os.path.join(run.folder, f"skipped_{step:06d}.jsonl")
-        samples = [run.samples[i] for i in run.batches[step]]
-        if is_main():
-            write_text(path, "".join(json.dumps(asdict(sample), default=repr) + "\n" for sample in samples))
+        qids = ", ".join(run.samples[i].qid for i in run.batches[step])
         raise SharedError(f"{skipped} steps in a row, the last is step {step}, had a gradient that is not finite: no "
-                          f"model is exported; lower --lr, in a run of its own; the rows of the last are in {path}")
+                          f"model is exported; lower --lr, in a run of its own; the last step's rows are qid {qids}")
+
+
+def connect(config, folder: str):
+    """log(step, metrics) and end() of --tracker, a mirror of metrics.jsonl for who watches many runs; on other ranks
+    than the first, two functions that do nothing."""
+    if config.tracker == "none" or not is_main():
+        return lambda *_: None, lambda: None
+    if config.tracker == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+        writer = SummaryWriter(os.path.join(folder, "tensorboard"))
+        return lambda step, metrics: [writer.add_scalar(*each, step) for each in metrics.items()], writer.close
+    service = importlib.import_module(config.tracker)  # trackio has wandb's names
+    place = {"dir": folder} if config.tracker == "wandb" else {}
+    service.init(project="pebr", name=os.path.relpath(folder).replace(os.sep, "-"), config=asdict(config), **place)
+    return lambda step, metrics: service.log(metrics, step=step), service.finish
 
 
 class Log:
@@ -117,11 +123,9 @@ class Log:
         if rows:
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             write_text(os.path.join(self.folder, "rollouts", f"step_{step:06d}.jsonl"), lines)
-        self.track(step, {name: value for name, value in finite.items() if value is not None}, rows)
+        self.track(step, {name: value for name, value in finite.items() if value is not None})
         for line in (console_line(step, self.bar.total, metrics), *self.doctor.look(finite)):
             self.bar.write(line)
-        name = "reward/total" if rows else "opt/loss"
-        self.bar.set_postfix_str(f"{name} {metrics[name]:.3f}")
 
     def end(self):
         """Everything that the doctor has said, once more."""

@@ -5,6 +5,7 @@
 import os
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import data
 import rewards
@@ -28,35 +29,28 @@ class Playground:
 
 
 def show(config: Playground):
-    """Prints the response's sections, its parts, why each is what it is, and both stages' sums."""
+    """Prints the response's sections, its parts, what they were made from, and both stages' sums."""
     refuse([(bool(config.response), "--response is missing: give a file, or the text"),
             (bool(config.clip) == bool(config.image), "--clip and --image are compared: give both, or neither")])
     sample = data.sample_from_row({"question": "(not given)", **asdict(config)}, "the command line", "0", ".")
-    text = config.response
-    if os.path.isfile(text):
-        with open(text, encoding="utf-8", errors="replace") as file:
-            text = file.read()
+    path = Path(config.response)
+    text = path.read_text(encoding="utf-8", errors="replace") if os.path.isfile(path) else config.response
     clip = load_clip(config.clip, "cpu") if config.clip else None
     sections, tokens = data.parse(text), len(text) // 4 + 1
-    steps = {f"{data.STEP} {i}": step for i, step in enumerate(sections.steps or [None], 1)}
-    below = {data.DESCRIPTION: sections.description, data.RATIONALES: sections.rationales, **steps,
-             data.ANSWER: sections.answer}
-    for name, content in below.items():
-        print(f"{name:<22}{'(missing)' if content is None else printable(content)[:90] or '(empty)'}")
-    _, parts = rewards.score([sample], [text], [tokens], {}, clip)
+    for name, content in asdict(sections).items():
+        print(f"{name:<12}{'(missing)' if content in (None, ()) else printable(content):.100}")
     missed = [word for word in sample.key_words if not rewards.keyword_reward(sections.description or "", (word,))]
-    lacking = [name for name, content in below.items() if content is None]
     why = {"clip": f"1 from a cosine of {train.Config.clip_target:g} on" if clip else "no --clip",
-           "keyword": f"missed: {', '.join(missed) or 'none'}",
-           "format": f"missing: {', '.join(lacking) or 'none'}",
+           "keyword": f"missed: {', '.join(missed) or 'none'}", "format": "1 if no section is missing",
            "length": f"about {tokens} tokens; 1 up to {train.Config.length_limit}",
            "accuracy": f"answer {clean(sections.answer or '')!r}, gold {clean(sample.answer)!r}"}
+    _, parts = rewards.score([sample], [text], [tokens], {}, clip)
     for part, reason in why.items():
-        print(f"{part:<10}{parts[part].item():6.3f}   {printable(reason)}")
+        print(f"{part:<12}{parts[part].item():6.3f}   {printable(reason)}")
     for stage in ("1", "2"):
         weights = {part: train.STAGES[stage].get(f"{part}_weight", 0.0) for part in parts}
         total = sum(weight * parts[part].item() for part, weight in weights.items())
-        print(f"stage {stage:<4}{total:6.3f}   = " + " + ".join(f"{w:g} {part}" for part, w in weights.items() if w))
+        print(f"stage {stage:<6}{total:6.3f}   = " + " + ".join(f"{w:g} {part}" for part, w in weights.items() if w))
 
 
 def main() -> int:

@@ -206,26 +206,26 @@ def run_id(config, prints: dict[str, str]) -> str:
     return digest(*settings.items(), *prints.items())
 
 
-def read_shards(folder: str, way: str, key: str) -> dict[str, dict]:
-    """row[key] -> row, of all processes of all runs so far. A line that a killed run has left half is no row."""
+def read_shards(folder: str, way: str) -> dict[str, dict]:
+    """qid -> row, of all processes of all runs so far. A line that a killed run has left half is no row."""
     rows = {}
     for path in glob(os.path.join(escape(folder), f"{way}-*.jsonl")):
         with open(path) as file:
             for line in file:
                 with contextlib.suppress(ValueError):
                     row = json.loads(line)
-                    rows[row[key]] = row
+                    rows[row["qid"]] = row
     return rows
 
 
-def kept(folder: str, way: str, samples: list[Sample], ask: Callable[[list[Sample]], Iterable[list[dict]]],
-         key: str = "qid") -> dict[str, dict]:
+def kept(folder: str, way: str, samples: list[Sample],
+         ask: Callable[[list[Sample]], Iterable[list[dict]]]) -> dict[str, dict]:
     """Ask what has no row yet, each process its share, and return all rows by qid once every process is done.
 
-    ask(samples) yields rows as they come; they are appended to folder/way-RANK.jsonl. key: where a row has its qid.
+    ask(samples) yields rows as they come; they are appended to folder/way-RANK.jsonl.
     """
     os.makedirs(folder, exist_ok=True)
-    done = read_shards(folder, way, key)
+    done = read_shards(folder, way)
     todo = [sample for sample in samples if sample.qid not in done]
     barrier()  # all have read before anyone writes: the shares are dealt from the same list
     with open(os.path.join(folder, f"{way}-{dist.get_rank()}.jsonl"), "a") as file:
@@ -234,10 +234,10 @@ def kept(folder: str, way: str, samples: list[Sample], ask: Callable[[list[Sampl
             file.write("".join(json.dumps(row) + "\n" for row in rows))
             file.flush()
             os.fsync(file.fileno())
-    rows = read_shards(folder, way, key)
+    rows = read_shards(folder, way)
     barrier()  # all have read before rank 0 may drop them
     lost = [sample.qid for sample in samples if sample.qid not in rows]
     if lost:
         raise InputError(f"{folder}: {len(lost)} responses of other processes are not to be seen, the first has "
-                         f"{key} {lost[0]}; --out must be a folder that all machines share")
+                         f"qid {lost[0]}; --out must be a folder that all machines share")
     return {sample.qid: rows[sample.qid] for sample in samples}  # exactly those asked, in the order of the data set

@@ -161,7 +161,6 @@ def test_check_tells_what_a_file_holds(tiny_folder, tmp_path, capsys):
     assert check.main(["check", path, "--stage", "1", "--model", tiny_folder]) == 2
     captured = capsys.readouterr()
     for line in ("a.json: 6 rows", "column problem: in 5 rows\n", "column source: in 1 rows, not read",
-                 "answers: expression 1, letter 2, number 1, yes or no 1",
                  "rows that are refused: 1", "row 5: no answer; it has: problem",
                  "gold answers that no response can match: 1", "row 2: qid '2': '0', choices ('x', 'y')",
                  "images missing or broken: 2", f"{path} row 3: qid '3': image {tmp_path}/absent.png: cannot be read",

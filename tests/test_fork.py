@@ -128,9 +128,8 @@ def test_columns_under_other_names_are_read_and_a_filter_filters(outcome):
 
 def test_an_added_benchmark_is_found_and_judges(outcome):
     """Right are A for the first option and B for the second; A for the second is wrong."""
-    with open(os.path.join(outcome[0], "ai2d-scored", "verdicts.json")) as file:
-        verdicts = json.load(file)
-    assert [verdict["strict"] for verdict in verdicts.values()] == [True, False, True]
+    with open(os.path.join(outcome[0], "ai2d-scored", "responses.jsonl")) as file:
+        assert [json.loads(line)["strict"] for line in file] == [True, False, True]
 
 
 def test_dr_grpo_divides_by_no_deviation_and_by_a_constant(fork, processes, prompts):

@@ -29,14 +29,14 @@ def response(text="### Image Description: red circle.\n### The final answer is: 
 
 @pytest.fixture
 def run(tmp_path):
-    """Two stages of three steps, four groups each; the second step of stage 1 was taken twice."""
+    """Two stages of three steps, four groups each."""
     Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
     for name, stage in (("stage1", "1"), ("stage2", "2")):
         folder = tmp_path / name
-        steps = [0, 1, 1, 2] if stage == "1" else [0, 1, 2]
-        write_lines(folder / "metrics.jsonl", [{"step": step, "reward/total": 0.1 * i, "policy/kl": None,
-                                                "time/step": 2.0} for i, step in enumerate(steps)])
-        (folder / "config.json").write_text(json.dumps(dict(stage=stage, clip_weight=0.4, accuracy_weight=0.0)))
+        write_lines(folder / "metrics.jsonl", [{"step": step, "reward/total": 0.1 * step, "policy/kl": None,
+                                                "time/step": 2.0} for step in range(3)])
+        config = dict(stage=stage, lr=1e-6, kl_coef=0.01, clip_weight=0.4, accuracy_weight=0.0)
+        (folder / "config.json").write_text(json.dumps(config))
         for step in range(3):
             rows = [dict(qid=f"q{q}", question="How many?", answer="3", key_words=["red circle", "blue square"],
                          images=[str(tmp_path / "red.png")], responses=[response(), response(accuracy=float(q == 0))])
@@ -71,11 +71,11 @@ def in_browser(path, script: str) -> str:
 needs_browser = pytest.mark.skipif(not BROWSER, reason="no chromium on this machine")
 
 
-def test_the_page_has_every_stage_and_of_a_repeated_step_the_later_one(run):
+def test_the_page_has_every_stage(run):
     content = content_of(page_of(run))
     assert [stage["name"] for stage in content["stages"]] == ["stage1", "stage2"]
     assert content["stages"][0]["steps"] == [0, 1, 2]
-    assert content["stages"][0]["metrics"]["reward/total"] == pytest.approx([0.0, 0.2, 0.3])
+    assert content["stages"][0]["metrics"]["reward/total"] == pytest.approx([0.0, 0.1, 0.2])
     assert content["buckets"] == dict(easy=5, medium=2, hard=1)
 
 
@@ -86,22 +86,21 @@ def test_each_picture_is_embedded_once_and_no_more_than_asked_for(run):
 
 
 def test_of_many_groups_the_same_questions_stay_at_every_step(run):
-    # 12 of 24 groups: 6 of 12 in each stage are two whole questions, each at all three steps.
-    groups = content_of(page_of(run, "--groups", "12"))["rollouts"]
+    # 6 of 12 groups in each stage are two whole questions, each at all three steps.
+    groups = content_of(page_of(run, "--groups", "6"))["rollouts"]
     steps = {}
     for group in groups:
         steps.setdefault((group["stage"], group["qid"]), []).append(group["step"])
     assert len(groups) == 12 and set(map(tuple, steps.values())) == {(0, 1, 2)}
 
 
-def test_torn_lines_and_missing_images_are_notes(run):
+def test_a_torn_last_line_is_left_out_and_missing_images_are_a_note(run):
     with open(run / "stage1" / "metrics.jsonl", "a") as file:
         file.write('{"step": 3, "reward/to')
     os.remove(run / "red.png")
     content = content_of(page_of(run))
-    said = " ".join(content["notes"])
-    assert "metrics.jsonl line 5 is torn" in said and "gone" in said
-    assert len(content["stages"]) == 2
+    assert "gone" in " ".join(content["notes"])
+    assert [stage["steps"] for stage in content["stages"]] == [[0, 1, 2]] * 2
 
 
 @pytest.mark.parametrize("make, reason", [
@@ -115,16 +114,14 @@ def test_a_folder_without_a_run_is_one_line(tmp_path, capsys, make, reason):
 
 
 def test_a_benchmark_alone_shows_its_wrong_answers_first(tmp_path):
-    rows = [dict(pid=str(i), response=f"text {i}", tokens=3, finished=True) for i in range(3)]
-    write_lines(tmp_path / "responses.jsonl", rows)
-    verdicts = {str(i): dict(extraction="A", rule="letter", prediction="A", official=i != 1, strict=i != 1,
-                             question="Which?", gold="B") for i in range(3)}
-    (tmp_path / "verdicts.json").write_text(json.dumps(verdicts))
-    (tmp_path / "report.json").write_text(json.dumps(dict(questions=3, strict=dict(accuracy=66.7, low=20, high=94))))
+    write_lines(tmp_path / "responses.jsonl", [
+        dict(pid=str(i), response=f"text {i}", tokens=3, finished=True, extraction="A", rule="letter", prediction="A",
+             official=i != 1, strict=i != 1, question="Which?", gold="B") for i in range(3)])
+    (tmp_path / "report.json").write_text(json.dumps(dict(questions=3, figures=dict(strict=dict(mean=0.667)))))
     [evaluation] = content_of(page_of(tmp_path))["evaluations"]
     assert [item["qid"] for item in evaluation["items"]] == ["1", "0", "2"]
     assert evaluation["items"][0]["answer"] == "B" and evaluation["items"][0]["responses"][0]["rule"] == "letter"
-    assert evaluation["figures"]["strict"]["accuracy"] == pytest.approx(0.667)
+    assert evaluation["figures"]["strict"]["mean"] == 0.667
 
 
 def test_view_reads_files_without_torch(run):
