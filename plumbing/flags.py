@@ -138,9 +138,7 @@ def read_stage(argv: list[str], doc: str, kind, stages: dict, recipes: dict, fol
         settings = settings | {"model": stages["sft"]["model"]}
     config = Flags(kind, doc).read(argv, settings)
     given = {name: getattr(config, name).replace("{out}", config.out) for name in ("model", "data")}
-    # When torchrun has started the run again (--max_restarts), what lies in its folder is its own, to be resumed.
-    anew = config.restart and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-    config = dataclasses.replace(config, **given, restart=anew)
+    config = dataclasses.replace(config, **given)
     if not config.plan:
         check_inputs(config, stages, folders)
     check_sampling(config)

@@ -73,7 +73,7 @@ def step_metrics(rows: list[dict], parts: tuple[str, ...], stats: list[dict], se
     metrics = (rollout_metrics(rows, parts) if rows else {}) | update_metrics(stats)
     metrics |= {f"time/{phase}": value for phase, value in seconds.items()}
     metrics["perf/train_tokens_per_s"] = metrics["opt/tokens"] / seconds["update"]
-    if rows:
+    if "rollout" in seconds:  # a rank without a question has rows of the others
         drawn = sum(response["tokens"] for row in rows for response in row["responses"])
         metrics["perf/rollout_tokens_per_s"] = drawn / seconds["rollout"]
     return metrics | {"perf/peak_memory_gb": peak_memory()}

@@ -34,6 +34,11 @@ THREADS = 4  # that work ahead of a rank
 TOLD = SimpleNamespace(signal=0, grace=0.0, since=0.0)
 
 
+def restarts() -> int:
+    """How often torchrun has started this run again after a failure (--max_restarts)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
 class SharedError(InputError):
     """Bad input that every rank raises, so that rank 0 speaks for all."""
 
@@ -54,8 +59,10 @@ def start_processes() -> tuple[torch.device, DeviceMesh]:
         store, rank, world_size = dist.HashStore(), 0, 1
         if "RANK" in os.environ:
             store, rank, world_size = next(dist.rendezvous("env://"))
+            if restarts() and below_prefixes(store).check(["refused"]):
+                sys.exit(2)  # torchrun starts everything again, but the input is as bad as it was, and that was said
             # torchrun's store outlives a restart, and without a prefix so would the addresses of dead processes in it
-            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+            store = dist.PrefixStore(f"restart {restarts()}", store)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE)
         if cuda:  # NCCL takes its memory at the first collective, while there still is some
@@ -144,6 +151,13 @@ def sum_over_ranks(values: dict) -> dict[str, float]:
 def group_store() -> dist.Store:
     """What torchrun's processes share across nodes: keys and values, no tensors."""
     return dist.distributed_c10d._get_default_store()
+
+
+def below_prefixes(store: dist.Store) -> dist.Store:
+    """What torchrun keeps over its restarts: an attempt reads here what the last one wrote."""
+    while isinstance(store, dist.PrefixStore):
+        store = store.underlying_store
+    return store
 
 
 def barrier(patience: float = 60.0):
@@ -243,6 +257,7 @@ def on_every_rank(function: Callable):
     barrier()
     for error in gather([complaint]):
         if error is not None:
+            below_prefixes(group_store()).set("refused", "")
             raise SharedError(str(error)) from error
     return result
 

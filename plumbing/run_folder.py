@@ -22,7 +22,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 import data
 from data import InputError, Sample
-from plumbing.processes import SharedError, barrier, broadcast, is_main, print0
+from plumbing.processes import (SharedError, barrier, below_prefixes, broadcast, group_store, is_main, print0,
+                                restarts)
 from plumbing.release import prompt_id
 
 SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "fused_loss", "save_every", "eval_data", "eval_every",
@@ -172,18 +173,21 @@ def replace_buckets(folder: str, samples: list[Sample], rows: list[dict], group_
 def prepare_folder(folder: str, config, prints: dict[str, str]) -> int:
     """Make a stage's folder ready, resuming what the same command left there. Returns the step to start at.
 
-    With --restart the old run stays beside it as FOLDER.before-restart; of two such runs, the complete one.
+    With --restart the old run stays beside it as FOLDER.before-restart; of two such runs, the complete one. An attempt
+    of torchrun's that finds the mark of an earlier one resumes: what lies there is its own.
     """
     folder = os.path.realpath(folder)  # it may be a link to a larger disk
     if is_main():
-        if config.restart and os.path.exists(folder):
+        launch, mark = below_prefixes(group_store()), f"replaced {folder}"
+        if config.restart and not (restarts() and launch.check([mark])):
             aside, dropped = f"{folder}.before-restart", f"{folder}.dropped"
             shutil.rmtree(dropped, ignore_errors=True)  # of a run that was killed here
-            if os.path.exists(aside):
+            if os.path.exists(aside) and os.path.exists(folder):
                 os.rename(aside if os.path.exists(os.path.join(folder, "model")) else folder, dropped)
             if os.path.exists(folder):
                 os.rename(folder, aside)
             shutil.rmtree(dropped, ignore_errors=True)
+            launch.set(mark, "")
         os.makedirs(os.path.join(folder, "rollouts"), exist_ok=True)
         settings = dataclasses.asdict(config) | {"fingerprints": prints}
         write_text(os.path.join(folder, "config.json"), json.dumps(settings, indent=1))

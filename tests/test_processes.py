@@ -133,6 +133,20 @@ def test_a_rank_that_dies_is_one_line_of_the_other(dying):
         assert said.count("\n") == 1
 
 
+def start_again():
+    """What torchrun does under --max_restarts after a first attempt that has met with bad input."""
+    store = joined.dist.HashStore()
+    store.set("refused", "")
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
+    joined.dist.rendezvous = lambda url: iter([(joined.dist.PrefixStore("worker", store), 0, 1)])
+    joined.start_processes()
+
+
+def test_bad_input_is_said_once_although_torchrun_starts_it_again():
+    [only] = ranks(1, start_again, expect=2)
+    assert only.stdout == only.stderr == ""
+
+
 def told(grace, again):
     joined.start_processes()
     with joined.ending_together():
