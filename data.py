@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 import numpy
 import torch
 import transformers.utils
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 # Reading files is no part of the method; whatever needs these takes them from here.
 from plumbing.files import InputError, checked, printable, read_rows
@@ -114,17 +114,15 @@ class ImageError(InputError):
 def opened(image):
     """The PIL image of a path, bytes or PIL image. What Pillow raises on a bad one, here or in the block, is one line
     that names it."""
-    name = f"of {len(image)} bytes" if isinstance(image, bytes) else image
+    name, source = (f"of {len(image)} bytes", io.BytesIO(image)) if isinstance(image, bytes) else (image, image)
     try:
-        if isinstance(image, Image.Image):
-            yield image
-        else:
-            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS) as picture:
-                yield picture
+        with image if isinstance(image, Image.Image) else Image.open(source, formats=FORMATS) as picture:
+            if picture.mode[0] in "IF":
+                raise ValueError("its colours have more than 8 bits, and it does not say which is white; convert it")
+            yield picture
     except (OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, struct.error, zlib.error,
             Image.DecompressionBombError) as error:
-        reason = "no picture" if isinstance(error, UnidentifiedImageError) else error
-        raise ImageError(f"image {name}: cannot be read ({reason}); replace it or remove its row") from error
+        raise ImageError(f"image {name}: cannot be read ({error}); replace it or remove its row") from error
 
 
 def image_size(image) -> tuple[int, int]:
@@ -136,20 +134,10 @@ def image_size(image) -> tuple[int, int]:
     return width, height
 
 
-def eight_bits(picture: Image.Image) -> Image.Image:
-    """Pixels of 16 or 32 bits, or float, as the 8 bits that everything here sees. Such a file does not say what is
-    white, and often holds 8 or 12 bits: white is the least of 1, 255, 4095, 65535 that no pixel exceeds."""
-    if picture.mode[0] not in "IF":
-        return picture
-    values = numpy.asarray(picture, dtype=numpy.float64)
-    white = next((white for white in (1, 255, 4095, 65535) if values.max() <= white), values.max())
-    return Image.fromarray((values.clip(min=0) * (255 / white)).round().astype(numpy.uint8))
-
-
 def load_image(image) -> Image.Image:
     """Path, bytes or PIL image -> upright RGB: the one picture that policy, CLIP reward and evaluation see."""
     with opened(image) as picture:
-        upright = eight_bits(ImageOps.exif_transpose(picture))
+        upright = ImageOps.exif_transpose(picture)
         if upright.has_transparency_data:  # black lines on a transparent ground can be seen on white only
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
         return upright.convert("RGB")
