@@ -222,8 +222,6 @@ def first_turns(turns: list, where: str) -> tuple[str, str]:
         first.setdefault(column(turn, where, "role", "from"), column(turn, where, "content", "value", default=""))
     turn = str(column(first, f"{where} messages", "user", "human"))
     instruction, _, question = turn.rpartition(f"### {ANSWER}:")
-    if not question.strip():
-        raise InputError(f"{where}: the user turn has no question after its instruction; fix or remove the row")
     markers = IMAGE * LEADING_IMAGES.match(instruction)[0].count(IMAGE)
     return markers + question.strip(), str(column(first, where, "assistant", "gpt", default=""))
 

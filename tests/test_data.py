@@ -186,7 +186,7 @@ GOOD = {"problem": "q", "answer": "a"}
     ("a.json", [GOOD | {"qid": 4}, GOOD, GOOD | {"id": "4"}], "a.json row 3: qid '4' is also that of"),
     ("a.json", [GOOD | {"messages": "q"}], "a.json row 1: messages has type str; expected list"),
     ("a.json", [{"messages": [{"role": "assistant", "content": "a"}]}], "no user or human; it has: assistant"),
-    ("a.json", [{"messages": [{"role": "user", "content": MULBERRY}]}], "row 1: the user turn has no question"),
+    ("a.json", [{"messages": [{"role": "user", "content": MULBERRY}]}], "row 1: the question is empty"),
 ])
 def test_bad_rows_are_one_line_that_names_file_and_row(tmp_path, name, content, message):
     with pytest.raises(InputError) as error:
