@@ -252,17 +252,12 @@ def named_rows(source: str, image_root: str, split: str) -> Iterator[tuple]:
     """The arguments of `sample_from_row` for each row of --data. Image paths start from the folder of their file, or
     from image_root. Of several files, with commas between, each may have an image root of its own, and the number of
     its file stands in front of each qid."""
-    paths, roots = source.split(","), image_root.split(",")
-    if not all(map(str.strip, paths)):
-        raise InputError(f"--data {source!r} lacks a name: give a file, a folder or a hub name, or several with commas")
+    paths, roots = list(filter(str.strip, source.split(","))), image_root.split(",")
     if len(roots) not in (1, len(paths)):
         raise InputError(f"--image_root has {len(roots)} folders for {len(paths)} of --data; give one each, or one")
     for number, (path, root) in enumerate(zip(paths, roots * len(paths)), 1):
         root = root or (os.path.dirname(path) if os.path.isfile(path) else path)
-        rows = read_rows(path, split)
-        if not rows:
-            raise InputError(f"{path}: no rows; give a file that has some")
-        for name, row in rows:
+        for name, row in read_rows(path, split):
             yield row, f"{path} row {name}", str(name), root, f"{number}/" if len(paths) > 1 else ""
 
 
@@ -270,6 +265,8 @@ def load_samples(source: str, image_root: str = "", split: str = "train") -> lis
     """The rows of --data as Samples. Image files are not opened: plumbing/filters.py looks at them. InputError: what
     `sample_from_row` refuses, or a qid that two rows share."""
     samples, first = [sample_from_row(*row) for row in named_rows(source, image_root, split)], {}
+    if not samples:
+        raise InputError(f"--data {source}: no rows; give a file that has some")
     for sample in samples:
         twin = first.setdefault(sample.qid, sample)
         if twin is not sample:

@@ -292,13 +292,13 @@ def test_a_file_that_is_none_of_these_is_named(tmp_path, name, content, message)
         data.load_samples(str(tmp_path / name.replace("a.", "none.")))
 
 
-def test_an_empty_name_among_several_is_named(tmp_path):
-    for source in ("", write(tmp_path / "a.json", [GOOD]) + ","):
-        with pytest.raises(InputError, match="lacks a name"):
-            data.load_samples(source)
-
-
 CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/part-*.parquet\n---\n"
+
+
+def test_empty_names_are_no_files(tmp_path):
+    assert len(data.load_samples(write(tmp_path / "a.json", [GOOD]) + ",")) == 1
+    with pytest.raises(InputError, match="--data : no rows; give a file"):
+        data.load_samples("")
 
 
 def test_folders_of_one_name_are_read_as_they_are_now(tmp_path, monkeypatch):
