@@ -196,11 +196,8 @@ def texts(row: dict, where: str, *names: str) -> tuple[str, ...]:
     """A column with a list of texts, or such a list as one text, in brackets and quotes or not."""
     values = column(row, where, *names, types=(str, list), default=[])
     if isinstance(values, str):
-        try:
-            values = json.loads(values if values.strip()[0] == "[" else "")
-        except ValueError:
-            parts = re.split(r"[，、;；|\n]|,(?!\d{3}(?!\d))", values.strip("[] "))  # 1,000 is a number
-            values = [part.strip("\"' ") for part in parts]
+        parts = re.split(r"[，、;；|\n]|,(?!\d{3}(?!\d))", values.strip("[] "))  # 1,000 is a number
+        values = [part.strip("\"' ") for part in parts]
     return tuple(str(checked(value, TEXT, f"{where}: {names[0]} has an item of", "texts")).strip() for value in values)
 
 

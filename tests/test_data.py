@@ -234,7 +234,7 @@ def test_what_is_no_text_is_refused_in_one_short_line(tmp_path, change, message)
 
 @pytest.mark.parametrize("written, read", [
     ("['red circle', 'blue square']", ("red circle", "blue square")), ('["it\'s", "d"]', ("it's", "d")),
-    ('["a, b", "c"]', ("a, b", "c")), ("1,000, 2", ("1,000", "2")),
+    ("1,000, 2", ("1,000", "2")),
     ("[red, blue]", ("red", "blue")), ("1,2,3", ("1", "2", "3")), ("[]", ()), (" , ;", ()), ("red", ("red",)),
     ("red，blue;green|white\nblack、grey", ("red", "blue", "green", "white", "black", "grey"))])
 def test_key_words_written_as_a_text(tmp_path, written, read):
