@@ -369,19 +369,16 @@ def seed_of(*parts) -> int:
 
 def write_buckets(folder: str, samples: list[Sample], correct: dict[str, int], group_size: int) -> dict[str, int]:
     """easy.jsonl (all group_size answers right), medium.jsonl (some), hard.jsonl (none): each question in exactly one.
-    correct: right answers by qid. Returns the sizes. Each row has the `run` that sorted it, a digest of all counts."""
-    assert sorted(correct) == sorted(sample.qid for sample in samples), "each sample needs a count, each count a sample"
-    assert all(0 <= count <= group_size for count in correct.values()), f"a count is not in 0..{group_size}"
+    correct: right answers by qid. Returns the sizes. A row has the fields of its Sample and the `run` that sorted it, a
+    digest of all counts."""
     lines, run = {"easy": [], "medium": [], "hard": []}, f"{seed_of(correct, group_size):016x}"
     for sample in samples:
         count = correct[sample.qid]
         bucket = "easy" if count == group_size else "medium" if count > 0 else "hard"
         paths = [image if isinstance(image, str) else save_image(image, os.path.join(folder, "images"))
                  for image in sample.images]
-        row = {"qid": sample.qid, "problem": sample.question, "answer": sample.answer,
-               "images": [os.path.relpath(path, folder) for path in paths], "key_words": sample.key_words,
-               "choices": sample.choices, "solution": sample.solution, "correct": count, "run": run}
-        lines[bucket].append(json.dumps(row) + "\n")
+        images = [os.path.relpath(path, folder) for path in paths]
+        lines[bucket].append(json.dumps(vars(sample) | {"images": images, "correct": count, "run": run}) + "\n")
     os.makedirs(folder, exist_ok=True)
     for bucket in lines:
         with open(os.path.join(folder, f"{bucket}.jsonl"), "w") as file:

@@ -770,13 +770,6 @@ def test_images_of_hub_sets_become_files_beside_the_buckets(tmp_path):
     assert data.load_image(first.images[0]).tobytes() == data.load_image(image).tobytes()
 
 
-@pytest.mark.parametrize("counts", [{"q0": 1}, {"q0": 1, "q1": 5}, {"q0": 1, "q1": -1}, {"q0": 1, "q1": 1, "q2": 1}])
-def test_counts_must_fit_the_questions(tmp_path, counts):
-    with pytest.raises(AssertionError, match="count"):
-        data.write_buckets(str(tmp_path), numbered(2), counts, 4)
-    assert os.listdir(tmp_path) == []
-
-
 def test_batches_cover_each_epoch_and_drop_the_last_partial_one():
     """10 samples x 2 epochs = 20 indices: 6 batches of 3, and 2 left over."""
     result = data.batches(10, 3, epochs=2, seed=0)
