@@ -68,15 +68,11 @@ class Sections:
     answer: str | None  # "" also when there are two different ones
 
 
-def header(name: str) -> re.Pattern:
-    """Matches the name after ###, in any case and spacing, with or without a colon."""
-    words = GAP.join(re.escape(word) for word in name.split())
-    return re.compile(rf"{GAP}{words}(?!\w){GAP}[:：]?", re.IGNORECASE)
-
-
 GAP = r"[\s\u200b-\u200d\u2060\ufeff]*"  # spaces, seen or not
-STEP_HEADER = re.compile(rf"{GAP}{STEP}{GAP}(\d{{1,3}})(?!\w){GAP}[:：]?", re.IGNORECASE)
-ANSWER_HEADER = header(ANSWER)
+# What stands after ###, in any case and spacing, with or without a colon.
+DESCRIPTION_HEADER, RATIONALES_HEADER, STEP_HEADER, ANSWER_HEADER = (
+    re.compile(GAP + name.replace(" ", GAP) + rf"(?!\w){GAP}[:：]?", re.IGNORECASE)
+    for name in (DESCRIPTION, RATIONALES, STEP + r" (\d{1,3})", ANSWER))
 SPECIAL_TOKEN = re.compile(r"<\|\w+\|>|</s>")  # <|im_end|> belongs to no section
 
 
@@ -96,8 +92,8 @@ def parse(response: str) -> Sections:
             steps.append(chunk[match.end():].strip())
     answers = texts_below(ANSWER_HEADER, chunks)
     different = {re.sub(r"[\s*`$]+", " ", text.casefold()).strip(" ."): text for text in answers[::-1] if text}
-    description = next(iter(texts_below(header(DESCRIPTION), before)), None)
-    rationales = next(iter(texts_below(header(RATIONALES), before)), None)
+    description = next(iter(texts_below(DESCRIPTION_HEADER, before)), None)
+    rationales = next(iter(texts_below(RATIONALES_HEADER, before)), None)
     answer = None if not answers else next(iter(different.values())) if len(different) == 1 else ""
     return Sections(description, rationales, tuple(steps), answer)
 
