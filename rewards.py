@@ -40,9 +40,7 @@ def clip_reward(cosine: torch.Tensor, target: float) -> torch.Tensor:
 
         cosine, target   -> reward
         -0.20, 0.4       -> 0.0
-        0.00, 0.4        -> 0.0
         0.10, 0.4        -> 0.25
-        0.30, 0.4        -> 0.75
         0.40, 0.4        -> 1.0
         0.90, 0.4        -> 1.0
     """
@@ -76,9 +74,7 @@ def keyword_reward(text: str, key_words: tuple[str, ...]) -> float:
         "A red circle.", ("red", "circle")             -> 1.0
         "A Red CIRCLE, red.", ("red", "square")        -> 0.5
         "rendered in colour", ("red",)                 -> 0.0
-        "a circle that is red", ("red circle",)        -> 0.0
         "3.5 (a+b)", ("(a+b)", "5", "3", "3.5")        -> 0.5
-        "", ("red",)                                   -> 0.0
     """
     wanted, spaced = {one_line(word) for word in key_words} - {""}, one_line(text)
     found = [word for word in wanted if word in spaced and whole_word(word).search(spaced)]
@@ -91,9 +87,7 @@ def format_reward(sections: Sections) -> float:
         response                                                                                       -> reward
         "### Image Description: a ### Rationales: b ### Step 1: c ### The final answer is: 7"          -> 1.0
         "### Image Description: a ### Rationales: b ### Step 2: c ### The final answer is: 7"          -> 0.0
-        "### Image Description: a ### Step 1: c ### The final answer is: 7"                            -> 0.0
         "### Image Description: ### Rationales: b ### Step 1: c ### The final answer is: 7"            -> 1.0
-        "### Image Description: a ### Rationales: b ### Step 1: c"                                     -> 0.0
         "Image Description: a. Rationales: b. Step 1: c. The final answer is: 7"                       -> 0.0
     """
     return float(None not in (sections.description, sections.rationales, sections.answer) and len(sections.steps) > 0)
@@ -103,11 +97,9 @@ def length_reward(num_tokens: int, limit: int) -> float:
     """1 up to limit (512) response tokens, then limit / num_tokens.
 
         tokens, limit   -> reward
-        0, 512          -> 1.0
         100, 512        -> 1.0
         512, 512        -> 1.0
         640, 512        -> 0.8
-        1024, 512       -> 0.5
         2048, 512       -> 0.25
     """
     return min(limit / max(num_tokens, 1), 1.0)
@@ -119,9 +111,7 @@ def accuracy_reward(answer: str | None, sample: Sample) -> float:
         response, gold answer                                              -> reward
         "### The final answer is: 7", "7"                                  -> 1.0
         "### The final answer is: (B) 30°", "B"                            -> 1.0
-        "### The final answer is: 50%", "1/2"                              -> 1.0
         "### The final answer is: 7 or 8", "7"                             -> 0.0
-        "### The final answer is: 7 ### The final answer is: 8", "7"       -> 0.0
         "### Step 1: It is 7, so the final answer is 7", "7"               -> 0.0
     """
     return float(same_answer(answer, sample.answer, sample.choices))
