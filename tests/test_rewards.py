@@ -124,8 +124,6 @@ def test_keyword_scope_response_looks_in_the_whole_response():
     responses = ["### Image Description: red ### Rationales: a circle"]
     for scope, expected in (("description", 0.5), ("response", 1.0)):
         assert rewards.score([sample()], responses, [1], {"keyword": 1.0}, None, keyword_scope=scope)[0] == expected
-    with pytest.raises(AssertionError, match="keyword_scope"):
-        rewards.score([sample()], responses, [1], {}, None, keyword_scope="answer")
 
 
 def test_a_clip_weight_without_a_scorer_is_refused():
