@@ -225,10 +225,9 @@ def judge(samples: list[Sample], finished: list[tuple[int, list[Response]]], tok
                          config.clip_target, config.length_limit, config.keyword_scope, config.grader, config.rules)
     G = len(responses) // len(asked)
     for k, response in enumerate(responses):
-        finite = {"reward": total[k].isfinite(), "rollout": all(map(math.isfinite, response.logprobs))}
-        if wrong := [phase for phase in finite if not finite[phase]]:
-            raise InputError(f"{wrong[0]} of qid {asked[k // G].qid}: a number is not finite; look for inf and nan in "
-                             "the model, the CLIP and the images")
+        if not all(map(math.isfinite, [total[k], *response.logprobs])):
+            raise InputError(f"qid {asked[k // G].qid}: a reward or log-prob is not finite; look for inf and nan in the "
+                             "model, the CLIP and the images")
     earned = {name: values.view(-1, G).tolist() for name, values in (parts | {"reward": total}).items()}
     paths = [tuple(image for image in sample.images if isinstance(image, str)) for sample in asked]
     return [Answered(q, replace(samples[q], images=paths[k]), group, texts[k * G : (k + 1) * G],
