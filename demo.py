@@ -184,20 +184,14 @@ def make_processor(texts: list[str], family: str = "qwen2_5_vl", phrases: tuple[
     """A family's processor whose byte-level BPE of 512 tokens is trained on `texts`; every byte stays writable.
 
     `phrases` are one token each, beside FIXED_PHRASES."""
-    from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, trainers
-    from tokenizers.models import BPE
+    from tokenizers import AddedToken, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer, image_utils
-    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-    bpe = Tokenizer(BPE())
-    bpe.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    bpe = Qwen2Tokenizer().backend_tokenizer  # it cuts a text as Qwen's does, and has learned nothing yet
     bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=512, initial_alphabet=to_bytes.alphabet(), min_frequency=2, show_progress=False))
+        vocab_size=512, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=2, show_progress=False))
     learned = json.loads(bpe.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=learned["vocab"], merges=[tuple(merge) for merge in learned["merges"]],
