@@ -35,8 +35,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch.distributed import run as torchrun
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 import data
 import eval as evaluation
@@ -411,8 +409,9 @@ def phases(out: str, seed: int, world: World, family: str, lora_rank: int = 0) -
         "stage2": lambda: stage("2", out, seed, steps["stage2"], *rl)}
 
 
-def run(out: str, seed: int, world: World, say=print0, family: str = "qwen2_5_vl", lora_rank: int = 0) -> dict:
-    """The world, its base models, the stages and their evaluation. Rank 0 returns and writes out/summary.json."""
+def run(out: str, seed: int, world: World, say=print0, family: str = "qwen2_5_vl", lora_rank: int = 0):
+    """The world, its base models, the stages and their evaluation. Rank 0 writes out/summary.json, of each phase the
+    seconds, and of each figure its mean and the half width of its 95 % interval."""
     start_processes()
     seconds, results = {}, {}
     for name, phase in phases(out, seed, world, family, lora_rank).items():
@@ -424,31 +423,12 @@ def run(out: str, seed: int, world: World, say=print0, family: str = "qwen2_5_vl
         if name in PHASES:
             results[name] = evaluate(out, f"{out}/{name}/model", f"{out}/eval/{name}", *world.flags)
             seconds[f"evaluate {name}"] = time.perf_counter() - start - seconds[name]
-    if not is_main():
-        return {}
-    summary = dict(seconds=seconds, phases={
-        name: {figure: mean for figure, (mean, _) in figures.items()}
-        | dict(intervals={figure: [mean - half, mean + half] for figure, (mean, half) in figures.items()})
-        for name, figures in results.items()})
-    write_text(f"{out}/summary.json", json.dumps(summary, indent=1))
-    view.main([out])
-    say(table(FIGURES, {PHASES[name]: figures for name, figures in results.items()}))
-    say(f"\n{sum(seconds.values()):.0f} seconds, peak memory {peak_memory():.1f} GB a process\n"
-        f"open      {out}/view.html: curves, and what was written about which image\n"
-        f"figures   {out}/summary.json\nresponses {out}/eval/*/responses.jsonl, {out}/stage*/rollouts/\n"
-        f"models    {out}/sft/model, {out}/stage1/model, {out}/stage2/model")
-    return summary
-
-
-def launch(processes: int, argv: list[str]) -> int:
-    """`torchrun --nproc_per_node PROCESSES demo.py ..`; returns 0, or the exit code of what failed first."""
-    try:
-        torchrun.main(["--standalone", "--nproc_per_node", str(processes), __file__, *argv])
-    except ChildFailedError as error:
-        return error.get_first_failure()[1].exitcode
-    except SignalException as stop:  # Ctrl-C
-        return 128 + stop.sigval
-    return 0
+    if is_main():
+        write_text(f"{out}/summary.json", json.dumps(dict(seconds=seconds, phases=results), indent=1))
+        view.main([out])
+        say(table(FIGURES, {PHASES[name]: figures for name, figures in results.items()}))
+        say(f"\n{sum(seconds.values()):.0f} seconds, peak memory {peak_memory():.1f} GB a process\n"
+            f"open {out}/view.html: curves, and what was written about which image")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -474,7 +454,9 @@ def main(argv: list[str] | None = None) -> int:
         return ablation.run(args.out, args.world, args.only, parser.error)
     processes, world = min(4, torch.cuda.device_count() or os.cpu_count()), ablation.WORLDS[args.world]
     if processes > 1 and "RANK" not in os.environ:  # we have been started by hand, not by torchrun
-        return launch(processes, sys.argv[1:] if argv is None else argv)
+        argv = sys.argv[1:] if argv is None else argv
+        torchrun.main(["--standalone", "--nproc_per_node", str(processes), __file__, *argv])
+        return 0
     with log_to(f"{args.out}/log.txt", args.verbose) as say:
         say(f"about {world.minutes} minutes on 2 cores; the log is {args.out}/log.txt")
         run(args.out, args.seed, world, say, args.family, args.lora_rank)
