@@ -240,9 +240,8 @@ def collect(replica, processor, clip, samples: list[Sample], prompts: Iterable[P
 
     Questions come as they are finished, CHUNK at a time; then sampling goes on where it was. `sorted` orders them.
     """
-    longest = max((data.prompt_length(sample, processor) for sample in samples), default=0)
-    groups = stream(replica, prompts, longest, seeds, config.group_size, config.max_response, config.temperature,
-                    config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
+    groups = stream(replica, prompts, config.max_prompt, seeds, config.group_size, config.max_response,
+                    config.temperature, config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
     for _ in range(0, len(samples), CHUNK):
         if timer.stoppable and told_to_stop():
             break
@@ -361,13 +360,6 @@ class Run:
     grpo_loss: Callable  # the one above, or its twin on a GPU
 
 
-def load_samples(config: Config, processor) -> tuple[list[Sample], list[Sample]]:
-    """The stage's data and the held-out questions. What is wrong with them is found here, before the run."""
-    samples = data.load_samples(config.data, config.image_root, config.split)
-    samples = filters.usable(samples, config, processor, correct, log=print0)
-    return samples, filters.held_out(config, processor, log=print0)
-
-
 def start(config: Config) -> Run:
     """Load and check everything that a stage needs; nothing of an earlier run is touched yet."""
     check_rule(config.grader)
@@ -375,7 +367,9 @@ def start(config: Config) -> Run:
     print0(f"{dist.get_world_size()} process(es) on {device.type}")
     folder = find_model(config.model)
     processor = load_processor(folder, config.min_pixels, config.max_pixels, config.prompt, log=print0)
-    samples, held_out = load_samples(config, processor)
+    samples = data.load_samples(config.data, config.image_root, config.split)
+    samples = filters.usable(samples, config, processor, correct, log=print0)
+    held_out = filters.held_out(config, processor, log=print0)
     batches = []
     if config.stage != "sample":
         batches = data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed, config.drop_last)
