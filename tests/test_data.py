@@ -626,14 +626,6 @@ def test_text_prompt_has_no_image(processor):
     assert prompt.position_ids.tolist() == [list(range(len(prompt.input_ids)))] * 3
 
 
-def test_image_tokens_must_match_the_grid(model_folder, tmp_path):
-    processor = load_processor(model_folder, MIN_PIXELS, MAX_PIXELS)
-    processor.chat_template = "{{ messages[0]['content'][-1]['text'] }}"       # forgets the image
-    sample = Sample(qid="q7", question="q", images=(picture(tmp_path / "a.png", 56, 56),))
-    with pytest.raises(InputError, match="qid 'q7' has 0 image tokens for 1 images"):
-        data.encode_prompt(sample, processor)
-
-
 def test_mrope_positions_by_hand():
     """Two texts around 4 x 6 patches, merged to 2 rows x 3 columns: from 2 on, 3 long, so text goes on at 5."""
     positions = data.mrope_positions([1, 1, 9, 9, 9, 9, 9, 9, 1, 1], torch.tensor([[1, 4, 6]]), 9, 2)
