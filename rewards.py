@@ -226,8 +226,8 @@ def judge(samples: list[Sample], finished: list[tuple[int, list[Response]]], tok
     G = len(responses) // len(asked)
     for k, response in enumerate(responses):
         if not all(map(math.isfinite, [total[k], *response.logprobs])):
-            raise InputError(f"qid {asked[k // G].qid}: a reward or log-prob is not finite; look for inf and nan in the "
-                             "model, the CLIP and the images")
+            raise InputError(f"qid {asked[k // G].qid}: a reward or log-prob is not finite; look for inf and nan in "
+                             "the model, the CLIP and the images")
     earned = {name: values.view(-1, G).tolist() for name, values in (parts | {"reward": total}).items()}
     paths = [tuple(image for image in sample.images if isinstance(image, str)) for sample in asked]
     return [Answered(q, replace(samples[q], images=paths[k]), group, texts[k * G : (k + 1) * G],
