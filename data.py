@@ -64,15 +64,14 @@ class Sections:
     """What stands below each header: None when the header is missing, "" when nothing stands below it."""
     description: str | None  # of the first such header
     rationales: str | None  # of the first such header
-    steps: tuple[str, ...]  # Step 1, Step 2, ... each after the one before it
+    step: str | None  # of the first Step 1
     answer: str | None  # "" also when there are two different ones
 
 
 GAP = r"[\s\u200b-\u200d\u2060\ufeff]*"  # spaces, seen or not
 # What stands after ###, in any case and spacing, with or without a colon.
-DESCRIPTION_HEADER, RATIONALES_HEADER, STEP_HEADER, ANSWER_HEADER = (
-    re.compile(GAP + name.replace(" ", GAP) + rf"(?!\w){GAP}[:：]?", re.IGNORECASE)
-    for name in (DESCRIPTION, RATIONALES, STEP + r" (\d{1,3})", ANSWER))
+*HEADERS, ANSWER_HEADER = (re.compile(GAP + name.replace(" ", GAP) + rf"(?!\w){GAP}[:：]?", re.IGNORECASE)
+                           for name in (DESCRIPTION, RATIONALES, STEP + " [1１]", ANSWER))
 SPECIAL_TOKEN = re.compile(r"<\|\w+\|>|</s>")  # <|im_end|> belongs to no section
 
 
@@ -85,17 +84,11 @@ def parse(response: str) -> Sections:
     """The sections of a response. A section ends at the next ###, whatever follows it, or at the end of the text."""
     chunks = re.split("#{3,}", SPECIAL_TOKEN.sub(" ", response))[1:]  # [0] stands before the first header
     before = list(itertools.takewhile(lambda chunk: not ANSWER_HEADER.match(chunk), chunks))  # only these count
-    steps = []
-    for chunk in before:
-        match = STEP_HEADER.match(chunk)
-        if match and int(match[1]) == len(steps) + 1:
-            steps.append(chunk[match.end():].strip())
+    description, rationales, step = (next(iter(texts_below(header, before)), None) for header in HEADERS)
     answers = texts_below(ANSWER_HEADER, chunks)
     different = {re.sub(r"[\s*`$]+", " ", text.casefold()).strip(" ."): text for text in answers[::-1] if text}
-    description = next(iter(texts_below(DESCRIPTION_HEADER, before)), None)
-    rationales = next(iter(texts_below(RATIONALES_HEADER, before)), None)
     answer = None if not answers else next(iter(different.values())) if len(different) == 1 else ""
-    return Sections(description, rationales, tuple(steps), answer)
+    return Sections(description, rationales, step, answer)
 
 
 # ---- images

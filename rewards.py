@@ -12,13 +12,7 @@ r"""The five rewards of a response, each in [0, 1], and their weighted sum.
 `python rewards.py --response FILE --answer 7 ..` says what one response earns, and why (plumbing/playground.py).
 The parts are pure. A missing section scores 0 and never raises; a missing CLIP model stops the run before it starts.
 CLIP is never trained and runs in fp32. Q questions with G responses each are N = Q G sequences, group-major.
-Deviations from the release:
-1. An empty description has clip 0, instead of the cosine of "". CLIP failures stop the run, instead of scoring 0.
-2. The description ends at the next ###, instead of at "### Rationales:" only.
-3. Key words are whole words in the description, instead of substrings of the response.
-4. A response without the answer section is wrong, instead of being graded whole; grader="release" grades it whole.
-5. What stands behind the final answer is no description, rationale or step. CLIP reads no control tokens.
-6. Format knows a header without its colon. All images count for clip, instead of the first. rules="release" is exact.
+docs/differences.md lists where the rules deviate from the release; rules="release" and grader="release" are exact.
 """
 import math
 import re
@@ -43,7 +37,6 @@ def clip_reward(cosine: torch.Tensor, target: float) -> torch.Tensor:
         -0.20, 0.4       -> 0.0
         0.10, 0.4        -> 0.25
         0.40, 0.4        -> 1.0
-        0.90, 0.4        -> 1.0
     """
     return (cosine.clamp(min=0) / target).clamp(max=1)
 
@@ -91,7 +84,7 @@ def format_reward(sections: Sections) -> float:
         "### Image Description: ### Rationales: b ### Step 1: c ### The final answer is: 7"            -> 1.0
         "Image Description: a. Rationales: b. Step 1: c. The final answer is: 7"                       -> 0.0
     """
-    return float(None not in (sections.description, sections.rationales, sections.answer) and len(sections.steps) > 0)
+    return float(None not in vars(sections).values())
 
 
 def length_reward(num_tokens: int, limit: int) -> float:
@@ -99,7 +92,6 @@ def length_reward(num_tokens: int, limit: int) -> float:
 
         tokens, limit   -> reward
         100, 512        -> 1.0
-        512, 512        -> 1.0
         640, 512        -> 0.8
         2048, 512       -> 0.25
     """

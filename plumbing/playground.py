@@ -38,9 +38,8 @@ def show(config: Playground):
             text = file.read()
     clip = load_clip(config.clip, "cpu") if config.clip else None
     sections, tokens = data.parse(text), len(text) // 4 + 1
-    steps = {f"{data.STEP} {i}": step for i, step in enumerate(sections.steps or [None], 1)}
-    below = {data.DESCRIPTION: sections.description, data.RATIONALES: sections.rationales, **steps,
-             data.ANSWER: sections.answer}
+    below = {data.DESCRIPTION: sections.description, data.RATIONALES: sections.rationales,
+             f"{data.STEP} 1": sections.step, data.ANSWER: sections.answer}
     for name, content in below.items():
         print(f"{name:<22}{'(missing)' if content is None else printable(content)[:90] or '(empty)'}")
     _, parts = rewards.score([sample], [text], [tokens], {}, clip)

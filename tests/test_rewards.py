@@ -34,11 +34,12 @@ def table(function) -> list[tuple]:
 
     Python 3.13 strips their indentation, those before it do not."""
     rows = re.findall(r"^ *(.+?) +-> (\d\.\d+)$", function.__doc__, re.MULTILINE)
-    assert len(rows) == 4
+    assert len(rows) in (3, 4)
     return [(ast.literal_eval(f"({arguments},)"), float(score)) for arguments, score in rows]
 
 
-@pytest.mark.parametrize("arguments, expected", table(rewards.clip_reward) + [((0.0, 0.4), 0.0), ((0.3, 0.4), 0.75)])
+@pytest.mark.parametrize("arguments, expected", [
+    *table(rewards.clip_reward), ((0.0, 0.4), 0.0), ((0.3, 0.4), 0.75), ((0.9, 0.4), 1.0)])
 def test_clip_reward_table(arguments, expected):
     cosine, target = arguments
     assert rewards.clip_reward(torch.tensor([cosine]), target).item() == pytest.approx(expected)
@@ -57,7 +58,7 @@ def test_format_reward_table(arguments, expected):
     assert rewards.format_reward(parse(*arguments)) == expected
 
 
-@pytest.mark.parametrize("arguments, expected", table(rewards.length_reward) + [((0, 512), 1.0)])
+@pytest.mark.parametrize("arguments, expected", [*table(rewards.length_reward), ((0, 512), 1.0), ((512, 512), 1.0)])
 def test_length_reward_table(arguments, expected):
     assert rewards.length_reward(*arguments) == expected
 
