@@ -11,8 +11,7 @@ and a triangle for a circle (`slip_seeing`, per attribute) and sometimes forgets
 (`slip_counting`). Its reasoning follows what it believes to see. Answers, captions and key words are always true.
 
 The models are genuine, all made from a seed, offline: a Qwen-VL folder that AutoModelForImageTextToText loads, and a
-CLIP folder that open_clip loads. The settings of RL are the method's (G 8, temperature 1.2, top-p 0.99, 4 updates a
-step, its clips, KL and reward weights); the learning rate is higher, because the model is 10,000 times smaller.
+CLIP folder that open_clip loads. docs/demo.md says what the demo shows, and what not.
 """
 import os
 
@@ -42,7 +41,7 @@ import train
 import view
 from benchmarks.report import interval
 from engine.weights import FAMILIES, transformers_class
-from plumbing.console import learned, log_to, table
+from plumbing.console import log_to, table
 from plumbing.log import peak_memory
 from plumbing.processes import barrier, is_main, print0, shard_of_rank, start_processes, stop_processes
 from plumbing.run_folder import write_text
@@ -212,11 +211,10 @@ def make_model(processor, seed: int = 0, vision_depth: int = 1, initializer_rang
     rope_theta is small because positions are: at 1e4 one image cell would turn the rotary angles by 0.003 rad."""
     id_of, last = processor.tokenizer.convert_tokens_to_ids, [vision_depth - 1]
     ends = dict(bos_token_id=id_of(END_OF_TEXT), eos_token_id=id_of(TURN_END), pad_token_id=id_of(END_OF_TEXT))
-    windows = dict(use_sliding_window=False, max_window_layers=2)
     tower = dict(hidden_size=96, intermediate_size=192, out_hidden_size=128)
     section, of_text, of_vision = {  # what each family has of its own; the heads of Qwen3-VL are wider than hidden_size
-        "qwen2_vl": ([2, 7, 7], windows, dict(embed_dim=96, mlp_ratio=2, hidden_size=128)),
-        "qwen2_5_vl": ([2, 7, 7], windows, dict(window_size=112, fullatt_block_indexes=last, **tower)),
+        "qwen2_vl": ([2, 7, 7], {}, dict(embed_dim=96, mlp_ratio=2, hidden_size=128)),
+        "qwen2_5_vl": ([2, 7, 7], {}, dict(window_size=112, fullatt_block_indexes=last, **tower)),
         "qwen3_vl": ([12, 10, 10], dict(head_dim=64), dict(num_position_embeddings=64, deepstack_visual_indexes=last,
                                                         **tower))}[family]
     text_config = dict(
@@ -349,8 +347,6 @@ def make_world(out: str, seed: int, captions: int, warmup: int, questions: int, 
 
 # --- the five stages ------------------------------------------------------------------------------------------------
 PHASES = {"sft": "warm-up", "stage1": "after stage 1", "stage2": "after stage 2"}
-WATCHED = {"base/sft": ("opt/loss",), "sft": ("opt/loss",), "stage1": ("reward/clip", "reward/keyword"),
-           "stage2": ("reward/accuracy",)}
 FIGURES = ("accuracy", "caption_exact", "clip", "keyword", "format", "length")
 PIXELS = ["--min_pixels", str(4 * 28**2), "--max_pixels", str(4 * 32**2)]  # 56 x 56 stay, in Qwen3-VL become 64 x 64
 SHARED = ["--dtype", "float32", "--max_prompt", "64", "--max_response", "96", "--slots", "128", *PIXELS]
@@ -419,7 +415,7 @@ def run(out: str, seed: int, world: World, say=print0, family: str = "qwen2_5_vl
         phase()
         barrier()
         seconds[name] = time.perf_counter() - start
-        say(f"{name:<16}{seconds[name]:5.0f} s   {learned(f'{out}/{name}', WATCHED.get(name, ()))}")
+        say(f"{name:<16}{seconds[name]:5.0f} s")
         if name in PHASES:
             results[name] = evaluate(out, f"{out}/{name}/model", f"{out}/eval/{name}", *world.flags)
             seconds[f"evaluate {name}"] = time.perf_counter() - start - seconds[name]
@@ -440,7 +436,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ablate", action="store_true", help="compare two stages with one, over seeds of everything")
     parser.add_argument("--only", default="", help="with --ablate: these arms, with commas between, and no other")
     parser.add_argument("--lora_rank", type=int, default=0, help="of adapters, which alone are trained in RL; 0: all")
-    parser.add_argument("--verbose", action="store_true", help="show the log of all stages, not only OUT/log.txt")
     parser.add_argument("--walk", action="store_true", help="only print every tensor of one RL step")
     args = parser.parse_args(argv)
     from transformers.utils.logging import disable_progress_bar  # of transformers, when it saves the tiny model
@@ -457,7 +452,7 @@ def main(argv: list[str] | None = None) -> int:
         argv = sys.argv[1:] if argv is None else argv
         torchrun.main(["--standalone", "--nproc_per_node", str(processes), __file__, *argv])
         return 0
-    with log_to(f"{args.out}/log.txt", args.verbose) as say:
+    with log_to(f"{args.out}/log.txt") as say:
         say(f"about {world.minutes} minutes on 2 cores; the log is {args.out}/log.txt")
         run(args.out, args.seed, world, say, args.family, args.lora_rank)
     return 0

@@ -7,7 +7,7 @@ import pytest
 
 import data
 import demo
-from plumbing.console import learned, log_to
+from plumbing.console import log_to
 from ranks import ranks
 
 
@@ -56,28 +56,12 @@ def test_a_stage_that_fails_ends_the_demo_with_its_exit_code(tmp_path):
 def test_a_quiet_demo_says_little_and_its_log_has_everything(tmp_path, capsys):
     """A failing stage's line is seen all the same, since errors are not redirected."""
     log = tmp_path / "log.txt"
-    with pytest.raises(SystemExit) as stop, log_to(str(log), verbose=False) as say:
+    with pytest.raises(SystemExit) as stop, log_to(str(log)) as say:
         say("warm-up  9 s")
         demo.stage("sft", str(tmp_path), 0, 1, "--model", str(tmp_path / "absent"), "--data", "absent.jsonl")
     out, err = capsys.readouterr()
     assert stop.value.code == 2 and out == "warm-up  9 s\n" and "absent" in err and len(err.splitlines()) == 1
     assert "warm-up  9 s\n" in log.read_text() and "$ python train.py --stage sft" in log.read_text()
-
-
-def test_a_verbose_demo_shows_its_log(tmp_path, capsys):
-    with log_to(str(tmp_path / "log.txt"), verbose=True) as say:
-        print("a step")
-        say("a stage")
-    assert capsys.readouterr().out == "a step\na stage\n" == (tmp_path / "log.txt").read_text()
-
-
-def test_a_stages_line_has_the_means_of_its_first_and_its_last_three_steps(tmp_path):
-    # (0 + 1 + 2) / 3 and (7 + 8 + 9) / 3
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"reward/clip": i}) + "\n" for i in range(10)))
-    assert learned(str(tmp_path), ("reward/clip",)) == "clip 1.00 -> 8.00"
-    for i, name in enumerate(("easy", "medium", "hard")):
-        (tmp_path / f"{name}.jsonl").write_text("{}\n" * i)
-    assert learned(str(tmp_path), ()) == "0 easy, 1 medium, 2 hard"
 
 
 @pytest.mark.parametrize("cores, processes", [(2, 2), (64, 4)])
