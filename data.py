@@ -4,10 +4,7 @@
     response --parse--> Sections --> rewards and evaluation
     Samples + right answers of each --write_buckets--> {easy,medium,hard}.jsonl --load_samples--> the RL stages
 
-RL rows have problem (or question) and answer; optional are images (or image), qid (or id), choices, solution, and
-key_words (or key_word, keywords), a list or one text. sharegpt rows have messages [{role, content}] (or conversations
-[{from, value}]) and images: the first user turn asks, the first assistant turn is what to imitate.
-Image paths are relative to image_root, or to the file's own folder. Images of a hub set stay in memory, compressed.
+README.md shows a row of each kind, `sample_from_row` knows the columns. Images of a hub set stay in memory, compressed.
 `python data.py check FILE` says what a file holds and what a run would refuse (plumbing/check.py).
 P: prompt tokens. An image is cut into patches of 14 x 14 pixels (Qwen3-VL: 16 x 16); merge_size**2 = 4 are one token.
 """
@@ -312,9 +309,7 @@ def mrope_positions(input_ids: list[int], grid_thw, image_token_id: int, merge_s
 
 
 def encode_prompt(sample: Sample, processor) -> Prompt:
-    """A sample's prompt as tokens, positions and pixels; it is never truncated.
-
-    InputError, naming the qid: control tokens in the question, images it does not match, or one that cannot be read."""
+    """A sample's prompt as tokens, positions and pixels; it is never truncated."""
     text = chat_text(sample, processor)
     try:
         images = [load_image(image) for image in sample.images]

@@ -8,10 +8,7 @@
 The world is a 2x2 grid of coloured shapes with questions that are answered by seeing first and counting second. Its
 warm-up teacher errs on purpose, so that reinforcement learning has something to correct: it often takes green for blue
 and a triangle for a circle (`slip_seeing`, per attribute) and sometimes forgets the last of several objects it counts
-(`slip_counting`). Its reasoning follows what it believes to see. Answers, captions and key words are always true.
-
-The models are genuine, all made from a seed, offline: a Qwen-VL folder that AutoModelForImageTextToText loads, and a
-CLIP folder that open_clip loads. docs/demo.md says what the demo shows, and what not.
+(`slip_counting`). The models are genuine, made from a seed. docs/demo.md says what the demo shows, and what not.
 """
 import os
 
@@ -438,9 +435,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lora_rank", type=int, default=0, help="of adapters, which alone are trained in RL; 0: all")
     parser.add_argument("--walk", action="store_true", help="only print every tensor of one RL step")
     args = parser.parse_args(argv)
-    from transformers.utils.logging import disable_progress_bar  # of transformers, when it saves the tiny model
     from variants import ablation  # which imports this file
-    disable_progress_bar()
     if args.walk:
         from plumbing.walk import show_step  # only here
         return show_step(args.seed)

@@ -1,8 +1,8 @@
 """Every tensor of one RL step, printed in the order in which `train.rl_step` makes them: `python demo.py --walk`.
 
-It is the step itself that runs; Python says when one of the functions below returns, and its local variables are shown.
-Only the responses are given, because an untrained model would write noise. Symbols: Q questions, G responses to each,
-P tokens of a prompt, N response tokens of an optimiser step, T tokens of its packed row, u images, p patches.
+It is the step itself that runs; only its responses are given, because an untrained model would write noise. Symbols:
+Q questions, G responses to each, P tokens of a prompt, N response tokens of an optimiser step, T tokens of its packed
+row, u images, p patches.
 """
 import contextlib
 import io
@@ -68,11 +68,11 @@ def show_step(seed: int) -> int:
         with contextlib.redirect_stdout(io.StringIO()):  # its notes name temporary files
             run = train.start(train.read_config([*argv, *demo.TRAINING]))
         run.batches, train.stream = [[0, 1]], given
-        optimizer = make_optimizer(run.policy, run.config)
         for q, sample in enumerate(run.samples):
             print(f"\nquestion {q}: {sample.question} (gold {sample.answer}, key words {', '.join(sample.key_words)})")
             print("\n".join("    " + text.replace("\n", " ") for text in texts[q]))
         sys.setprofile(show)
-        train.rl_step(run, optimizer, [data.encode_prompt(sample, run.processor) for sample in run.samples], 0, 1)
+        prompts = [data.encode_prompt(sample, run.processor) for sample in run.samples]
+        train.rl_step(run, make_optimizer(run.policy, run.config), prompts, 0, 1)
         sys.setprofile(None)
     return 0
