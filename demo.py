@@ -122,13 +122,6 @@ def draw(objects: tuple, rng: random.Random, colours: dict[str, tuple] = COLOURS
     return Image.fromarray((numpy.asarray(image) + noise).clip(0, 255).astype(numpy.uint8))
 
 
-def ask(objects: tuple, rng: random.Random) -> Question:
-    """A question whose label is a colour, a shape or both, four times in five of an object that is there."""
-    colour, shape = rng.choice(objects) if rng.random() < 0.8 else (rng.choice(list(COLOURS)), rng.choice(SHAPES))
-    colour, shape = rng.choice([(colour, ""), ("", shape), (colour, shape)])
-    return Question(rng.choice(["count", "subtract", "subtract", "add"]), colour, shape, rng.randint(1, 4))
-
-
 def teach(question: Question, objects: tuple, slip_seeing: float, slip_counting: float, rng: random.Random) -> str:
     """The imperfect warm-up teacher's response: it describes what it believes to see, and counts that."""
     seen = tuple(tuple(MISTAKEN[word] if word in MISTAKEN and rng.random() < slip_seeing else word for word in pair)
@@ -149,7 +142,10 @@ def make_items(count: int, seed: int, split: str, slip_seeing: float = 0.55, sli
     items = []
     for _ in range(count):
         objects = tuple((rng.choice(list(COLOURS)), rng.choice(SHAPES)) for _ in range(rng.randint(2, 4)))
-        question = ask(objects, rng)
+        # The label is a colour, a shape or both, four times in five of an object that is there.
+        colour, shape = rng.choice(objects) if rng.random() < 0.8 else (rng.choice(list(COLOURS)), rng.choice(SHAPES))
+        colour, shape = rng.choice([(colour, ""), ("", shape), (colour, shape)])
+        question = Question(rng.choice(["count", "subtract", "subtract", "add"]), colour, shape, rng.randint(1, 4))
         steps, answer = question.reason(objects, [question.names(pair) for pair in objects])
         response = teach(question, objects, slip_seeing, slip_counting, rng)
         items.append(Item(objects, draw(objects, rng), question, ". ".join(steps) + ".", str(answer), response,
