@@ -236,6 +236,21 @@ CLIP_CONFIG = dict(
 CLIP_PIXELS = dict(mean=[0.5] * 3, std=[0.5] * 3, interpolation="bicubic", resize_mode="squash")
 
 
+class World(NamedTuple):
+    """What a drawn world has of its own."""
+    make_items: Callable[[int, int, str], list[Item]] = make_items  # of a number, a seed and a split
+    colours: dict[str, tuple] = COLOURS
+    clip: dict = CLIP_CONFIG
+    sizes: dict[str, int] = dict(captions=3000, warmup=3000, questions=480, evaluation=500)
+    steps: dict[str, int] = dict(clip=300, base=320, sft=240, stage1=20, stage2=36)
+    minutes: int = 3  # that the demo takes on 2 cores
+    phrases: tuple[str, ...] = ()  # that are one token each
+    flags: tuple[str, ...] = ()  # of every stage and evaluation
+
+
+SMALL = World()
+
+
 def misdescribe(objects: tuple, rng: random.Random, colours: dict[str, tuple] = COLOURS) -> str:
     """A caption with one wrong colour or shape."""
     place, kind = rng.randrange(len(objects)), rng.randrange(2)
@@ -244,25 +259,25 @@ def misdescribe(objects: tuple, rng: random.Random, colours: dict[str, tuple] = 
     return describe((*objects[:place], tuple(wrong), *objects[place + 1:]))
 
 
-def train_clip(items: list[Item], seed: int, steps: int = 300, batch: int = 64, rate: float = 2e-3,
-               config: dict = CLIP_CONFIG, colours: dict[str, tuple] = COLOURS):
+def train_clip(items: list[Item], seed: int, steps: int, batch: int = 64, world: World = SMALL):
     """Contrastive training of images and captions; each image is also pushed away from its caption with one word wrong.
 
     The token embeddings stay random: they are nine tenths of the parameters, and a dozen words need no learned ones."""
     import open_clip
 
     torch.manual_seed(seed)
-    model = open_clip.CLIP(**config)
-    tokenize = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    model = open_clip.CLIP(**world.clip)
+    tokenize = open_clip.SimpleTokenizer(context_length=model.context_length)
     model.token_embedding.weight.requires_grad_(False).normal_(0, 0.3)
     rng, images = random.Random(seed), numpy.stack([numpy.asarray(item.image) for item in items])
     images = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1  # (items, 3, 56, 56), or larger
     captions = tokenize([item.caption for item in items])  # (items, context_length)
-    optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.12)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.12)
     for _ in range(steps):
         chosen = rng.sample(range(len(items)), batch)
-        texts = torch.cat([captions[chosen], tokenize([misdescribe(items[i].objects, rng, colours) for i in chosen])])
+        spoilt = tokenize([misdescribe(items[i].objects, rng, world.colours) for i in chosen])
+        texts = torch.cat([captions[chosen], spoilt])
         image_features = model.encode_image(images[chosen], normalize=True)  # (batch, D)
         text_features = model.encode_text(texts, normalize=True)  # (2 batch, D)
         logits = model.logit_scale.exp() * image_features @ text_features.T  # (batch, 2 batch)
@@ -280,40 +295,24 @@ def train_clip(items: list[Item], seed: int, steps: int = 300, batch: int = 64, 
     return model.eval()
 
 
-def save_clip(model, folder: str, config: dict = CLIP_CONFIG):
+def save_clip(model, folder: str, world: World = SMALL):
     """The folder that open_clip loads as local-dir: and --clip takes."""
     os.makedirs(folder, exist_ok=True)
-    whole = dict(model_cfg=config, preprocess_cfg=CLIP_PIXELS)
+    whole = dict(model_cfg=world.clip, preprocess_cfg=CLIP_PIXELS)
     write_text(f"{folder}/open_clip_config.json", json.dumps(whole, indent=1))
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()},
               f"{folder}/open_clip_model.safetensors")
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
-class World(NamedTuple):
-    """What a drawn world has of its own."""
-    make_items: Callable[[int, int, str], list[Item]] = make_items  # of a number, a seed and a split
-    colours: dict[str, tuple] = COLOURS
-    clip: dict = CLIP_CONFIG
-    sizes: dict[str, int] = dict(captions=3000, warmup=3000, questions=480, evaluation=500)
-    steps: dict[str, int] = dict(clip=300, base=320, sft=240, stage1=20, stage2=36)
-    minutes: int = 3  # that the demo takes on 2 cores
-    phrases: tuple[str, ...] = ()  # that are one token each
-    flags: tuple[str, ...] = ()  # of every stage and evaluation
-
-
-SMALL = World()
-
-
-def make_world(out: str, seed: int, captions: int, warmup: int, questions: int, evaluation: int,
-               family: str = "qwen2_5_vl", world: World = SMALL):
+def make_world(out: str, seed: int, world: World, family: str = "qwen2_5_vl"):
     """Images, the four data files, and the untrained model, under out/world and out/untrained."""
     folder = f"{out}/world"
     os.makedirs(f"{folder}/images", exist_ok=True)
 
-    def drawn(count: int, split: str):
+    def drawn(split: str):
         """Items of a split with the paths of their images, which are written."""
-        for i, item in enumerate(world.make_items(count, seed, split)):
+        for i, item in enumerate(world.make_items(world.sizes[split], seed, split)):
             item.image.save(f"{folder}/images/{split}_{i}.png", compress_level=1)
             yield item, [f"images/{split}_{i}.png"]
 
@@ -322,14 +321,13 @@ def make_world(out: str, seed: int, captions: int, warmup: int, questions: int, 
                     images=images)
 
     base = []
-    for item, images in drawn(captions, "captions"):
+    for item, images in drawn("captions"):
         base.append(imitate(DESCRIBE, f"### {data.DESCRIPTION}: {item.caption}", images))
         base.append(imitate(f"{item.caption} {item.question.text}", item.reasoning, []))
-    taught = [imitate(item.question.text, item.response, images) for item, images in drawn(warmup, "warmup")]
+    taught = [imitate(item.question.text, item.response, images) for item, images in drawn("warmup")]
     asked = {split: [dict(qid=f"{split}_{i}", problem=item.question.text, answer=item.answer, images=images,
                           key_words=item.key_words, caption=item.caption)
-                     for i, (item, images) in enumerate(drawn(count, split))]
-             for split, count in (("questions", questions), ("evaluation", evaluation))}
+                     for i, (item, images) in enumerate(drawn(split))] for split in ("questions", "evaluation")}
     for name, rows in (asked | dict(base=base, warmup=taught)).items():
         write_text(f"{folder}/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     processor = make_processor([turn["content"] for row in base + taught for turn in row["messages"]], family,
@@ -381,11 +379,11 @@ def evaluate(made: str, model: str, out: str, *flags) -> dict[str, tuple[float, 
 
 def phases(out: str, seed: int, world: World, family: str, lora_rank: int = 0) -> dict[str, Callable]:
     """What the demo does, in its order, under the names of the folders of the stages."""
-    files, clip, flags, sizes, steps = f"{out}/world", f"{out}/clip", world.flags, world.sizes, world.steps
+    files, clip, flags, steps = f"{out}/world", f"{out}/clip", world.flags, world.steps
     rl = ["--clip", clip, *flags, *(["--lora_rank", lora_rank, "--lr", "1e-3"] if lora_rank else [])]
-    makers = [lambda: make_world(out, seed, **sizes, family=family, world=world),  # rank 0's, as it saves the model
-              lambda: save_clip(train_clip(world.make_items(sizes["captions"], seed, "captions"), seed, steps["clip"],
-                                           config=world.clip, colours=world.colours), clip, world.clip)]
+    makers = [lambda: make_world(out, seed, world, family),  # rank 0's, as it saves the model
+              lambda: save_clip(train_clip(world.make_items(world.sizes["captions"], seed, "captions"), seed,
+                                           steps["clip"], world=world), clip, world)]
     return {
         "world and clip": lambda: [make() for make in shard_of_rank(makers)],
         "base/sft": lambda: stage("sft", f"{out}/base", seed, steps["base"], "--model", f"{out}/untrained", "--data",

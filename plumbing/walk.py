@@ -58,7 +58,7 @@ def show_step(seed: int) -> int:
             yield q, [Response(each, [0.0] * len(each), True) for each in ids]
 
     with tempfile.TemporaryDirectory() as out:
-        demo.make_world(out, seed, captions=8, warmup=8, questions=2, evaluation=1)
+        demo.make_world(out, seed, demo.World(sizes=dict(captions=8, warmup=8, questions=2, evaluation=1)))
         items = demo.make_items(2, seed, "questions")
         demo.save_clip(demo.train_clip(items, seed, steps=1, batch=2), f"{out}/clip")
         texts = [[demo.teach(item.question, item.objects, 0, 0, random), item.response, item.reasoning]

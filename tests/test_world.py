@@ -31,7 +31,7 @@ def items():
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("demo"))
-    demo.make_world(folder, 0, **SIZES)
+    demo.make_world(folder, 0, demo.World(sizes=SIZES))
     return folder
 
 
