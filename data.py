@@ -346,16 +346,15 @@ def seed_of(*parts) -> int:
 
 def write_buckets(folder: str, samples: list[Sample], correct: dict[str, int], group_size: int) -> dict[str, int]:
     """easy.jsonl (all group_size answers right), medium.jsonl (some), hard.jsonl (none): each question in exactly one.
-    correct: right answers by qid. Returns the sizes. A row has the fields of its Sample and the `run` that sorted it, a
-    digest of all counts."""
-    lines, run = {"easy": [], "medium": [], "hard": []}, f"{seed_of(correct, group_size):016x}"
+    correct: right answers by qid. Returns the sizes."""
+    lines = {"easy": [], "medium": [], "hard": []}
     for sample in samples:
         count = correct[sample.qid]
         bucket = "easy" if count == group_size else "medium" if count > 0 else "hard"
         paths = [image if isinstance(image, str) else save_image(image, os.path.join(folder, "images"))
                  for image in sample.images]
         images = [os.path.relpath(path, folder) for path in paths]
-        lines[bucket].append(json.dumps(vars(sample) | {"images": images, "correct": count, "run": run}) + "\n")
+        lines[bucket].append(json.dumps(vars(sample) | {"images": images, "correct": count}) + "\n")
     os.makedirs(folder, exist_ok=True)
     for bucket in lines:
         with open(os.path.join(folder, f"{bucket}.jsonl"), "w") as file:

@@ -260,18 +260,6 @@ def test_a_folder_that_holds_nothing_of_value_is_taken_over(tiny_folder, warmup,
     assert train.main(learn(tiny_folder, warmup, tmp_path)) == 0
 
 
-def test_buckets_of_two_runs_are_refused(tmp_path):
-    rows = [data.Sample(qid=f"q{i}", question="q", answer="a") for i in range(2)]
-    data.write_buckets(str(tmp_path), rows, {"q0": 2, "q1": 1}, 2)
-    run_folder.check_buckets(str(tmp_path / "easy.jsonl"))
-    medium = (tmp_path / "medium.jsonl").read_bytes()
-    data.write_buckets(str(tmp_path), rows, {"q0": 2, "q1": 0}, 2)
-    (tmp_path / "medium.jsonl").write_bytes(medium)
-    with pytest.raises(data.InputError, match="are of different runs of --stage sample"):
-        run_folder.check_buckets(str(tmp_path / "easy.jsonl"))
-    run_folder.check_buckets(str(tmp_path / "other.jsonl"))  # no bucket
-
-
 def test_a_folders_name_is_no_pattern(tiny_folder, questions, tmp_path, monkeypatch):
     """What was answered before an interruption is found in x[1]."""
     collect, out = train.collect, tmp_path / "x[1]"
