@@ -198,7 +198,6 @@ def first_turns(turns: list, where: str) -> tuple[str, str]:
     stage here asks with INSTRUCTION, so theirs is removed; the <image> markers in front of it stay."""
     first = {}
     for turn in turns:
-        checked(turn, (dict,), f"{where}: a turn has", "an object with role and content")
         first.setdefault(column(turn, where, "role", "from"), column(turn, where, "content", "value", default=""))
     turn = str(column(first, f"{where} messages", "user", "human"))
     instruction, _, question = turn.rpartition(f"### {ANSWER}:")
@@ -233,8 +232,6 @@ def named_rows(source: str, image_root: str, split: str) -> Iterator[tuple]:
     from image_root. Of several files, with commas between, each may have an image root of its own, and the number of
     its file stands in front of each qid."""
     paths, roots = list(filter(str.strip, source.split(","))), image_root.split(",")
-    if len(roots) not in (1, len(paths)):
-        raise InputError(f"--image_root has {len(roots)} folders for {len(paths)} of --data; give one each, or one")
     for number, (path, root) in enumerate(zip(paths, roots * len(paths)), 1):
         root = root or (os.path.dirname(path) if os.path.isfile(path) else path)
         for name, row in read_rows(path, split):
