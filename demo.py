@@ -39,7 +39,6 @@ import view
 from benchmarks.report import interval
 from engine.weights import FAMILIES, transformers_class
 from plumbing.console import log_to, table
-from plumbing.log import peak_memory
 from plumbing.processes import barrier, is_main, print0, shard_of_rank, start_processes, stop_processes
 from plumbing.run_folder import write_text
 
@@ -243,7 +242,6 @@ class World(NamedTuple):
     clip: dict = CLIP_CONFIG
     sizes: dict[str, int] = dict(captions=3000, warmup=3000, questions=480, evaluation=500)
     steps: dict[str, int] = dict(clip=300, base=320, sft=240, stage1=20, stage2=36)
-    minutes: int = 3  # that the demo takes on 2 cores
     phrases: tuple[str, ...] = ()  # that are one token each
     flags: tuple[str, ...] = ()  # of every stage and evaluation
 
@@ -397,8 +395,8 @@ def phases(out: str, seed: int, world: World, family: str, lora_rank: int = 0) -
 
 
 def run(out: str, seed: int, world: World, say=print0, family: str = "qwen2_5_vl", lora_rank: int = 0):
-    """The world, its base models, the stages and their evaluation. Rank 0 writes out/summary.json, of each phase the
-    seconds, and of each figure its mean and the half width of its 95 % interval."""
+    """The world, its base models, the stages and their evaluation. Rank 0 writes out/summary.json: the seconds of each
+    phase, and the mean of each figure with the half width of its 95 % interval."""
     start_processes()
     seconds, results = {}, {}
     for name, phase in phases(out, seed, world, family, lora_rank).items():
@@ -414,8 +412,7 @@ def run(out: str, seed: int, world: World, say=print0, family: str = "qwen2_5_vl
         write_text(f"{out}/summary.json", json.dumps(dict(seconds=seconds, phases=results), indent=1))
         view.main([out])
         say(table(FIGURES, {PHASES[name]: figures for name, figures in results.items()}))
-        say(f"\n{sum(seconds.values()):.0f} seconds, peak memory {peak_memory():.1f} GB a process\n"
-            f"open {out}/view.html: curves, and what was written about which image")
+        say(f"\n{sum(seconds.values()):.0f} seconds; open {out}/view.html: curves, and what was written about which image")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -442,7 +439,7 @@ def main(argv: list[str] | None = None) -> int:
         torchrun.main(["--standalone", "--nproc_per_node", str(processes), __file__, *argv])
         return 0
     with log_to(f"{args.out}/log.txt") as say:
-        say(f"about {world.minutes} minutes on 2 cores; the log is {args.out}/log.txt")
+        say(f"this takes minutes; the log is {args.out}/log.txt")
         run(args.out, args.seed, world, say, args.family, args.lora_rank)
     return 0
 
