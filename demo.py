@@ -412,7 +412,7 @@ def run(out: str, seed: int, world: World, say=print0, family: str = "qwen2_5_vl
         write_text(f"{out}/summary.json", json.dumps(dict(seconds=seconds, phases=results), indent=1))
         view.main([out])
         say(table(FIGURES, {PHASES[name]: figures for name, figures in results.items()}))
-        say(f"\n{sum(seconds.values()):.0f} seconds; open {out}/view.html: curves, images and what was written about them")
+        say(f"\n{sum(seconds.values()):.0f} seconds; open {out}/view.html: curves, and what was written about an image")
 
 
 def main(argv: list[str] | None = None) -> int:
