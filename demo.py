@@ -223,7 +223,6 @@ def make_model(processor, seed: int = 0, vision_depth: int = 1, initializer_rang
         torch.manual_seed(seed)
         model = transformers_class(family, "ForConditionalGeneration")(config)
     model.generation_config.eos_token_id = [id_of(TURN_END), id_of(END_OF_TEXT)]
-    model.generation_config.pad_token_id = id_of(END_OF_TEXT)
     return model.eval()
 
 
@@ -246,9 +245,6 @@ class World(NamedTuple):
     flags: tuple[str, ...] = ()  # of every stage and evaluation
 
 
-SMALL = World()
-
-
 def misdescribe(objects: tuple, rng: random.Random, colours: dict[str, tuple] = COLOURS) -> str:
     """A caption with one wrong colour or shape."""
     place, kind = rng.randrange(len(objects)), rng.randrange(2)
@@ -257,7 +253,7 @@ def misdescribe(objects: tuple, rng: random.Random, colours: dict[str, tuple] = 
     return describe((*objects[:place], tuple(wrong), *objects[place + 1:]))
 
 
-def train_clip(items: list[Item], seed: int, steps: int, batch: int = 64, world: World = SMALL):
+def train_clip(items: list[Item], seed: int, steps: int, world: World, batch: int = 64):
     """Contrastive training of images and captions; each image is also pushed away from its caption with one word wrong.
 
     The token embeddings stay random: they are nine tenths of the parameters, and a dozen words need no learned ones."""
@@ -293,7 +289,7 @@ def train_clip(items: list[Item], seed: int, steps: int, batch: int = 64, world:
     return model.eval()
 
 
-def save_clip(model, folder: str, world: World = SMALL):
+def save_clip(model, folder: str, world: World):
     """The folder that open_clip loads as local-dir: and --clip takes."""
     os.makedirs(folder, exist_ok=True)
     whole = dict(model_cfg=world.clip, preprocess_cfg=CLIP_PIXELS)
@@ -381,7 +377,7 @@ def phases(out: str, seed: int, world: World, family: str, lora_rank: int = 0) -
     rl = ["--clip", clip, *flags, *(["--lora_rank", lora_rank, "--lr", "1e-3"] if lora_rank else [])]
     makers = [lambda: make_world(out, seed, world, family),  # rank 0's, as it saves the model
               lambda: save_clip(train_clip(world.make_items(world.sizes["captions"], seed, "captions"), seed,
-                                           steps["clip"], world=world), clip, world)]
+                                           steps["clip"], world), clip, world)]
     return {
         "world and clip": lambda: [make() for make in shard_of_rank(makers)],
         "base/sft": lambda: stage("sft", f"{out}/base", seed, steps["base"], "--model", f"{out}/untrained", "--data",

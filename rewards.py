@@ -22,7 +22,6 @@ from functools import lru_cache
 import torch
 
 from data import ANSWER, DESCRIPTION, RATIONALES, STEP, Sample, Sections, parse
-from engine.clip import ClipScorer
 from engine.sampler import Response
 from grading.algebra import process_grader
 from grading.equal import characters, cut, same_answer
@@ -136,8 +135,7 @@ def release_caption(response: str) -> str:
     return response[begin.end():end.start()].strip() if end else ""
 
 
-def release_parts(samples: list[Sample], responses: list[str], clip: ClipScorer | None,
-                  target: float) -> dict[str, torch.Tensor]:
+def release_parts(samples: list[Sample], responses: list[str], clip, target: float) -> dict[str, torch.Tensor]:
     """clip, keyword and format of N responses: a cosine below 0 pays less than nothing, and a key word may stand
     anywhere in the response, also within a word; one that is listed twice counts twice."""
     texts, G = [AROUND_SIGNS.sub(r"\1", response) for response in responses], len(responses) // max(len(samples), 1)
@@ -151,15 +149,14 @@ def release_parts(samples: list[Sample], responses: list[str], clip: ClipScorer 
     return {"clip": (cosines / target).clamp(max=1), "keyword": torch.tensor(shares), "format": torch.tensor(forms)}
 
 
-# ---------------------------------------------------------------- the weighted sum
+# ---------------------------------------------------------------- the weighted sum, and a question with its responses
 
-def score(samples: list[Sample], responses: list[str], lengths: list[int], weights: dict[str, float],
-          clip: ClipScorer | None, clip_target: float = 0.4, length_limit: int = 512,
-          keyword_scope: str = "description", grader: str = "own",
+def score(samples: list[Sample], responses: list[str], lengths: list[int], weights: dict[str, float], clip,
+          clip_target: float = 0.4, length_limit: int = 512, keyword_scope: str = "description", grader: str = "own",
           rules: str = "own") -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Raw rewards (N,) = sum_k weight_k part_k, and the parts, each (N,), of Q samples and N = Q G responses.
 
-    All parts are computed whatever their weight, clip when a scorer is given (else 0). lengths are response tokens.
+    All parts are computed whatever their weight; without a scorer (engine.clip) clip is 0. lengths are response tokens.
     keyword_scope "response" looks for the key words in the whole response, as the release does, but as whole words.
     grader "release" hands the whole response to the release's own accuracy rule, rules "release" to its others.
     """
@@ -191,8 +188,6 @@ def score(samples: list[Sample], responses: list[str], lengths: list[int], weigh
     return sum((weight * parts[part] for part, weight in weights.items()), torch.zeros(N)), parts
 
 
-# ---------------------------------------------------------------- a question with all that came of it
-
 @dataclass(order=True)
 class Answered:
     """A question, G responses to it, and what they earned."""
@@ -203,8 +198,7 @@ class Answered:
     earned: dict[str, list[float]]  # G numbers of each part, and of the reward; in training of the advantage as well
 
 
-def judge(samples: list[Sample], finished: list[tuple[int, list[Response]]], tokenizer,
-          clip: ClipScorer | None, config) -> list[Answered]:
+def judge(samples: list[Sample], finished: list[tuple[int, list[Response]]], tokenizer, clip, config) -> list[Answered]:
     """Score what `engine.sampler.stream` yields, (number of a sample, G responses), of one sample or more.
 
     config: train.Sampling's or Config's settings of rewards; a part without a weight there has none in the sum.

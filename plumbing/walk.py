@@ -58,9 +58,10 @@ def show_step(seed: int) -> int:
             yield q, [Response(each, [0.0] * len(each), True) for each in ids]
 
     with tempfile.TemporaryDirectory() as out:
-        demo.make_world(out, seed, demo.World(sizes=dict(captions=8, warmup=8, questions=2, evaluation=1)))
+        world = demo.World(sizes=dict(captions=8, warmup=8, questions=2, evaluation=1))
+        demo.make_world(out, seed, world)
         items = demo.make_items(2, seed, "questions")
-        demo.save_clip(demo.train_clip(items, seed, steps=1, batch=2), f"{out}/clip")
+        demo.save_clip(demo.train_clip(items, seed, 1, world, batch=2), f"{out}/clip", world)
         texts = [[demo.teach(item.question, item.objects, 0, 0, random), item.response, item.reasoning]
                  for item in items]
         argv = (f"--stage 1 --model {out}/untrained --data {out}/world/questions.jsonl --out {out} --clip {out}/clip "

@@ -111,7 +111,7 @@ BUSY = demo.World(
     (*(f" {number}" for number in range(10, 37)), *(f" +{worth}:" for worth in (0, 1, 3, 4))),
     ("--max_response", "112", "--min_pixels", str(SIDE**2 * 28**2), "--max_pixels", str(SIDE**2 * 32**2)))
 
-WORLDS = {"small": demo.SMALL, "busy": BUSY}
+WORLDS = {"small": demo.World(), "busy": BUSY}
 
 # --- the arms -------------------------------------------------------------------------------------------------------
 SEEDS = (6, 7, 8, 9, 10)  # settings were chosen on seed 0; seeds 1 to 3 were those of a first comparison
