@@ -170,9 +170,7 @@ FIXED_PHRASES = ["user\n", "assistant\n", *(f" {digit}" for digit in range(10)),
 
 
 def make_processor(texts: list[str], family: str = "qwen2_5_vl", phrases: tuple[str, ...] = ()):
-    """A family's processor whose byte-level BPE of 512 tokens is trained on `texts`; every byte stays writable.
-
-    `phrases` are one token each, beside FIXED_PHRASES."""
+    """A family's processor whose byte-level BPE of 512 tokens is trained on `texts`; a phrase is one token."""
     from tokenizers import AddedToken, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer, image_utils
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
@@ -198,9 +196,7 @@ def make_processor(texts: list[str], family: str = "qwen2_5_vl", phrases: tuple[
 
 def make_model(processor, seed: int = 0, vision_depth: int = 1, initializer_range: float = 0.06,
                family: str = "qwen2_5_vl"):
-    """An untrained Qwen-VL of the real architecture, its weights a function of `seed` alone.
-
-    rope_theta is small because positions are: at 1e4 one image cell would turn the rotary angles by 0.003 rad."""
+    """An untrained Qwen-VL of the real architecture, its weights a function of `seed` alone."""
     id_of, last = processor.tokenizer.convert_tokens_to_ids, [vision_depth - 1]
     ends = dict(bos_token_id=id_of(END_OF_TEXT), eos_token_id=id_of(TURN_END), pad_token_id=id_of(END_OF_TEXT))
     tower = dict(hidden_size=96, intermediate_size=192, out_hidden_size=128)
@@ -212,7 +208,7 @@ def make_model(processor, seed: int = 0, vision_depth: int = 1, initializer_rang
     text_config = dict(
         vocab_size=-(-len(processor.tokenizer) // 16) * 16, hidden_size=128, intermediate_size=256, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
-        rope_parameters=dict(rope_type="default", rope_theta=20.0, mrope_section=section),
+        rope_parameters=dict(rope_type="default", rope_theta=20.0, mrope_section=section),  # as small as positions are
         initializer_range=initializer_range, rms_norm_eps=1e-6, **of_text, **ends)
     vision_config = dict(depth=vision_depth, num_heads=4, initializer_range=initializer_range, **of_vision)
     config = transformers_class(family, "Config")(
@@ -254,15 +250,13 @@ def misdescribe(objects: tuple, rng: random.Random, colours: dict[str, tuple] = 
 
 
 def train_clip(items: list[Item], seed: int, steps: int, world: World, batch: int = 64):
-    """Contrastive training of images and captions; each image is also pushed away from its caption with one word wrong.
-
-    The token embeddings stay random: they are nine tenths of the parameters, and a dozen words need no learned ones."""
+    """Contrastive training; each image is also pushed away from its caption with one word wrong."""
     import open_clip
 
     torch.manual_seed(seed)
     model = open_clip.CLIP(**world.clip)
     tokenize = open_clip.SimpleTokenizer(context_length=model.context_length)
-    model.token_embedding.weight.requires_grad_(False).normal_(0, 0.3)
+    model.token_embedding.weight.requires_grad_(False).normal_(0, 0.3)  # a dozen words need no learned ones
     rng, images = random.Random(seed), numpy.stack([numpy.asarray(item.image) for item in items])
     images = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1  # (items, 3, 56, 56), or larger
     captions = tokenize([item.caption for item in items])  # (items, context_length)
@@ -355,9 +349,8 @@ def stage(name: str, out: str, seed: int, steps: int, *flags):
 
 
 def evaluate(made: str, model: str, out: str, *flags) -> dict[str, tuple[float, float]]:
-    """eval.py with four samples a question at temperature 1, and how often a caption is right in every word.
-
-    made: the folder of world and CLIP. Returns mean and half width of the 95 % interval; nothing on ranks above 0."""
+    """eval.py with four samples a question at temperature 1, and how often a caption is right in every word. Returns
+    mean and half width of the 95 % interval; nothing on ranks above 0. made: the folder of world and CLIP."""
     call(evaluation, "--model", model, "--data", f"{made}/world/evaluation.jsonl", "--out", out, "--clip",
          f"{made}/clip", *SHARED, "--group_size", 4, "--temperature", "1.0", *flags)
     if not is_main():

@@ -78,7 +78,6 @@ def format_reward(sections: Sections) -> float:
 
         response                                                                                       -> reward
         "### Image Description: a ### Rationales: b ### Step 1: c ### The final answer is: 7"          -> 1.0
-        "### Image Description: a ### Rationales: b ### Step 2: c ### The final answer is: 7"          -> 0.0
         "### Image Description: ### Rationales: b ### Step 1: c ### The final answer is: 7"            -> 1.0
         "Image Description: a. Rationales: b. Step 1: c. The final answer is: 7"                       -> 0.0
     """
@@ -101,7 +100,6 @@ def accuracy_reward(answer: str | None, sample: Sample) -> float:
 
         response, gold answer                                              -> reward
         "### The final answer is: 7", "7"                                  -> 1.0
-        "### The final answer is: (B) 30°", "B"                            -> 1.0
         "### The final answer is: 7 or 8", "7"                             -> 0.0
         "### Step 1: It is 7, so the final answer is 7", "7"               -> 0.0
     """

@@ -520,7 +520,6 @@ def train(run: Run, step_function):
         if done and f"step-{done:06d}" not in broadcast(checkpoints(folder)):
             save_checkpoint(folder, done, run.policy, optimizer)
         raise Stopped(stop.number, f" after step {done} of {steps}") from stop
-    check_skipped(run, steps - 1, skipped, most=0)
     export(os.path.join(run.folder, "model"), run.policy, run.processor, getattr(torch, config.dtype))
     log.end()
     print0(f"model -> {run.folder}/model")

@@ -294,17 +294,6 @@ def with_bad_steps(monkeypatch, bad: set[int]):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", sometimes)
 
 
-def test_a_run_whose_last_step_was_skipped_exports_nothing(tiny_folder, warmup, tmp_path, monkeypatch, capsys):
-    """Nor is there a checkpoint after that step: the same command takes it once more."""
-    with monkeypatch.context() as patch:
-        with_bad_steps(patch, {1})
-        assert train.main(learn(tiny_folder, warmup, tmp_path)) == 2
-    error = capsys.readouterr().err
-    assert "1 steps in a row, the last is step 1, had a gradient that is not finite: no model" in error, error
-    assert error.count("\n") == 1 and not os.path.exists(tmp_path / "sft" / "model")
-    assert train.main(learn(tiny_folder, warmup, tmp_path)) == 0 and os.path.exists(tmp_path / "sft" / "model")
-
-
 def test_five_skipped_steps_are_one_line_and_a_file_of_rows(tiny_folder, warmup, tmp_path, monkeypatch, capsys):
     with_bad_steps(monkeypatch, set(range(9)))
     assert train.main([*learn(tiny_folder, warmup, tmp_path), "--epochs", "5", "--save_every", "0"]) == 2

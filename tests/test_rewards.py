@@ -52,7 +52,9 @@ def test_keyword_reward_table(arguments, expected):
 
 
 @pytest.mark.parametrize("arguments, expected", [
-    *table(rewards.format_reward), (("### Image Description: a ### Step 1: c ### The final answer is: 7",), 0.0),
+    *table(rewards.format_reward),
+    (("### Image Description: a ### Rationales: b ### Step 2: c ### The final answer is: 7",), 0.0),
+    (("### Image Description: a ### Step 1: c ### The final answer is: 7",), 0.0),
     (("### Image Description: a ### Rationales: b ### Step 1: c",), 0.0)])
 def test_format_reward_table(arguments, expected):
     assert rewards.format_reward(parse(*arguments)) == expected
@@ -65,6 +67,7 @@ def test_length_reward_table(arguments, expected):
 
 @pytest.mark.parametrize("arguments, expected", [
     *table(rewards.accuracy_reward), (("### The final answer is: 50%", "1/2"), 1.0),
+    (("### The final answer is: (B) 30°", "B"), 1.0),
     (("### The final answer is: 7 ### The final answer is: 8", "7"), 0.0)])
 def test_accuracy_reward_table(arguments, expected):
     response, gold = arguments
