@@ -25,9 +25,8 @@ import torch
 import transformers.utils
 from PIL import Image, ImageOps
 
-# Reading files is no part of the method; whatever needs these takes them from here.
 from plumbing.files import InputError, checked, printable, read_rows
-from plumbing.files import read_file as read_file
+from plumbing.files import read_file as read_file  # reading is no part of the method; others take it from here
 from plumbing.files import read_json as read_json
 
 # Hugging Face has a package named kernels as well, and where it is installed, transformers would import our folder of
@@ -111,10 +110,7 @@ def opened(image):
 def image_size(image) -> tuple[int, int]:
     """(width, height) from the file's header. An EXIF rotation may swap the two; the number of tokens is the same."""
     with opened(image) as picture:
-        width, height = picture.size
-        if max(width, height) > 200 * min(width, height):  # transformers' smart_resize refuses it
-            raise ValueError(f"{width} x {height}, one side is over 200 times the other")
-    return width, height
+        return picture.size
 
 
 def load_image(image) -> Image.Image:
@@ -154,8 +150,7 @@ class Sample:
     where: str = field(default="", compare=False)  # "train.json row 3", for messages
 
     @property
-    def name(self) -> str:
-        """For messages."""
+    def name(self) -> str:  # for messages
         return f"{self.where}: qid {self.qid!r}"
 
 
@@ -323,8 +318,9 @@ def encode_prompt(sample: Sample, processor) -> Prompt:
 def prompt_length(sample: Sample, processor) -> int:
     """len(encode_prompt(sample, processor).input_ids), from the image headers alone; ImageError where one is broken."""
     length = len(processor.tokenizer(chat_text(sample, processor)).input_ids)  # with one token per image
-    for width, height in map(image_size, sample.images):
-        patches = processor.image_processor.get_number_of_image_patches(height, width)
+    for image in sample.images:
+        with opened(image) as picture:  # the processor refuses one side that is over 200 times the other
+            patches = processor.image_processor.get_number_of_image_patches(picture.height, picture.width)
         length += patches // processor.image_processor.merge_size**2 - 1
     return length
 
@@ -367,8 +363,7 @@ def batches(n: int, batch_size: int, epochs: int, seed: int, drop_last: bool = F
     epoch_orders = [numpy.random.default_rng([seed, epoch]).permutation(n).tolist() for epoch in range(epochs)]
     order = [index for epoch_order in epoch_orders for index in epoch_order[: n - n % batch_size * drop_last]]
     if len(order) < batch_size:
-        raise InputError(f"{n} questions x {epochs} epochs do not fill one batch of {batch_size}; "
-                         "use more data, more epochs or a smaller batch")
+        raise InputError(f"{n} questions x {epochs} epochs do not fill one batch of {batch_size}: make it smaller")
     return [order[i:i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]
 
 

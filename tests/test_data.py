@@ -458,7 +458,7 @@ def test_load_image_palette_and_pil(tmp_path):
     assert data.load_image(str(tmp_path / "a.png")).getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_unreadable_images_are_named(tmp_path):
+def test_unreadable_images_are_named(processor, tmp_path):
     pixels = numpy.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=numpy.uint8)
     Image.fromarray(pixels).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:4000])
@@ -466,8 +466,8 @@ def test_unreadable_images_are_named(tmp_path):
     for name in ("cut.png", "text.png", "none.png"):
         with pytest.raises(InputError, match=f"image {tmp_path}/{name}: cannot be read"):
             data.load_image(str(tmp_path / name))
-    with pytest.raises(InputError, match="one side is over 200 times"):
-        data.image_size(picture(tmp_path / "thin.png", 2010, 10))
+    with pytest.raises(data.ImageError, match="thin.png: cannot be read .*aspect ratio must be smaller than 200"):
+        data.prompt_length(Sample("q", "?", (picture(tmp_path / "thin.png", 2010, 10),)), processor)
 
 
 @pytest.mark.parametrize("mode, suffix", [("I", "tif"), ("I;16", "png"), ("I;16B", "tif"), ("F", "tif")])
