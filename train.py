@@ -236,8 +236,9 @@ def collect(replica, processor, clip, samples: list[Sample], prompts: Iterable[P
             timer: Timer) -> Iterator[list[rewards.Answered]]:
     """Sample G responses to each question and score them. The same code trains, sorts questions and evaluates.
     Questions come as they are finished, CHUNK at a time; then sampling goes on where it was. `sorted` orders them."""
-    groups = stream(replica, prompts, config.max_prompt, seeds, config.group_size, config.max_response,
-                    config.temperature, config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
+    longest = max((data.prompt_length(sample, processor) for sample in samples), default=0)
+    groups = stream(replica, prompts, longest, seeds, config.group_size, config.max_response, config.temperature,
+                    config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
     for _ in range(0, len(samples), CHUNK):
         if timer.stoppable and told_to_stop():
             break
