@@ -137,8 +137,7 @@ def teach(question: Question, objects: tuple, slip_seeing: float, slip_counting:
 
 def make_items(count: int, seed: int, split: str, slip_seeing: float = 0.55, slip_counting: float = 0.3) -> list[Item]:
     """`count` items from the stream (seed, split); streams of different splits are independent."""
-    rng = random.Random(f"{seed} {split}")
-    items = []
+    rng, items = random.Random(f"{seed} {split}"), []
     for _ in range(count):
         objects = tuple((rng.choice(list(COLOURS)), rng.choice(SHAPES)) for _ in range(rng.randint(2, 4)))
         # The label is a colour, a shape or both, four times in five of an object that is there.
@@ -342,12 +341,6 @@ def call(program, *argv):
         sys.exit(code)
 
 
-def stage(name: str, out: str, seed: int, steps: int, *flags):
-    """One stage of training."""
-    usual = SUPERVISED if name == "sft" else REINFORCED
-    call(train, "--stage", name, "--out", out, "--seed", seed, "--max_steps", steps, *TRAINING, *usual, *flags)
-
-
 def evaluate(made: str, model: str, out: str, *flags) -> dict[str, tuple[float, float]]:
     """eval.py with four samples a question at temperature 1, and how often a caption is right in every word. Returns
     mean and half width of the 95 % interval; nothing on ranks above 0. made: the folder of world and CLIP."""
@@ -367,20 +360,25 @@ def evaluate(made: str, model: str, out: str, *flags) -> dict[str, tuple[float, 
 def phases(out: str, seed: int, world: World, family: str, lora_rank: int = 0) -> dict[str, Callable]:
     """What the demo does, in its order, under the names of the folders of the stages."""
     files, clip, flags, steps = f"{out}/world", f"{out}/clip", world.flags, world.steps
-    rl = ["--clip", clip, *flags, *(["--lora_rank", lora_rank, "--lr", "1e-3"] if lora_rank else [])]
+    rl = ["--clip", clip, *(["--lora_rank", lora_rank, "--lr", "1e-3"] if lora_rank else [])]
     makers = [lambda: make_world(out, seed, world, family),  # rank 0's, as it saves the model
               lambda: save_clip(train_clip(world.make_items(world.sizes["captions"], seed, "captions"), seed,
                                            steps["clip"], world), clip, world)]
+
+    def stage(name: str, folder: str, steps: int, *more):
+        usual = [*TRAINING, *(SUPERVISED if name == "sft" else REINFORCED), *flags]
+        call(train, "--stage", name, "--out", folder, "--seed", seed, "--max_steps", steps, *usual, *more)
+
     return {
         "world and clip": lambda: [make() for make in shard_of_rank(makers)],
-        "base/sft": lambda: stage("sft", f"{out}/base", seed, steps["base"], "--model", f"{out}/untrained", "--data",
-                              f"{files}/base.jsonl", "--freeze_vision", "False", *flags),  # what a download knows
-        "sft": lambda: stage("sft", out, seed, steps["sft"], "--model", f"{out}/base/sft/model", "--data",
-                         f"{files}/warmup.jsonl", *flags),
+        "base/sft": lambda: stage("sft", f"{out}/base", steps["base"], "--model", f"{out}/untrained", "--data",
+                                  f"{files}/base.jsonl", "--freeze_vision", "False"),  # what a download knows
+        "sft": lambda: stage("sft", out, steps["sft"], "--model", f"{out}/base/sft/model", "--data",
+                             f"{files}/warmup.jsonl"),
         "sample": lambda: call(train, "--stage", "sample", "--out", out, "--seed", seed, "--data",
                                f"{files}/questions.jsonl", *TRAINING, *flags),
-        "stage1": lambda: stage("1", out, seed, steps["stage1"], *rl),
-        "stage2": lambda: stage("2", out, seed, steps["stage2"], *rl)}
+        "stage1": lambda: stage("1", out, steps["stage1"], *rl),
+        "stage2": lambda: stage("2", out, steps["stage2"], *rl)}
 
 
 def run(out: str, seed: int, world: World, say=print0, family: str = "qwen2_5_vl", lora_rank: int = 0):

@@ -197,10 +197,8 @@ class Answered:
 
 
 def judge(samples: list[Sample], finished: list[tuple[int, list[Response]]], tokenizer, clip, config) -> list[Answered]:
-    """Score what `engine.sampler.stream` yields, (number of a sample, G responses), of one sample or more.
-
-    config: train.Sampling's or Config's settings of rewards; a part without a weight there has none in the sum.
-    """
+    """Score what `engine.sampler.stream` yields, (number of a sample, G responses), of one sample or more. config: has
+    train.Sampling's settings of rewards; a part without a weight there has none in the sum."""
     weights = {name.removesuffix("_weight"): value for name, value in vars(config).items() if name.endswith("_weight")}
     asked, responses = [samples[q] for q, _ in finished], [response for _, group in finished for response in group]
     texts = [tokenizer.decode(response.ids, skip_special_tokens=True) for response in responses]

@@ -400,10 +400,8 @@ def sft_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: i
 def deal_out(run: Run, step: int, prompts: list[Prompt], answered: list[rewards.Answered],
              advantages: Tensor) -> list[list[MicroBatch]]:
     """The micro-batches of each optimiser step: question i of the batch belongs to step i // U on any number of ranks.
-
     A row waits for the longest one of all ranks. So the questions of a step are dealt out again, now by their tokens,
-    and a rank encodes the prompts that others have sampled, because sending pixels would take longer.
-    """
+    and a rank encodes the prompts that others have sampled, because sending pixels would take longer."""
     lengths = gather([len(prompt.input_ids) for prompt in prompts])
     tokens = [n + sum(len(response.ids) for response in one.responses) for n, one in zip(lengths, answered)]
     shares = fair_shares(tokens, run.config.questions_per_update)  # of each optimiser step

@@ -7,6 +7,7 @@ import pytest
 
 import data
 import demo
+import train
 from plumbing.console import log_to
 from ranks import ranks
 
@@ -49,7 +50,7 @@ def test_the_five_stages_run_and_summarise(processes, family, tmp_path):
 
 def test_a_stage_that_fails_ends_the_demo_with_its_exit_code(tmp_path):
     with pytest.raises(SystemExit) as stop:
-        demo.stage("sft", str(tmp_path), 0, 1, "--model", str(tmp_path / "absent"), "--data", "absent.jsonl")
+        demo.call(train, "--stage", "sft", "--model", tmp_path / "absent", "--data", "absent.jsonl", "--out", tmp_path)
     assert stop.value.code == 2
 
 
@@ -58,7 +59,7 @@ def test_a_quiet_demo_says_little_and_its_log_has_everything(tmp_path, capsys):
     log = tmp_path / "log.txt"
     with pytest.raises(SystemExit) as stop, log_to(str(log)) as say:
         say("warm-up  9 s")
-        demo.stage("sft", str(tmp_path), 0, 1, "--model", str(tmp_path / "absent"), "--data", "absent.jsonl")
+        demo.call(train, "--stage", "sft", "--model", tmp_path / "absent", "--data", "absent.jsonl", "--out", tmp_path)
     out, err = capsys.readouterr()
     assert stop.value.code == 2 and out == "warm-up  9 s\n" and "absent" in err and len(err.splitlines()) == 1
     assert "warm-up  9 s\n" in log.read_text() and "$ python train.py --stage sft" in log.read_text()
