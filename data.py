@@ -4,10 +4,7 @@
     response --parse--> Sections --> rewards and evaluation
     Samples + right answers of each --write_buckets--> {easy,medium,hard}.jsonl --load_samples--> the RL stages
 
-RL rows have problem (or question) and answer; optional are images (or image), qid (or id), choices, solution, and
-key_words (or key_word, keywords), a list or one text. sharegpt rows have messages [{role, content}] (or conversations
-[{from, value}]) and images: the first user turn asks, the first assistant turn is what to imitate.
-Image paths are relative to image_root, or to the file's own folder. Images of a hub set stay in memory, compressed.
+README.md shows a row of each kind, `sample_from_row` knows the columns. Images of a hub set stay in memory, compressed.
 `python data.py check FILE` says what a file holds and what a run would refuse (plumbing/check.py).
 P: prompt tokens. An image is cut into patches of 14 x 14 pixels (Qwen3-VL: 16 x 16); merge_size**2 = 4 are one token.
 """
@@ -20,18 +17,16 @@ import os
 import re
 import struct
 import sys
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy
 import torch
 import transformers.utils
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-# Reading files is no part of the method; whatever needs these takes them from here.
 from plumbing.files import InputError, checked, printable, read_rows
-from plumbing.files import read_file as read_file
+from plumbing.files import read_file as read_file  # reading is no part of the method; others take it from here
 from plumbing.files import read_json as read_json
 
 # Hugging Face has a package named kernels as well, and where it is installed, transformers would import our folder of
@@ -64,19 +59,14 @@ class Sections:
     """What stands below each header: None when the header is missing, "" when nothing stands below it."""
     description: str | None  # of the first such header
     rationales: str | None  # of the first such header
-    steps: tuple[str, ...]  # Step 1, Step 2, ... each after the one before it
+    step: str | None  # of the first Step 1
     answer: str | None  # "" also when there are two different ones
 
 
-def header(name: str) -> re.Pattern:
-    """Matches the name after ###, in any case and spacing, with or without a colon."""
-    words = GAP.join(re.escape(word) for word in name.split())
-    return re.compile(rf"{GAP}{words}(?!\w){GAP}[:：]?", re.IGNORECASE)
-
-
 GAP = r"[\s\u200b-\u200d\u2060\ufeff]*"  # spaces, seen or not
-STEP_HEADER = re.compile(rf"{GAP}{STEP}{GAP}(\d{{1,3}})(?!\w){GAP}[:：]?", re.IGNORECASE)
-ANSWER_HEADER = header(ANSWER)
+# What stands after ###, in any case and spacing, with or without a colon.
+*HEADERS, ANSWER_HEADER = (re.compile(GAP + name.replace(" ", GAP) + rf"(?!\w){GAP}[:：]?", re.IGNORECASE)
+                           for name in (DESCRIPTION, RATIONALES, STEP + " [1１]", ANSWER))
 SPECIAL_TOKEN = re.compile(r"<\|\w+\|>|</s>")  # <|im_end|> belongs to no section
 
 
@@ -89,17 +79,11 @@ def parse(response: str) -> Sections:
     """The sections of a response. A section ends at the next ###, whatever follows it, or at the end of the text."""
     chunks = re.split("#{3,}", SPECIAL_TOKEN.sub(" ", response))[1:]  # [0] stands before the first header
     before = list(itertools.takewhile(lambda chunk: not ANSWER_HEADER.match(chunk), chunks))  # only these count
-    steps = []
-    for chunk in before:
-        match = STEP_HEADER.match(chunk)
-        if match and int(match[1]) == len(steps) + 1:
-            steps.append(chunk[match.end():].strip())
+    description, rationales, step = (next(iter(texts_below(header, before)), None) for header in HEADERS)
     answers = texts_below(ANSWER_HEADER, chunks)
     different = {re.sub(r"[\s*`$]+", " ", text.casefold()).strip(" ."): text for text in answers[::-1] if text}
-    description = next(iter(texts_below(header(DESCRIPTION), before)), None)
-    rationales = next(iter(texts_below(header(RATIONALES), before)), None)
     answer = None if not answers else next(iter(different.values())) if len(different) == 1 else ""
-    return Sections(description, rationales, tuple(steps), answer)
+    return Sections(description, rationales, step, answer)
 
 
 # ---- images
@@ -112,44 +96,27 @@ class ImageError(InputError):
 
 @contextlib.contextmanager
 def opened(image):
-    """The PIL image of a path, bytes or PIL image. What Pillow raises on a bad one, here or in the block, is one line
-    that names it."""
-    name = f"of {len(image)} bytes" if isinstance(image, bytes) else image
+    """The PIL image of a path, bytes or PIL image. What Pillow raises on a bad one becomes an ImageError."""
+    name, source = (f"of {len(image)} bytes", io.BytesIO(image)) if isinstance(image, bytes) else (image, image)
     try:
-        if isinstance(image, Image.Image):
-            yield image
-        else:
-            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS) as picture:
-                yield picture
-    except (OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, struct.error, zlib.error,
-            Image.DecompressionBombError) as error:
-        reason = "no picture" if isinstance(error, UnidentifiedImageError) else error
-        raise ImageError(f"image {name}: cannot be read ({reason}); replace it or remove its row") from error
+        with image if isinstance(image, Image.Image) else Image.open(source, formats=FORMATS) as picture:
+            if picture.mode[0] in "IF":
+                raise ValueError("its colours have more than 8 bits, and it does not say which is white; convert it")
+            yield picture
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        raise ImageError(f"image {name}: cannot be read ({error}); replace it or remove its row") from error
 
 
 def image_size(image) -> tuple[int, int]:
     """(width, height) from the file's header. An EXIF rotation may swap the two; the number of tokens is the same."""
     with opened(image) as picture:
-        width, height = picture.size
-        if max(width, height) > 200 * min(width, height):  # transformers' smart_resize refuses it
-            raise ValueError(f"{width} x {height}, one side is over 200 times the other")
-    return width, height
-
-
-def eight_bits(picture: Image.Image) -> Image.Image:
-    """Pixels of 16 or 32 bits, or float, as the 8 bits that everything here sees. Such a file does not say what is
-    white, and often holds 8 or 12 bits: white is the least of 1, 255, 4095, 65535 that no pixel exceeds."""
-    if picture.mode[0] not in "IF":
-        return picture
-    values = numpy.asarray(picture, dtype=numpy.float64)
-    white = next((white for white in (1, 255, 4095, 65535) if values.max() <= white), values.max())
-    return Image.fromarray((values.clip(min=0) * (255 / white)).round().astype(numpy.uint8))
+        return picture.size
 
 
 def load_image(image) -> Image.Image:
     """Path, bytes or PIL image -> upright RGB: the one picture that policy, CLIP reward and evaluation see."""
     with opened(image) as picture:
-        upright = eight_bits(ImageOps.exif_transpose(picture))
+        upright = ImageOps.exif_transpose(picture)
         if upright.has_transparency_data:  # black lines on a transparent ground can be seen on white only
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
         return upright.convert("RGB")
@@ -183,8 +150,7 @@ class Sample:
     where: str = field(default="", compare=False)  # "train.json row 3", for messages
 
     @property
-    def name(self) -> str:
-        """For messages."""
+    def name(self) -> str:  # for messages
         return f"{self.where}: qid {self.qid!r}"
 
 
@@ -208,11 +174,8 @@ def texts(row: dict, where: str, *names: str) -> tuple[str, ...]:
     """A column with a list of texts, or such a list as one text, in brackets and quotes or not."""
     values = column(row, where, *names, types=(str, list), default=[])
     if isinstance(values, str):
-        try:
-            values = json.loads(values if values.strip()[0] == "[" else "")
-        except ValueError:
-            parts = re.split(r"[，、;；|\n]|,(?!\d{3}(?!\d))", values.strip("[] "))  # 1,000 is a number
-            values = [part.strip("\"' ") for part in parts]
+        parts = re.split(r"[，、;；|\n]|,(?!\d{3}(?!\d))", values.strip("[] "))  # 1,000 is a number
+        values = [part.strip("\"' ") for part in parts]
     return tuple(str(checked(value, TEXT, f"{where}: {names[0]} has an item of", "texts")).strip() for value in values)
 
 
@@ -230,12 +193,9 @@ def first_turns(turns: list, where: str) -> tuple[str, str]:
     stage here asks with INSTRUCTION, so theirs is removed; the <image> markers in front of it stay."""
     first = {}
     for turn in turns:
-        checked(turn, (dict,), f"{where}: a turn has", "an object with role and content")
         first.setdefault(column(turn, where, "role", "from"), column(turn, where, "content", "value", default=""))
     turn = str(column(first, f"{where} messages", "user", "human"))
     instruction, _, question = turn.rpartition(f"### {ANSWER}:")
-    if not question.strip():
-        raise InputError(f"{where}: the user turn has no question after its instruction; fix or remove the row")
     markers = IMAGE * LEADING_IMAGES.match(instruction)[0].count(IMAGE)
     return markers + question.strip(), str(column(first, where, "assistant", "gpt", default=""))
 
@@ -266,17 +226,10 @@ def named_rows(source: str, image_root: str, split: str) -> Iterator[tuple]:
     """The arguments of `sample_from_row` for each row of --data. Image paths start from the folder of their file, or
     from image_root. Of several files, with commas between, each may have an image root of its own, and the number of
     its file stands in front of each qid."""
-    paths, roots = source.split(","), image_root.split(",")
-    if not all(map(str.strip, paths)):
-        raise InputError(f"--data {source!r} lacks a name: give a file, a folder or a hub name, or several with commas")
-    if len(roots) not in (1, len(paths)):
-        raise InputError(f"--image_root has {len(roots)} folders for {len(paths)} of --data; give one each, or one")
+    paths, roots = list(filter(str.strip, source.split(","))), image_root.split(",")
     for number, (path, root) in enumerate(zip(paths, roots * len(paths)), 1):
         root = root or (os.path.dirname(path) if os.path.isfile(path) else path)
-        rows = read_rows(path, split)
-        if not rows:
-            raise InputError(f"{path}: no rows; give a file that has some")
-        for name, row in rows:
+        for name, row in read_rows(path, split):
             yield row, f"{path} row {name}", str(name), root, f"{number}/" if len(paths) > 1 else ""
 
 
@@ -284,6 +237,8 @@ def load_samples(source: str, image_root: str = "", split: str = "train") -> lis
     """The rows of --data as Samples. Image files are not opened: plumbing/filters.py looks at them. InputError: what
     `sample_from_row` refuses, or a qid that two rows share."""
     samples, first = [sample_from_row(*row) for row in named_rows(source, image_root, split)], {}
+    if not samples:
+        raise InputError(f"--data {source}: no rows; give a file that has some")
     for sample in samples:
         twin = first.setdefault(sample.qid, sample)
         if twin is not sample:
@@ -322,11 +277,7 @@ def chat_text(sample: Sample, processor) -> str:
     content = [{"type": "image"} if part == IMAGE else {"type": "text", "text": part}
                for part in re.split(f"({IMAGE})", turn) if part]
     chat = [{"role": "user", "content": content}]
-    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    tokens = text.count(processor.image_token)
-    if tokens != images:
-        raise InputError(f"{where} has {tokens} image tokens for {images} images; check the model's chat template")
-    return text
+    return processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
 
 
 def mrope_positions(input_ids: list[int], grid_thw, image_token_id: int, merge_size: int) -> torch.Tensor:
@@ -348,9 +299,7 @@ def mrope_positions(input_ids: list[int], grid_thw, image_token_id: int, merge_s
 
 
 def encode_prompt(sample: Sample, processor) -> Prompt:
-    """A sample's prompt as tokens, positions and pixels; it is never truncated.
-
-    InputError, naming the qid: control tokens in the question, images it does not match, or one that cannot be read."""
+    """A sample's prompt as tokens, positions and pixels; it is never truncated."""
     text = chat_text(sample, processor)
     try:
         images = [load_image(image) for image in sample.images]
@@ -369,8 +318,9 @@ def encode_prompt(sample: Sample, processor) -> Prompt:
 def prompt_length(sample: Sample, processor) -> int:
     """len(encode_prompt(sample, processor).input_ids), from the image headers alone; ImageError where one is broken."""
     length = len(processor.tokenizer(chat_text(sample, processor)).input_ids)  # with one token per image
-    for width, height in map(image_size, sample.images):
-        patches = processor.image_processor.get_number_of_image_patches(height, width)
+    for image in sample.images:
+        with opened(image) as picture:  # the processor refuses one side that is over 200 times the other
+            patches = processor.image_processor.get_number_of_image_patches(picture.height, picture.width)
         length += patches // processor.image_processor.merge_size**2 - 1
     return length
 
@@ -389,19 +339,15 @@ def seed_of(*parts) -> int:
 
 def write_buckets(folder: str, samples: list[Sample], correct: dict[str, int], group_size: int) -> dict[str, int]:
     """easy.jsonl (all group_size answers right), medium.jsonl (some), hard.jsonl (none): each question in exactly one.
-    correct: right answers by qid. Returns the sizes. Each row has the `run` that sorted it, a digest of all counts."""
-    assert sorted(correct) == sorted(sample.qid for sample in samples), "each sample needs a count, each count a sample"
-    assert all(0 <= count <= group_size for count in correct.values()), f"a count is not in 0..{group_size}"
-    lines, run = {"easy": [], "medium": [], "hard": []}, f"{seed_of(correct, group_size):016x}"
+    correct: right answers by qid. Returns the sizes."""
+    lines = {"easy": [], "medium": [], "hard": []}
     for sample in samples:
         count = correct[sample.qid]
         bucket = "easy" if count == group_size else "medium" if count > 0 else "hard"
         paths = [image if isinstance(image, str) else save_image(image, os.path.join(folder, "images"))
                  for image in sample.images]
-        row = {"qid": sample.qid, "problem": sample.question, "answer": sample.answer,
-               "images": [os.path.relpath(path, folder) for path in paths], "key_words": sample.key_words,
-               "choices": sample.choices, "solution": sample.solution, "correct": count, "run": run}
-        lines[bucket].append(json.dumps(row) + "\n")
+        images = [os.path.relpath(path, folder) for path in paths]
+        lines[bucket].append(json.dumps(vars(sample) | {"images": images, "correct": count}) + "\n")
     os.makedirs(folder, exist_ok=True)
     for bucket in lines:
         with open(os.path.join(folder, f"{bucket}.jsonl"), "w") as file:
@@ -417,8 +363,7 @@ def batches(n: int, batch_size: int, epochs: int, seed: int, drop_last: bool = F
     epoch_orders = [numpy.random.default_rng([seed, epoch]).permutation(n).tolist() for epoch in range(epochs)]
     order = [index for epoch_order in epoch_orders for index in epoch_order[: n - n % batch_size * drop_last]]
     if len(order) < batch_size:
-        raise InputError(f"{n} questions x {epochs} epochs do not fill one batch of {batch_size}; "
-                         "use more data, more epochs or a smaller batch")
+        raise InputError(f"{n} questions x {epochs} epochs do not fill one batch of {batch_size}: make it smaller")
     return [order[i:i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]
 
 

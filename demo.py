@@ -8,11 +8,7 @@
 The world is a 2x2 grid of coloured shapes with questions that are answered by seeing first and counting second. Its
 warm-up teacher errs on purpose, so that reinforcement learning has something to correct: it often takes green for blue
 and a triangle for a circle (`slip_seeing`, per attribute) and sometimes forgets the last of several objects it counts
-(`slip_counting`). Its reasoning follows what it believes to see. Answers, captions and key words are always true.
-
-The models are genuine, all made from a seed, offline: a Qwen-VL folder that AutoModelForImageTextToText loads, and a
-CLIP folder that open_clip loads. The settings of RL are the method's (G 8, temperature 1.2, top-p 0.99, 4 updates a
-step, its clips, KL and reward weights); the learning rate is higher, because the model is 10,000 times smaller.
+(`slip_counting`). The models are genuine, made from a seed. docs/demo.md says what the demo shows, and what not.
 """
 import os
 
@@ -35,8 +31,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch.distributed import run as torchrun
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 import data
 import eval as evaluation
@@ -44,8 +38,7 @@ import train
 import view
 from benchmarks.report import interval
 from engine.weights import FAMILIES, transformers_class
-from plumbing.console import learned, log_to, table
-from plumbing.log import peak_memory
+from plumbing.console import log_to, table
 from plumbing.processes import barrier, is_main, print0, shard_of_rank, start_processes, stop_processes
 from plumbing.run_folder import write_text
 
@@ -128,13 +121,6 @@ def draw(objects: tuple, rng: random.Random, colours: dict[str, tuple] = COLOURS
     return Image.fromarray((numpy.asarray(image) + noise).clip(0, 255).astype(numpy.uint8))
 
 
-def ask(objects: tuple, rng: random.Random) -> Question:
-    """A question whose label is a colour, a shape or both, four times in five of an object that is there."""
-    colour, shape = rng.choice(objects) if rng.random() < 0.8 else (rng.choice(list(COLOURS)), rng.choice(SHAPES))
-    colour, shape = rng.choice([(colour, ""), ("", shape), (colour, shape)])
-    return Question(rng.choice(["count", "subtract", "subtract", "add"]), colour, shape, rng.randint(1, 4))
-
-
 def teach(question: Question, objects: tuple, slip_seeing: float, slip_counting: float, rng: random.Random) -> str:
     """The imperfect warm-up teacher's response: it describes what it believes to see, and counts that."""
     seen = tuple(tuple(MISTAKEN[word] if word in MISTAKEN and rng.random() < slip_seeing else word for word in pair)
@@ -151,11 +137,13 @@ def teach(question: Question, objects: tuple, slip_seeing: float, slip_counting:
 
 def make_items(count: int, seed: int, split: str, slip_seeing: float = 0.55, slip_counting: float = 0.3) -> list[Item]:
     """`count` items from the stream (seed, split); streams of different splits are independent."""
-    rng = random.Random(f"{seed} {split}")
-    items = []
+    rng, items = random.Random(f"{seed} {split}"), []
     for _ in range(count):
         objects = tuple((rng.choice(list(COLOURS)), rng.choice(SHAPES)) for _ in range(rng.randint(2, 4)))
-        question = ask(objects, rng)
+        # The label is a colour, a shape or both, four times in five of an object that is there.
+        colour, shape = rng.choice(objects) if rng.random() < 0.8 else (rng.choice(list(COLOURS)), rng.choice(SHAPES))
+        colour, shape = rng.choice([(colour, ""), ("", shape), (colour, shape)])
+        question = Question(rng.choice(["count", "subtract", "subtract", "add"]), colour, shape, rng.randint(1, 4))
         steps, answer = question.reason(objects, [question.names(pair) for pair in objects])
         response = teach(question, objects, slip_seeing, slip_counting, rng)
         items.append(Item(objects, draw(objects, rng), question, ". ".join(steps) + ".", str(answer), response,
@@ -181,23 +169,15 @@ FIXED_PHRASES = ["user\n", "assistant\n", *(f" {digit}" for digit in range(10)),
 
 
 def make_processor(texts: list[str], family: str = "qwen2_5_vl", phrases: tuple[str, ...] = ()):
-    """A family's processor whose byte-level BPE of 512 tokens is trained on `texts`; every byte stays writable.
-
-    `phrases` are one token each, beside FIXED_PHRASES."""
-    from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, trainers
-    from tokenizers.models import BPE
+    """A family's processor whose byte-level BPE of 512 tokens is trained on `texts`; a phrase is one token."""
+    from tokenizers import AddedToken, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer, image_utils
-    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-    bpe = Tokenizer(BPE())
-    bpe.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    bpe = Qwen2Tokenizer().backend_tokenizer  # it cuts a text as Qwen's does, and has learned nothing yet
     bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=512, initial_alphabet=to_bytes.alphabet(), min_frequency=2, show_progress=False))
+        vocab_size=512, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=2, show_progress=False))
     learned = json.loads(bpe.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=learned["vocab"], merges=[tuple(merge) for merge in learned["merges"]],
@@ -215,22 +195,19 @@ def make_processor(texts: list[str], family: str = "qwen2_5_vl", phrases: tuple[
 
 def make_model(processor, seed: int = 0, vision_depth: int = 1, initializer_range: float = 0.06,
                family: str = "qwen2_5_vl"):
-    """An untrained Qwen-VL of the real architecture, its weights a function of `seed` alone.
-
-    rope_theta is small because positions are: at 1e4 one image cell would turn the rotary angles by 0.003 rad."""
+    """An untrained Qwen-VL of the real architecture, its weights a function of `seed` alone."""
     id_of, last = processor.tokenizer.convert_tokens_to_ids, [vision_depth - 1]
     ends = dict(bos_token_id=id_of(END_OF_TEXT), eos_token_id=id_of(TURN_END), pad_token_id=id_of(END_OF_TEXT))
-    windows = dict(use_sliding_window=False, max_window_layers=2)
     tower = dict(hidden_size=96, intermediate_size=192, out_hidden_size=128)
     section, of_text, of_vision = {  # what each family has of its own; the heads of Qwen3-VL are wider than hidden_size
-        "qwen2_vl": ([2, 7, 7], windows, dict(embed_dim=96, mlp_ratio=2, hidden_size=128)),
-        "qwen2_5_vl": ([2, 7, 7], windows, dict(window_size=112, fullatt_block_indexes=last, **tower)),
+        "qwen2_vl": ([2, 7, 7], {}, dict(embed_dim=96, mlp_ratio=2, hidden_size=128)),
+        "qwen2_5_vl": ([2, 7, 7], {}, dict(window_size=112, fullatt_block_indexes=last, **tower)),
         "qwen3_vl": ([12, 10, 10], dict(head_dim=64), dict(num_position_embeddings=64, deepstack_visual_indexes=last,
                                                         **tower))}[family]
     text_config = dict(
         vocab_size=-(-len(processor.tokenizer) // 16) * 16, hidden_size=128, intermediate_size=256, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
-        rope_parameters=dict(rope_type="default", rope_theta=20.0, mrope_section=section),
+        rope_parameters=dict(rope_type="default", rope_theta=20.0, mrope_section=section),  # as small as positions are
         initializer_range=initializer_range, rms_norm_eps=1e-6, **of_text, **ends)
     vision_config = dict(depth=vision_depth, num_heads=4, initializer_range=initializer_range, **of_vision)
     config = transformers_class(family, "Config")(
@@ -241,7 +218,6 @@ def make_model(processor, seed: int = 0, vision_depth: int = 1, initializer_rang
         torch.manual_seed(seed)
         model = transformers_class(family, "ForConditionalGeneration")(config)
     model.generation_config.eos_token_id = [id_of(TURN_END), id_of(END_OF_TEXT)]
-    model.generation_config.pad_token_id = id_of(END_OF_TEXT)
     return model.eval()
 
 
@@ -253,6 +229,17 @@ CLIP_CONFIG = dict(
 CLIP_PIXELS = dict(mean=[0.5] * 3, std=[0.5] * 3, interpolation="bicubic", resize_mode="squash")
 
 
+class World(NamedTuple):
+    """What a drawn world has of its own."""
+    make_items: Callable[[int, int, str], list[Item]] = make_items  # of a number, a seed and a split
+    colours: dict[str, tuple] = COLOURS
+    clip: dict = CLIP_CONFIG
+    sizes: dict[str, int] = dict(captions=3000, warmup=3000, questions=480, evaluation=500)
+    steps: dict[str, int] = dict(clip=300, base=320, sft=240, stage1=20, stage2=36)
+    phrases: tuple[str, ...] = ()  # that are one token each
+    flags: tuple[str, ...] = ()  # of every stage and evaluation
+
+
 def misdescribe(objects: tuple, rng: random.Random, colours: dict[str, tuple] = COLOURS) -> str:
     """A caption with one wrong colour or shape."""
     place, kind = rng.randrange(len(objects)), rng.randrange(2)
@@ -261,25 +248,23 @@ def misdescribe(objects: tuple, rng: random.Random, colours: dict[str, tuple] = 
     return describe((*objects[:place], tuple(wrong), *objects[place + 1:]))
 
 
-def train_clip(items: list[Item], seed: int, steps: int = 300, batch: int = 64, rate: float = 2e-3,
-               config: dict = CLIP_CONFIG, colours: dict[str, tuple] = COLOURS):
-    """Contrastive training of images and captions; each image is also pushed away from its caption with one word wrong.
-
-    The token embeddings stay random: they are nine tenths of the parameters, and a dozen words need no learned ones."""
+def train_clip(items: list[Item], seed: int, steps: int, world: World, batch: int = 64):
+    """Contrastive training; each image is also pushed away from its caption with one word wrong."""
     import open_clip
 
     torch.manual_seed(seed)
-    model = open_clip.CLIP(**config)
-    tokenize = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
-    model.token_embedding.weight.requires_grad_(False).normal_(0, 0.3)
+    model = open_clip.CLIP(**world.clip)
+    tokenize = open_clip.SimpleTokenizer(context_length=model.context_length)
+    model.token_embedding.weight.requires_grad_(False).normal_(0, 0.3)  # a dozen words need no learned ones
     rng, images = random.Random(seed), numpy.stack([numpy.asarray(item.image) for item in items])
     images = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1  # (items, 3, 56, 56), or larger
     captions = tokenize([item.caption for item in items])  # (items, context_length)
-    optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.12)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.12)
     for _ in range(steps):
         chosen = rng.sample(range(len(items)), batch)
-        texts = torch.cat([captions[chosen], tokenize([misdescribe(items[i].objects, rng, colours) for i in chosen])])
+        spoilt = tokenize([misdescribe(items[i].objects, rng, world.colours) for i in chosen])
+        texts = torch.cat([captions[chosen], spoilt])
         image_features = model.encode_image(images[chosen], normalize=True)  # (batch, D)
         text_features = model.encode_text(texts, normalize=True)  # (2 batch, D)
         logits = model.logit_scale.exp() * image_features @ text_features.T  # (batch, 2 batch)
@@ -297,40 +282,24 @@ def train_clip(items: list[Item], seed: int, steps: int = 300, batch: int = 64, 
     return model.eval()
 
 
-def save_clip(model, folder: str, config: dict = CLIP_CONFIG):
+def save_clip(model, folder: str, world: World):
     """The folder that open_clip loads as local-dir: and --clip takes."""
     os.makedirs(folder, exist_ok=True)
-    whole = dict(model_cfg=config, preprocess_cfg=CLIP_PIXELS)
+    whole = dict(model_cfg=world.clip, preprocess_cfg=CLIP_PIXELS)
     write_text(f"{folder}/open_clip_config.json", json.dumps(whole, indent=1))
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()},
               f"{folder}/open_clip_model.safetensors")
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
-class World(NamedTuple):
-    """What a drawn world has of its own."""
-    make_items: Callable[[int, int, str], list[Item]] = make_items  # of a number, a seed and a split
-    colours: dict[str, tuple] = COLOURS
-    clip: dict = CLIP_CONFIG
-    sizes: dict[str, int] = dict(captions=3000, warmup=3000, questions=480, evaluation=500)
-    steps: dict[str, int] = dict(clip=300, base=320, sft=240, stage1=20, stage2=36)
-    minutes: int = 3  # that the demo takes on 2 cores
-    phrases: tuple[str, ...] = ()  # that are one token each
-    flags: tuple[str, ...] = ()  # of every stage and evaluation
-
-
-SMALL = World()
-
-
-def make_world(out: str, seed: int, captions: int, warmup: int, questions: int, evaluation: int,
-               family: str = "qwen2_5_vl", world: World = SMALL):
+def make_world(out: str, seed: int, world: World, family: str = "qwen2_5_vl"):
     """Images, the four data files, and the untrained model, under out/world and out/untrained."""
     folder = f"{out}/world"
     os.makedirs(f"{folder}/images", exist_ok=True)
 
-    def drawn(count: int, split: str):
+    def drawn(split: str):
         """Items of a split with the paths of their images, which are written."""
-        for i, item in enumerate(world.make_items(count, seed, split)):
+        for i, item in enumerate(world.make_items(world.sizes[split], seed, split)):
             item.image.save(f"{folder}/images/{split}_{i}.png", compress_level=1)
             yield item, [f"images/{split}_{i}.png"]
 
@@ -339,14 +308,13 @@ def make_world(out: str, seed: int, captions: int, warmup: int, questions: int, 
                     images=images)
 
     base = []
-    for item, images in drawn(captions, "captions"):
+    for item, images in drawn("captions"):
         base.append(imitate(DESCRIBE, f"### {data.DESCRIPTION}: {item.caption}", images))
         base.append(imitate(f"{item.caption} {item.question.text}", item.reasoning, []))
-    taught = [imitate(item.question.text, item.response, images) for item, images in drawn(warmup, "warmup")]
+    taught = [imitate(item.question.text, item.response, images) for item, images in drawn("warmup")]
     asked = {split: [dict(qid=f"{split}_{i}", problem=item.question.text, answer=item.answer, images=images,
                           key_words=item.key_words, caption=item.caption)
-                     for i, (item, images) in enumerate(drawn(count, split))]
-             for split, count in (("questions", questions), ("evaluation", evaluation))}
+                     for i, (item, images) in enumerate(drawn(split))] for split in ("questions", "evaluation")}
     for name, rows in (asked | dict(base=base, warmup=taught)).items():
         write_text(f"{folder}/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     processor = make_processor([turn["content"] for row in base + taught for turn in row["messages"]], family,
@@ -357,8 +325,6 @@ def make_world(out: str, seed: int, captions: int, warmup: int, questions: int, 
 
 # --- the five stages ------------------------------------------------------------------------------------------------
 PHASES = {"sft": "warm-up", "stage1": "after stage 1", "stage2": "after stage 2"}
-WATCHED = {"base/sft": ("opt/loss",), "sft": ("opt/loss",), "stage1": ("reward/clip", "reward/keyword"),
-           "stage2": ("reward/accuracy",)}
 FIGURES = ("accuracy", "caption_exact", "clip", "keyword", "format", "length")
 PIXELS = ["--min_pixels", str(4 * 28**2), "--max_pixels", str(4 * 32**2)]  # 56 x 56 stay, in Qwen3-VL become 64 x 64
 SHARED = ["--dtype", "float32", "--max_prompt", "64", "--max_response", "96", "--slots", "128", *PIXELS]
@@ -375,16 +341,9 @@ def call(program, *argv):
         sys.exit(code)
 
 
-def stage(name: str, out: str, seed: int, steps: int, *flags):
-    """One stage of training."""
-    usual = SUPERVISED if name == "sft" else REINFORCED
-    call(train, "--stage", name, "--out", out, "--seed", seed, "--max_steps", steps, *TRAINING, *usual, *flags)
-
-
 def evaluate(made: str, model: str, out: str, *flags) -> dict[str, tuple[float, float]]:
-    """eval.py with four samples a question at temperature 1, and how often a caption is right in every word.
-
-    made: the folder of world and CLIP. Returns mean and half width of the 95 % interval; nothing on ranks above 0."""
+    """eval.py with four samples a question at temperature 1, and how often a caption is right in every word. Returns
+    mean and half width of the 95 % interval; nothing on ranks above 0. made: the folder of world and CLIP."""
     call(evaluation, "--model", model, "--data", f"{made}/world/evaluation.jsonl", "--out", out, "--clip",
          f"{made}/clip", *SHARED, "--group_size", 4, "--temperature", "1.0", *flags)
     if not is_main():
@@ -400,25 +359,31 @@ def evaluate(made: str, model: str, out: str, *flags) -> dict[str, tuple[float, 
 
 def phases(out: str, seed: int, world: World, family: str, lora_rank: int = 0) -> dict[str, Callable]:
     """What the demo does, in its order, under the names of the folders of the stages."""
-    files, clip, flags, sizes, steps = f"{out}/world", f"{out}/clip", world.flags, world.sizes, world.steps
-    rl = ["--clip", clip, *flags, *(["--lora_rank", lora_rank, "--lr", "1e-3"] if lora_rank else [])]
-    makers = [lambda: make_world(out, seed, **sizes, family=family, world=world),  # rank 0's, as it saves the model
-              lambda: save_clip(train_clip(world.make_items(sizes["captions"], seed, "captions"), seed, steps["clip"],
-                                           config=world.clip, colours=world.colours), clip, world.clip)]
+    files, clip, flags, steps = f"{out}/world", f"{out}/clip", world.flags, world.steps
+    rl = ["--clip", clip, *(["--lora_rank", lora_rank, "--lr", "1e-3"] if lora_rank else [])]
+    makers = [lambda: make_world(out, seed, world, family),  # rank 0's, as it saves the model
+              lambda: save_clip(train_clip(world.make_items(world.sizes["captions"], seed, "captions"), seed,
+                                           steps["clip"], world), clip, world)]
+
+    def stage(name: str, folder: str, steps: int, *more):
+        usual = [*TRAINING, *(SUPERVISED if name == "sft" else REINFORCED), *flags]
+        call(train, "--stage", name, "--out", folder, "--seed", seed, "--max_steps", steps, *usual, *more)
+
     return {
         "world and clip": lambda: [make() for make in shard_of_rank(makers)],
-        "base/sft": lambda: stage("sft", f"{out}/base", seed, steps["base"], "--model", f"{out}/untrained", "--data",
-                              f"{files}/base.jsonl", "--freeze_vision", "False", *flags),  # what a download knows
-        "sft": lambda: stage("sft", out, seed, steps["sft"], "--model", f"{out}/base/sft/model", "--data",
-                         f"{files}/warmup.jsonl", *flags),
+        "base/sft": lambda: stage("sft", f"{out}/base", steps["base"], "--model", f"{out}/untrained", "--data",
+                                  f"{files}/base.jsonl", "--freeze_vision", "False"),  # what a download knows
+        "sft": lambda: stage("sft", out, steps["sft"], "--model", f"{out}/base/sft/model", "--data",
+                             f"{files}/warmup.jsonl"),
         "sample": lambda: call(train, "--stage", "sample", "--out", out, "--seed", seed, "--data",
                                f"{files}/questions.jsonl", *TRAINING, *flags),
-        "stage1": lambda: stage("1", out, seed, steps["stage1"], *rl),
-        "stage2": lambda: stage("2", out, seed, steps["stage2"], *rl)}
+        "stage1": lambda: stage("1", out, steps["stage1"], *rl),
+        "stage2": lambda: stage("2", out, steps["stage2"], *rl)}
 
 
-def run(out: str, seed: int, world: World, say=print0, family: str = "qwen2_5_vl", lora_rank: int = 0) -> dict:
-    """The world, its base models, the stages and their evaluation. Rank 0 returns and writes out/summary.json."""
+def run(out: str, seed: int, world: World, say=print0, family: str = "qwen2_5_vl", lora_rank: int = 0):
+    """The world, its base models, the stages and their evaluation. Rank 0 writes out/summary.json: the seconds of each
+    phase, and the mean of each figure with the half width of its 95 % interval."""
     start_processes()
     seconds, results = {}, {}
     for name, phase in phases(out, seed, world, family, lora_rank).items():
@@ -426,35 +391,15 @@ def run(out: str, seed: int, world: World, say=print0, family: str = "qwen2_5_vl
         phase()
         barrier()
         seconds[name] = time.perf_counter() - start
-        say(f"{name:<16}{seconds[name]:5.0f} s   {learned(f'{out}/{name}', WATCHED.get(name, ()))}")
+        say(f"{name:<16}{seconds[name]:5.0f} s")
         if name in PHASES:
             results[name] = evaluate(out, f"{out}/{name}/model", f"{out}/eval/{name}", *world.flags)
             seconds[f"evaluate {name}"] = time.perf_counter() - start - seconds[name]
-    if not is_main():
-        return {}
-    summary = dict(seconds=seconds, phases={
-        name: {figure: mean for figure, (mean, _) in figures.items()}
-        | dict(intervals={figure: [mean - half, mean + half] for figure, (mean, half) in figures.items()})
-        for name, figures in results.items()})
-    write_text(f"{out}/summary.json", json.dumps(summary, indent=1))
-    view.main([out])
-    say(table(FIGURES, {PHASES[name]: figures for name, figures in results.items()}))
-    say(f"\n{sum(seconds.values()):.0f} seconds, peak memory {peak_memory():.1f} GB a process\n"
-        f"open      {out}/view.html: curves, and what was written about which image\n"
-        f"figures   {out}/summary.json\nresponses {out}/eval/*/responses.jsonl, {out}/stage*/rollouts/\n"
-        f"models    {out}/sft/model, {out}/stage1/model, {out}/stage2/model")
-    return summary
-
-
-def launch(processes: int, argv: list[str]) -> int:
-    """`torchrun --nproc_per_node PROCESSES demo.py ..`; returns 0, or the exit code of what failed first."""
-    try:
-        torchrun.main(["--standalone", "--nproc_per_node", str(processes), __file__, *argv])
-    except ChildFailedError as error:
-        return error.get_first_failure()[1].exitcode
-    except SignalException as stop:  # Ctrl-C
-        return 128 + stop.sigval
-    return 0
+    if is_main():
+        write_text(f"{out}/summary.json", json.dumps(dict(seconds=seconds, phases=results), indent=1))
+        view.main([out])
+        say(table(FIGURES, {PHASES[name]: figures for name, figures in results.items()}))
+        say(f"\n{sum(seconds.values()):.0f} seconds; open {out}/view.html: curves, and what was written about an image")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -466,12 +411,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ablate", action="store_true", help="compare two stages with one, over seeds of everything")
     parser.add_argument("--only", default="", help="with --ablate: these arms, with commas between, and no other")
     parser.add_argument("--lora_rank", type=int, default=0, help="of adapters, which alone are trained in RL; 0: all")
-    parser.add_argument("--verbose", action="store_true", help="show the log of all stages, not only OUT/log.txt")
     parser.add_argument("--walk", action="store_true", help="only print every tensor of one RL step")
     args = parser.parse_args(argv)
-    from transformers.utils.logging import disable_progress_bar  # of transformers, when it saves the tiny model
     from variants import ablation  # which imports this file
-    disable_progress_bar()
     if args.walk:
         from plumbing.walk import show_step  # only here
         return show_step(args.seed)
@@ -480,9 +422,11 @@ def main(argv: list[str] | None = None) -> int:
         return ablation.run(args.out, args.world, args.only, parser.error)
     processes, world = min(4, torch.cuda.device_count() or os.cpu_count()), ablation.WORLDS[args.world]
     if processes > 1 and "RANK" not in os.environ:  # we have been started by hand, not by torchrun
-        return launch(processes, sys.argv[1:] if argv is None else argv)
-    with log_to(f"{args.out}/log.txt", args.verbose) as say:
-        say(f"about {world.minutes} minutes on 2 cores; the log is {args.out}/log.txt")
+        argv = sys.argv[1:] if argv is None else argv
+        torchrun.main(["--standalone", "--nproc_per_node", str(processes), __file__, *argv])
+        return 0
+    with log_to(f"{args.out}/log.txt") as say:
+        say(f"this takes minutes; the log is {args.out}/log.txt")
         run(args.out, args.seed, world, say, args.family, args.lora_rank)
     return 0
 

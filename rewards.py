@@ -12,15 +12,8 @@ r"""The five rewards of a response, each in [0, 1], and their weighted sum.
 `python rewards.py --response FILE --answer 7 ..` says what one response earns, and why (plumbing/playground.py).
 The parts are pure. A missing section scores 0 and never raises; a missing CLIP model stops the run before it starts.
 CLIP is never trained and runs in fp32. Q questions with G responses each are N = Q G sequences, group-major.
-Deviations from the release:
-1. An empty description has clip 0, instead of the cosine of "". CLIP failures stop the run, instead of scoring 0.
-2. The description ends at the next ###, instead of at "### Rationales:" only.
-3. Key words are whole words in the description, instead of substrings of the response.
-4. A response without the answer section is wrong, instead of being graded whole; grader="release" grades it whole.
-5. What stands behind the final answer is no description, rationale or step. CLIP reads no control tokens.
-6. Format knows a header without its colon. All images count for clip, instead of the first. rules="release" is exact.
+docs/differences.md lists where the rules deviate from the release; rules="release" and grader="release" are exact.
 """
-import math
 import re
 import sys
 from dataclasses import dataclass, replace
@@ -28,9 +21,9 @@ from functools import lru_cache
 
 import torch
 
-from data import ANSWER, DESCRIPTION, RATIONALES, STEP, InputError, Sample, Sections, parse
-from engine.clip import ClipScorer
+from data import ANSWER, DESCRIPTION, RATIONALES, STEP, Sample, Sections, parse
 from engine.sampler import Response
+from grading.algebra import process_grader
 from grading.equal import characters, cut, same_answer
 
 # ---------------------------------------------------------------- the five parts
@@ -40,11 +33,8 @@ def clip_reward(cosine: torch.Tensor, target: float) -> torch.Tensor:
 
         cosine, target   -> reward
         -0.20, 0.4       -> 0.0
-        0.00, 0.4        -> 0.0
         0.10, 0.4        -> 0.25
-        0.30, 0.4        -> 0.75
         0.40, 0.4        -> 1.0
-        0.90, 0.4        -> 1.0
     """
     return (cosine.clamp(min=0) / target).clamp(max=1)
 
@@ -76,9 +66,7 @@ def keyword_reward(text: str, key_words: tuple[str, ...]) -> float:
         "A red circle.", ("red", "circle")             -> 1.0
         "A Red CIRCLE, red.", ("red", "square")        -> 0.5
         "rendered in colour", ("red",)                 -> 0.0
-        "a circle that is red", ("red circle",)        -> 0.0
         "3.5 (a+b)", ("(a+b)", "5", "3", "3.5")        -> 0.5
-        "", ("red",)                                   -> 0.0
     """
     wanted, spaced = {one_line(word) for word in key_words} - {""}, one_line(text)
     found = [word for word in wanted if word in spaced and whole_word(word).search(spaced)]
@@ -90,24 +78,18 @@ def format_reward(sections: Sections) -> float:
 
         response                                                                                       -> reward
         "### Image Description: a ### Rationales: b ### Step 1: c ### The final answer is: 7"          -> 1.0
-        "### Image Description: a ### Rationales: b ### Step 2: c ### The final answer is: 7"          -> 0.0
-        "### Image Description: a ### Step 1: c ### The final answer is: 7"                            -> 0.0
         "### Image Description: ### Rationales: b ### Step 1: c ### The final answer is: 7"            -> 1.0
-        "### Image Description: a ### Rationales: b ### Step 1: c"                                     -> 0.0
         "Image Description: a. Rationales: b. Step 1: c. The final answer is: 7"                       -> 0.0
     """
-    return float(None not in (sections.description, sections.rationales, sections.answer) and len(sections.steps) > 0)
+    return float(None not in vars(sections).values())
 
 
 def length_reward(num_tokens: int, limit: int) -> float:
     """1 up to limit (512) response tokens, then limit / num_tokens.
 
         tokens, limit   -> reward
-        0, 512          -> 1.0
         100, 512        -> 1.0
-        512, 512        -> 1.0
         640, 512        -> 0.8
-        1024, 512       -> 0.5
         2048, 512       -> 0.25
     """
     return min(limit / max(num_tokens, 1), 1.0)
@@ -118,10 +100,7 @@ def accuracy_reward(answer: str | None, sample: Sample) -> float:
 
         response, gold answer                                              -> reward
         "### The final answer is: 7", "7"                                  -> 1.0
-        "### The final answer is: (B) 30°", "B"                            -> 1.0
-        "### The final answer is: 50%", "1/2"                              -> 1.0
         "### The final answer is: 7 or 8", "7"                             -> 0.0
-        "### The final answer is: 7 ### The final answer is: 8", "7"       -> 0.0
         "### Step 1: It is 7, so the final answer is 7", "7"               -> 0.0
     """
     return float(same_answer(answer, sample.answer, sample.choices))
@@ -154,8 +133,7 @@ def release_caption(response: str) -> str:
     return response[begin.end():end.start()].strip() if end else ""
 
 
-def release_parts(samples: list[Sample], responses: list[str], clip: ClipScorer | None,
-                  target: float) -> dict[str, torch.Tensor]:
+def release_parts(samples: list[Sample], responses: list[str], clip, target: float) -> dict[str, torch.Tensor]:
     """clip, keyword and format of N responses: a cosine below 0 pays less than nothing, and a key word may stand
     anywhere in the response, also within a word; one that is listed twice counts twice."""
     texts, G = [AROUND_SIGNS.sub(r"\1", response) for response in responses], len(responses) // max(len(samples), 1)
@@ -169,15 +147,14 @@ def release_parts(samples: list[Sample], responses: list[str], clip: ClipScorer 
     return {"clip": (cosines / target).clamp(max=1), "keyword": torch.tensor(shares), "format": torch.tensor(forms)}
 
 
-# ---------------------------------------------------------------- the weighted sum
+# ---------------------------------------------------------------- the weighted sum, and a question with its responses
 
-def score(samples: list[Sample], responses: list[str], lengths: list[int], weights: dict[str, float],
-          clip: ClipScorer | None, clip_target: float = 0.4, length_limit: int = 512,
-          keyword_scope: str = "description", grader: str = "own",
+def score(samples: list[Sample], responses: list[str], lengths: list[int], weights: dict[str, float], clip,
+          clip_target: float = 0.4, length_limit: int = 512, keyword_scope: str = "description", grader: str = "own",
           rules: str = "own") -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Raw rewards (N,) = sum_k weight_k part_k, and the parts, each (N,), of Q samples and N = Q G responses.
 
-    All parts are computed whatever their weight, clip when a scorer is given (else 0). lengths are response tokens.
+    All parts are computed whatever their weight; without a scorer (engine.clip) clip is 0. lengths are response tokens.
     keyword_scope "response" looks for the key words in the whole response, as the release does, but as whole words.
     grader "release" hands the whole response to the release's own accuracy rule, rules "release" to its others.
     """
@@ -185,12 +162,9 @@ def score(samples: list[Sample], responses: list[str], lengths: list[int], weigh
     G = N // max(Q, 1)  # a process may have no question
     assert Q * G == N == len(lengths), f"{N=} not a multiple of {Q=}, or not {len(lengths)=}"
     assert clip is not None or not weights.get("clip"), "clip has a weight but there is no scorer"
-    assert keyword_scope in ("description", "response") and rules in ("own", "release"), f"{keyword_scope=}, {rules=}"
     samples_of = [sample for sample in samples for _ in range(G)]  # of each response
     sections = [parse(response) for response in responses]
     if grader == "release":
-        from grading.algebra import process_grader  # its worker needs mathruler, which few have
-
         equal = process_grader("release").equal
         accuracies = [float(equal(text, sample.answer)) for text, sample in zip(responses, samples_of)]
     else:
@@ -212,8 +186,6 @@ def score(samples: list[Sample], responses: list[str], lengths: list[int], weigh
     return sum((weight * parts[part] for part, weight in weights.items()), torch.zeros(N)), parts
 
 
-# ---------------------------------------------------------------- a question with all that came of it
-
 @dataclass(order=True)
 class Answered:
     """A question, G responses to it, and what they earned."""
@@ -224,23 +196,15 @@ class Answered:
     earned: dict[str, list[float]]  # G numbers of each part, and of the reward; in training of the advantage as well
 
 
-def judge(samples: list[Sample], finished: list[tuple[int, list[Response]]], tokenizer,
-          clip: ClipScorer | None, config) -> list[Answered]:
-    """Score what `engine.sampler.stream` yields, (number of a sample, G responses), of one sample or more.
-
-    config: train.Sampling's or Config's settings of rewards; a part without a weight there has none in the sum.
-    """
+def judge(samples: list[Sample], finished: list[tuple[int, list[Response]]], tokenizer, clip, config) -> list[Answered]:
+    """Score what `engine.sampler.stream` yields, (number of a sample, G responses), of one sample or more. config: has
+    train.Sampling's settings of rewards; a part without a weight there has none in the sum."""
     weights = {name.removesuffix("_weight"): value for name, value in vars(config).items() if name.endswith("_weight")}
     asked, responses = [samples[q] for q, _ in finished], [response for _, group in finished for response in group]
     texts = [tokenizer.decode(response.ids, skip_special_tokens=True) for response in responses]
     total, parts = score(asked, texts, [len(response.ids) for response in responses], weights, clip,
                          config.clip_target, config.length_limit, config.keyword_scope, config.grader, config.rules)
     G = len(responses) // len(asked)
-    for k, response in enumerate(responses):
-        finite = {"reward": total[k].isfinite(), "rollout": all(map(math.isfinite, response.logprobs))}
-        if wrong := [phase for phase in finite if not finite[phase]]:
-            raise InputError(f"{wrong[0]} of qid {asked[k // G].qid}: a number is not finite; look for inf and nan in "
-                             "the model, the CLIP and the images")
     earned = {name: values.view(-1, G).tolist() for name, values in (parts | {"reward": total}).items()}
     paths = [tuple(image for image in sample.images if isinstance(image, str)) for sample in asked]
     return [Answered(q, replace(samples[q], images=paths[k]), group, texts[k * G : (k + 1) * G],

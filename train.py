@@ -17,11 +17,9 @@ GRPO in seven lines, for one question; `rl_step` is these lines for many questio
 Where all responses to a question are right, or all are wrong, accuracy gives no advantage and so no gradient. That is
 why there are two stages: what is always answered right is rewarded for seeing, what sometimes is for the answer.
 
-As in the release (the authors' own code), the clip is asymmetric and dual, and the KL estimate is k3: see `grpo_loss`.
-Unlike there, the mean is over the tokens of the whole optimiser step on all ranks (docs/differences.md).
-Rank r of W samples questions r, r + W, .. of a batch; then they are dealt out again, so that all train on about as many
-tokens. Ranks, micro-batch sizes and resumes change the result by rounding only, because random numbers are functions of
-(seed, step, index), the loss is divided by a count over all ranks, and gradients are summed.
+The release is the authors' own code; docs/differences.md says where this differs. Ranks, micro-batch sizes and resumes
+change the result by rounding only, because random numbers are functions of (seed, step, index), the loss is divided by
+a count over all ranks, and gradients are summed.
 """
 import dataclasses
 import math
@@ -236,9 +234,7 @@ def learning_rate(config: Config, index: int, updates: int) -> float:
 def collect(replica, processor, clip, samples: list[Sample], prompts: Iterable[Prompt], seeds: list[int], config,
             timer: Timer) -> Iterator[list[rewards.Answered]]:
     """Sample G responses to each question and score them. The same code trains, sorts questions and evaluates.
-
-    Questions come as they are finished, CHUNK at a time; then sampling goes on where it was. `sorted` orders them.
-    """
+    Questions come as they are finished, CHUNK at a time; then sampling goes on where it was. `sorted` orders them."""
     longest = max((data.prompt_length(sample, processor) for sample in samples), default=0)
     groups = stream(replica, prompts, longest, seeds, config.group_size, config.max_response, config.temperature,
                     config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
@@ -257,10 +253,8 @@ def collect(replica, processor, clip, samples: list[Sample], prompts: Iterable[P
 
 
 def ask(replica, processor, clip, samples: list[Sample], config, purpose: str) -> Iterator[list[rewards.Answered]]:
-    """Graded responses to this rank's share of the questions, as `collect` yields them.
-
-    A seed depends on the purpose and the question alone: an interrupted run asks the rest as if nothing had happened.
-    """
+    """Graded responses to this rank's share of the questions, as `collect` yields them. A seed depends on the purpose
+    and the question alone: an interrupted run asks the rest as if nothing had happened."""
     share = shard_of_rank(samples)
     seeds = [seed_of(config.seed, purpose, sample.qid) for sample in share]
     prompts = progress(ahead(data.encode_prompt, share, CHUNK, processor), purpose, len(share))
@@ -287,7 +281,6 @@ def make_micro_batches(groups: list[Group], token_budget: int, device, advantage
     """Cut one optimiser step's groups into rows of at most token_budget tokens.
 
     A collective: all ranks need equally many forwards, and a rank that is short of work gets dummies of weight 0.
-
     Of RL: advantages (Q, G), and sampled, the sampler's log-probs of each of the Q G responses.
     """
     lengths = [[len(ids) for ids in responses] for _, responses in groups]  # Q x G
@@ -339,7 +332,7 @@ def update(policy, optimizer, batches: list[MicroBatch], loss_fn: Callable, lr: 
                                          skipped=float(not finite_norm))
 
 
-# --------------------------------------------------------------------- a run: what the stages share
+# ------------------------------------------------- a run: what the stages share, and three kinds of step
 
 
 @dataclass
@@ -360,13 +353,6 @@ class Run:
     grpo_loss: Callable  # the one above, or its twin on a GPU
 
 
-def load_samples(config: Config, processor) -> tuple[list[Sample], list[Sample]]:
-    """The stage's data and the held-out questions. What is wrong with them is found here, before the run."""
-    samples = data.load_samples(config.data, config.image_root, config.split)
-    samples = filters.usable(samples, config, processor, log=print0)
-    return samples, filters.held_out(config, processor, log=print0)
-
-
 def start(config: Config) -> Run:
     """Load and check everything that a stage needs; nothing of an earlier run is touched yet."""
     check_rule(config.grader)
@@ -374,7 +360,9 @@ def start(config: Config) -> Run:
     print0(f"{dist.get_world_size()} process(es) on {device.type}")
     folder = find_model(config.model)
     processor = load_processor(folder, config.min_pixels, config.max_pixels, config.prompt, log=print0)
-    samples, held_out = load_samples(config, processor)
+    samples = data.load_samples(config.data, config.image_root, config.split)
+    samples = filters.usable(samples, config, processor, log=print0)
+    held_out = filters.held_out(config, processor, log=print0)
     batches = []
     if config.stage != "sample":
         batches = data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed, config.drop_last)
@@ -387,9 +375,6 @@ def start(config: Config) -> Run:
     policy, ref_policy, replica = load_models(config, folder, device, mesh)
     return Run(config, out, prints, device, processor, samples, held_out, batches, policy, ref_policy, replica, clip,
                choose_loss(grpo_loss, config.fused_loss, device, log=print0))
-
-
-# -------------------------------------------------------------------------- the three kinds of step
 
 
 def sft_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: int) -> tuple[list, list[dict], Timer]:
@@ -414,10 +399,8 @@ def sft_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: i
 def deal_out(run: Run, step: int, prompts: list[Prompt], answered: list[rewards.Answered],
              advantages: Tensor) -> list[list[MicroBatch]]:
     """The micro-batches of each optimiser step: question i of the batch belongs to step i // U on any number of ranks.
-
     A row waits for the longest one of all ranks. So the questions of a step are dealt out again, now by their tokens,
-    and a rank encodes the prompts that others have sampled, because sending pixels would take longer.
-    """
+    and a rank encodes the prompts that others have sampled, because sending pixels would take longer."""
     lengths = gather([len(prompt.input_ids) for prompt in prompts])
     tokens = [n + sum(len(response.ids) for response in one.responses) for n, one in zip(lengths, answered)]
     shares = fair_shares(tokens, run.config.questions_per_update)  # of each optimiser step
@@ -435,10 +418,7 @@ def deal_out(run: Run, step: int, prompts: list[Prompt], answered: list[rewards.
 
 
 def rl_step(run: Run, optimizer, prompts: Iterable[Prompt], step: int, steps: int) -> tuple[list, list[dict], Timer]:
-    """Sample and score responses to Q questions, then take Q / questions_per_update optimiser steps on them.
-
-    prompts: of this rank. Returns `rewards.Answered` of all, statistics of each optimiser step, seconds of each phase.
-    """
+    """Sample and score responses to Q questions, then take Q / questions_per_update optimiser steps on them."""
     config, device, timer = run.config, run.device, Timer(f"step {step}")
     with timer("sync"):
         sync(run.policy, run.replica)  # the sampler's weights are now the policy's
@@ -537,7 +517,6 @@ def train(run: Run, step_function):
         if done and f"step-{done:06d}" not in broadcast(checkpoints(folder)):
             save_checkpoint(folder, done, run.policy, optimizer)
         raise Stopped(stop.number, f" after step {done} of {steps}") from stop
-    check_skipped(run, steps - 1, skipped, most=0)
     export(os.path.join(run.folder, "model"), run.policy, run.processor, getattr(torch, config.dtype))
     log.end()
     print0(f"model -> {run.folder}/model")

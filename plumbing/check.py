@@ -55,7 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         describe(config)
         settings = config.min_pixels, config.max_pixels, config.prompt
         processor = load_processor(config.model, *settings) if config.model else None
-        samples, _ = train.load_samples(config, processor)
+        samples = data.load_samples(config.data, config.image_root, config.split)
+        samples = filters.usable(samples, config, processor)
+        filters.held_out(config, processor)
         if config.stage != "sample":
             data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed, config.drop_last)
     except data.InputError as error:

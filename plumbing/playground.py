@@ -38,7 +38,7 @@ def show(config: Playground):
     clip = load_clip(config.clip, "cpu") if config.clip else None
     sections, tokens = data.parse(text), len(text) // 4 + 1
     for name, content in asdict(sections).items():
-        print(f"{name:<12}{'(missing)' if content in (None, ()) else printable(content):.100}")
+        print(f"{name:<12}{'(missing)' if content is None else printable(content):.100}")
     missed = [word for word in sample.key_words if not rewards.keyword_reward(sections.description or "", (word,))]
     why = {"clip": f"1 from a cosine of {train.Config.clip_target:g} on" if clip else "no --clip",
            "keyword": f"missed: {', '.join(missed) or 'none'}", "format": "1 if no section is missing",

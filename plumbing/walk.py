@@ -1,8 +1,8 @@
 """Every tensor of one RL step, printed in the order in which `train.rl_step` makes them: `python demo.py --walk`.
 
-It is the step itself that runs; Python says when one of the functions below returns, and its local variables are shown.
-Only the responses are given, because an untrained model would write noise. Symbols: Q questions, G responses to each,
-P tokens of a prompt, N response tokens of an optimiser step, T tokens of its packed row, u images, p patches.
+It is the step itself that runs; only its responses are given, because an untrained model would write noise. Symbols:
+Q questions, G responses to each, P tokens of a prompt, N response tokens of an optimiser step, T tokens of its packed
+row, u images, p patches.
 """
 import contextlib
 import io
@@ -33,21 +33,17 @@ TENSORS = {  # function -> its tensors, as they are called there (a.b: an attrib
 }
 
 
-def show(fixed: dict[str, int], frame, event: str, _):
-    """Prints the tensors of TENSORS when their function returns, and asserts that their shapes are those there."""
+def show(frame, event: str, _):
+    """Prints the tensors of TENSORS when their function returns."""
     function = next((each for each in TENSORS if each.__code__ is frame.f_code), None)
     if event != "return" or function is None:
         return
     print(f"\n{function.__name__}: {function.__doc__.splitlines()[0]}")
-    sizes = dict(fixed)  # within a function a symbol has one size
     for name, shape in TENSORS[function].items():
         value = frame.f_locals
         for key in name.split("."):
             value = value[key] if hasattr(value, "keys") else getattr(value, key)
         tensor = torch.as_tensor(value).detach()
-        for symbol, size in zip(shape.split(), tensor.shape, strict=True):
-            known = int(symbol) if symbol.isdigit() else sizes.setdefault(symbol, size)
-            assert known == size, f"{name}: {symbol} is {known}, but {tuple(tensor.shape)}"
         size, few = " ".join(map(str, tensor.shape)), [f"{value:.4g}" for value in tensor.flatten()[:9].tolist()]
         print(f"    {name:<23}{f'({shape}) = ({size})':<24}{' '.join(few)}{' ..' * (tensor.numel() > 9)}")
 
@@ -62,9 +58,10 @@ def show_step(seed: int) -> int:
             yield q, [Response(each, [0.0] * len(each), True) for each in ids]
 
     with tempfile.TemporaryDirectory() as out:
-        demo.make_world(out, seed, captions=8, warmup=8, questions=2, evaluation=1)
+        world = demo.World(sizes=dict(captions=8, warmup=8, questions=2, evaluation=1))
+        demo.make_world(out, seed, world)
         items = demo.make_items(2, seed, "questions")
-        demo.save_clip(demo.train_clip(items, seed, steps=1, batch=2), f"{out}/clip")
+        demo.save_clip(demo.train_clip(items, seed, 1, world, batch=2), f"{out}/clip", world)
         texts = [[demo.teach(item.question, item.objects, 0, 0, random), item.response, item.reasoning]
                  for item in items]
         argv = (f"--stage 1 --model {out}/untrained --data {out}/world/questions.jsonl --out {out} --clip {out}/clip "
@@ -72,11 +69,11 @@ def show_step(seed: int) -> int:
         with contextlib.redirect_stdout(io.StringIO()):  # its notes name temporary files
             run = train.start(train.read_config([*argv, *demo.TRAINING]))
         run.batches, train.stream = [[0, 1]], given
-        optimizer = make_optimizer(run.policy, run.config)
         for q, sample in enumerate(run.samples):
             print(f"\nquestion {q}: {sample.question} (gold {sample.answer}, key words {', '.join(sample.key_words)})")
             print("\n".join("    " + text.replace("\n", " ") for text in texts[q]))
-        sys.setprofile(lambda *event: show({"Q": 2, "G": 3, "QG": 6}, *event))
-        train.rl_step(run, optimizer, [data.encode_prompt(sample, run.processor) for sample in run.samples], 0, 1)
+        sys.setprofile(show)
+        prompts = [data.encode_prompt(sample, run.processor) for sample in run.samples]
+        train.rl_step(run, make_optimizer(run.policy, run.config), prompts, 0, 1)
         sys.setprofile(None)
     return 0

@@ -109,7 +109,7 @@ def ours(folder: str, cases: list[Case], out: str, commands, answer):
     for case, config in zip(cases, configs):
         write_questions(make_samples(processor, case), config)
     first = train.start(configs[0])
-    runs = [dataclasses.replace(first, config=config, samples=train.load_samples(config, processor)[0],
+    runs = [dataclasses.replace(first, config=config, samples=data.load_samples(config.data),
                                 grpo_loss=choose_loss(train.grpo_loss, config.fused_loss, first.device, log=print))
             for config in configs]
     room = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 80 * GB

@@ -22,14 +22,14 @@ Count.
 
 def test_parse_reads_every_section_on_the_header_line_or_below_it():
     description = "A red circle\nand a blue square."
-    assert parse(RESPONSE) == Sections(description, "Circles are round.", ("Look.", "Count."), "7")
+    assert parse(RESPONSE) == Sections(description, "Circles are round.", "Look.", "7")
 
 
 def test_parse_reads_back_what_was_written():
-    written = Sections("a cat", "cats have tails", ("one", "two", "three"), "1/2")
-    steps = "".join(f"### Step {i}: {step}\n" for i, step in enumerate(written.steps, 1))
+    written = Sections("a cat", "cats have tails", "one", "1/2")
     text = (f"### Image Description: {written.description}\n### Rationales: {written.rationales}\n"
-            f"### Let's think step by step.\n{steps}### The final answer is: {written.answer}")
+            f"### Let's think step by step.\n### Step 1: {written.step}\n### Step 2: two\n"
+            f"### The final answer is: {written.answer}")
     assert parse(text) == written
 
 
@@ -42,22 +42,23 @@ def test_parse_is_tolerant_of_case_spacing_and_colons(text):
     sections = parse(text)
     assert sections.description.lower().split() == "a red circle and a blue square.".split()
     assert sections.rationales.lower() == "circles are round."
-    assert [step.lower() for step in sections.steps] == ["look.", "count."]
+    assert sections.step.lower() == "look."
     assert sections.answer == "7"
 
 
 @pytest.mark.parametrize("text, expected", [
-    ("", Sections(None, None, (), None)),
-    ("The final answer is: 7", Sections(None, None, (), None)),                        # no header
-    ("### The final answer isn't: 7", Sections(None, None, (), None)),
-    ("### Image Description:", Sections("", None, (), None)),                          # nothing below it
-    ("### Image Description: a ### Image Description: b", Sections("a", None, (), None)),
-    ("### Image Description: a ### Notes: b", Sections("a", None, (), None)),          # an unknown header ends it too
-    ("### Step 2: b", Sections(None, None, (), None)),                                 # Step 1 is missing
-    ("### Step 1: a ### Step 1: b ### Step 3: c ### Step 10: d", Sections(None, None, ("a",), None)),
-    ("### The final answer is: 7 ### The final answer is: 8", Sections(None, None, (), "")),
-    ("### The final answer is: B ### The final answer is:  b ### The final answer is:", Sections(None, None, (), "B")),
-    ("### The final answer is:<|im_end|>", Sections(None, None, (), "")),
+    ("", Sections(None, None, None, None)),
+    ("The final answer is: 7", Sections(None, None, None, None)),                        # no header
+    ("### The final answer isn't: 7", Sections(None, None, None, None)),
+    ("### Image Description:", Sections("", None, None, None)),                          # nothing below it
+    ("### Image Description: a ### Image Description: b", Sections("a", None, None, None)),
+    ("### Image Description: a ### Notes: b", Sections("a", None, None, None)),        # an unknown header ends it too
+    ("### Step 2: b", Sections(None, None, None, None)),                                 # Step 1 is missing
+    ("### Step 1: a ### Step 1: b ### Step 3: c ### Step 10: d", Sections(None, None, "a", None)),
+    ("### The final answer is: 7 ### The final answer is: 8", Sections(None, None, None, "")),
+    ("### The final answer is: B ### The final answer is:  b ### The final answer is:",
+     Sections(None, None, None, "B")),
+    ("### The final answer is:<|im_end|>", Sections(None, None, None, "")),
 ])
 def test_parse_missing_empty_and_repeated_sections(text, expected):
     assert parse(text) == expected

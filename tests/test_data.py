@@ -176,7 +176,6 @@ GOOD = {"problem": "q", "answer": "a"}
     ("a.json", [GOOD, {"problem": "q", "answer": None}], "a.json row 2: no answer; it has: problem"),
     ("a.json", [GOOD | {"problem": ["q"]}], "a.json row 1: problem has type list; expected str"),
     ("a.json", [GOOD | {"answer": ["a"]}], "a.json row 1: answer has type list; expected str"),
-    ("a.json", [{"messages": ["hi"]}], "a.json row 1: a turn has type str; expected an object with role and content"),
     ("a.json", [GOOD | {"images": 3}], "a.json row 1: images has type int; expected str or list"),
     ("a.json", [GOOD | {"images": [3]}], "a.json row 1: an image has type int; expected a path"),
     ("a.json", [GOOD | {"images": [{"bytes": None, "path": None}]}], "an image has type NoneType; expected a path"),
@@ -186,7 +185,7 @@ GOOD = {"problem": "q", "answer": "a"}
     ("a.json", [GOOD | {"qid": 4}, GOOD, GOOD | {"id": "4"}], "a.json row 3: qid '4' is also that of"),
     ("a.json", [GOOD | {"messages": "q"}], "a.json row 1: messages has type str; expected list"),
     ("a.json", [{"messages": [{"role": "assistant", "content": "a"}]}], "no user or human; it has: assistant"),
-    ("a.json", [{"messages": [{"role": "user", "content": MULBERRY}]}], "row 1: the user turn has no question"),
+    ("a.json", [{"messages": [{"role": "user", "content": MULBERRY}]}], "row 1: the question is empty"),
 ])
 def test_bad_rows_are_one_line_that_names_file_and_row(tmp_path, name, content, message):
     with pytest.raises(InputError) as error:
@@ -234,7 +233,7 @@ def test_what_is_no_text_is_refused_in_one_short_line(tmp_path, change, message)
 
 @pytest.mark.parametrize("written, read", [
     ("['red circle', 'blue square']", ("red circle", "blue square")), ('["it\'s", "d"]', ("it's", "d")),
-    ('["a, b", "c"]', ("a, b", "c")), ("1,000, 2", ("1,000", "2")),
+    ("1,000, 2", ("1,000", "2")),
     ("[red, blue]", ("red", "blue")), ("1,2,3", ("1", "2", "3")), ("[]", ()), (" , ;", ()), ("red", ("red",)),
     ("red，blue;green|white\nblack、grey", ("red", "blue", "green", "white", "black", "grey"))])
 def test_key_words_written_as_a_text(tmp_path, written, read):
@@ -292,13 +291,13 @@ def test_a_file_that_is_none_of_these_is_named(tmp_path, name, content, message)
         data.load_samples(str(tmp_path / name.replace("a.", "none.")))
 
 
-def test_an_empty_name_among_several_is_named(tmp_path):
-    for source in ("", write(tmp_path / "a.json", [GOOD]) + ","):
-        with pytest.raises(InputError, match="lacks a name"):
-            data.load_samples(source)
-
-
 CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/part-*.parquet\n---\n"
+
+
+def test_empty_names_are_no_files(tmp_path):
+    assert len(data.load_samples(write(tmp_path / "a.json", [GOOD]) + ",")) == 1
+    with pytest.raises(InputError, match="--data : no rows; give a file"):
+        data.load_samples("")
 
 
 def test_folders_of_one_name_are_read_as_they_are_now(tmp_path, monkeypatch):
@@ -347,8 +346,6 @@ def test_several_files_have_a_root_and_a_number_each(tmp_path):
     assert [sample.images for sample in samples[::2]] == [(f"{tmp_path}/{name}/{name}.png",) for name in "ab"]
     assert [sample.images for sample in data.load_samples(both, "/r,/s")[::2]] == [("/r/a.png",), ("/s/b.png",)]
     assert data.load_samples(both, "/r")[2].images == ("/r/b.png",)
-    with pytest.raises(InputError, match="--image_root has 3 folders for 2 of --data"):
-        data.load_samples(both, "/r,/s,/t")
 
 
 # ---- hub sets
@@ -445,7 +442,7 @@ def test_load_image_turns_by_exif(tmp_path):
 @pytest.mark.parametrize("mode, colour, expected", [
     ("L", 100, (100, 100, 100)), ("RGB", (1, 2, 3), (1, 2, 3)), ("1", 1, (255, 255, 255)),
     ("RGBA", (10, 20, 30, 255), (10, 20, 30)), ("RGBA", (0, 0, 0, 0), (255, 255, 255)),
-    ("LA", (0, 0), (255, 255, 255)), ("I;16", 40000, (156, 156, 156))])        # 40000 / 256 = 156.25
+    ("LA", (0, 0), (255, 255, 255))])
 def test_load_image_gives_rgb_on_white(tmp_path, mode, colour, expected):
     Image.new(mode, (4, 4), colour).save(tmp_path / "a.png")
     image = data.load_image(str(tmp_path / "a.png"))
@@ -459,7 +456,7 @@ def test_load_image_palette_and_pil(tmp_path):
     assert data.load_image(str(tmp_path / "a.png")).getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_unreadable_images_are_named(tmp_path):
+def test_unreadable_images_are_named(processor, tmp_path):
     pixels = numpy.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=numpy.uint8)
     Image.fromarray(pixels).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:4000])
@@ -467,30 +464,17 @@ def test_unreadable_images_are_named(tmp_path):
     for name in ("cut.png", "text.png", "none.png"):
         with pytest.raises(InputError, match=f"image {tmp_path}/{name}: cannot be read"):
             data.load_image(str(tmp_path / name))
-    with pytest.raises(InputError, match="one side is over 200 times"):
-        data.image_size(picture(tmp_path / "thin.png", 2010, 10))
+    with pytest.raises(data.ImageError, match="thin.png: cannot be read .*aspect ratio must be smaller than 200"):
+        data.prompt_length(Sample("q", "?", (picture(tmp_path / "thin.png", 2010, 10),)), processor)
 
 
-@pytest.mark.parametrize("mode, suffix, values, grey", [
-    ("I", "tif", [[0, 51, 255]], [0, 51, 255]), ("I", "tif", [[0, 4095, 819]], [0, 255, 51]),
-    ("I", "tif", [[0, 65535, 13107]], [0, 255, 51]), ("I", "tif", [[0, 2**31 - 1, (2**31 - 1) // 5]], [0, 255, 51]),
-    ("I;16", "png", [[0, 255, 51]], [0, 255, 51]), ("I;16", "png", [[0, 4095, 819]], [0, 255, 51]),
-    ("I;16B", "tif", [[0, 65535, 13107]], [0, 255, 51]), ("I", "tif", [[0, 1, 1]], [0, 255, 255]),
-    ("F", "tif", [[0.0, 1.0, 0.2]], [0, 255, 51]), ("F", "tif", [[0.0, 255.0, 51.0]], [0, 255, 51]),
-    ("I;16", "png", [[0, 0, 0]], [0, 0, 0])])
-def test_pictures_of_other_depths_use_the_range_that_their_data_use(tmp_path, mode, suffix, values, grey):
-    kind = {"I": "i4", "I;16": "<u2", "I;16B": ">u2", "F": "f4"}[mode]
-    Image.frombytes(mode, (3, 1), numpy.array(values, kind).tobytes()).save(tmp_path / f"a.{suffix}")
-    image = data.load_image(str(tmp_path / f"a.{suffix}"))
-    assert [image.getpixel((x, 0)) for x in range(3)] == [(value,) * 3 for value in grey]
-
-
-@pytest.mark.parametrize("mode", ["I;16", "L"])
-def test_a_picture_of_16_bits_is_turned_by_exif_as_well(tmp_path, mode):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new(mode, (80, 30)).save(tmp_path / "a.png", exif=exif)
-    assert data.load_image(str(tmp_path / "a.png")).size == (30, 80)
+@pytest.mark.parametrize("mode, suffix", [("I", "tif"), ("I;16", "png"), ("I;16B", "tif"), ("F", "tif")])
+def test_pictures_of_more_than_8_bits_are_refused_by_their_header_and_when_they_are_read(tmp_path, mode, suffix):
+    """Pillow would make them white or black, nearly all."""
+    Image.new(mode, (30, 30)).save(tmp_path / f"a.{suffix}")
+    for read in (data.image_size, data.load_image):
+        with pytest.raises(data.ImageError, match=f"a.{suffix}: cannot be read .*more than 8 bits"):
+            read(str(tmp_path / f"a.{suffix}"))
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -637,14 +621,6 @@ def test_text_prompt_has_no_image(processor):
     assert prompt.position_ids.tolist() == [list(range(len(prompt.input_ids)))] * 3
 
 
-def test_image_tokens_must_match_the_grid(model_folder, tmp_path):
-    processor = load_processor(model_folder, MIN_PIXELS, MAX_PIXELS)
-    processor.chat_template = "{{ messages[0]['content'][-1]['text'] }}"       # forgets the image
-    sample = Sample(qid="q7", question="q", images=(picture(tmp_path / "a.png", 56, 56),))
-    with pytest.raises(InputError, match="qid 'q7' has 0 image tokens for 1 images"):
-        data.encode_prompt(sample, processor)
-
-
 def test_mrope_positions_by_hand():
     """Two texts around 4 x 6 patches, merged to 2 rows x 3 columns: from 2 on, 3 long, so text goes on at 5."""
     positions = data.mrope_positions([1, 1, 9, 9, 9, 9, 9, 9, 1, 1], torch.tensor([[1, 4, 6]]), 9, 2)
@@ -779,13 +755,6 @@ def test_images_of_hub_sets_become_files_beside_the_buckets(tmp_path):
     first, second = data.load_samples(str(tmp_path / "easy.jsonl"))
     assert first.images == second.images * 2 and len(os.listdir(tmp_path / "images")) == 1
     assert data.load_image(first.images[0]).tobytes() == data.load_image(image).tobytes()
-
-
-@pytest.mark.parametrize("counts", [{"q0": 1}, {"q0": 1, "q1": 5}, {"q0": 1, "q1": -1}, {"q0": 1, "q1": 1, "q2": 1}])
-def test_counts_must_fit_the_questions(tmp_path, counts):
-    with pytest.raises(AssertionError, match="count"):
-        data.write_buckets(str(tmp_path), numbered(2), counts, 4)
-    assert os.listdir(tmp_path) == []
 
 
 def test_batches_cover_each_epoch_and_drop_the_last_partial_one():

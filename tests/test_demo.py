@@ -1,16 +1,14 @@
 """The demo at a tiny size: every stage runs through train.py and eval.py, and the summary has the promised shape."""
 import json
 import os
-import signal
 from unittest import mock
 
 import pytest
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import data
 import demo
-from plumbing.console import learned, log_to
+import train
+from plumbing.console import log_to
 from ranks import ranks
 
 
@@ -30,8 +28,7 @@ def tiny_demo(out: str, family: str):
     with mock.patch.object(data, "write_buckets", in_turn), mock.patch.multiple(
             demo, SHARED=[*demo.SHARED, *short], TRAINING=[*demo.TRAINING, *short],
             REINFORCED=[*demo.REINFORCED, *short, "--questions_per_rollout=8", "--questions_per_update=2"]):
-        summary = demo.run(out, 0, demo.World(sizes=SIZES, steps=STEPS), family=family)
-    assert summary == (json.load(open(f"{out}/summary.json")) if demo.is_main() else {})
+        demo.run(out, 0, demo.World(sizes=SIZES, steps=STEPS), family=family)
 
 
 @pytest.mark.parametrize("processes, family", [(1, "qwen2_5_vl"), (2, "qwen3_vl")])
@@ -42,60 +39,40 @@ def test_the_five_stages_run_and_summarise(processes, family, tmp_path):
     summary = json.load(open(f"{out}/summary.json"))
     assert list(summary["phases"]) == ["sft", "stage1", "stage2"]
     for name, figures in summary["phases"].items():
-        assert set(figures) == {*demo.FIGURES, "intervals"} and summary["seconds"][name] > 0
-        for figure in demo.FIGURES:
-            low, high = figures["intervals"][figure]
-            assert low <= figures[figure] <= high
+        assert set(figures) == set(demo.FIGURES) and summary["seconds"][name] > 0
+        for mean, half_width in figures.values():
+            assert half_width >= 0 and mean <= 1
         assert os.path.exists(f"{out}/{name}/model/model.safetensors")
-    for text in ("after stage 2", "caption_exact", "peak memory", f"{processes} process(es)", f"{out}/view.html"):
+    for text in ("after stage 2", "caption_exact", f"{processes} process(es)", f"{out}/view.html"):
         assert text in first.stdout
     assert not any(other.stdout for other in others) and os.path.getsize(f"{out}/view.html") > 10_000
 
 
 def test_a_stage_that_fails_ends_the_demo_with_its_exit_code(tmp_path):
     with pytest.raises(SystemExit) as stop:
-        demo.stage("sft", str(tmp_path), 0, 1, "--model", str(tmp_path / "absent"), "--data", "absent.jsonl")
+        demo.call(train, "--stage", "sft", "--model", tmp_path / "absent", "--data", "absent.jsonl", "--out", tmp_path)
     assert stop.value.code == 2
 
 
 def test_a_quiet_demo_says_little_and_its_log_has_everything(tmp_path, capsys):
     """A failing stage's line is seen all the same, since errors are not redirected."""
     log = tmp_path / "log.txt"
-    with pytest.raises(SystemExit) as stop, log_to(str(log), verbose=False) as say:
+    with pytest.raises(SystemExit) as stop, log_to(str(log)) as say:
         say("warm-up  9 s")
-        demo.stage("sft", str(tmp_path), 0, 1, "--model", str(tmp_path / "absent"), "--data", "absent.jsonl")
+        demo.call(train, "--stage", "sft", "--model", tmp_path / "absent", "--data", "absent.jsonl", "--out", tmp_path)
     out, err = capsys.readouterr()
     assert stop.value.code == 2 and out == "warm-up  9 s\n" and "absent" in err and len(err.splitlines()) == 1
     assert "warm-up  9 s\n" in log.read_text() and "$ python train.py --stage sft" in log.read_text()
 
 
-def test_a_verbose_demo_shows_its_log(tmp_path, capsys):
-    with log_to(str(tmp_path / "log.txt"), verbose=True) as say:
-        print("a step")
-        say("a stage")
-    assert capsys.readouterr().out == "a step\na stage\n" == (tmp_path / "log.txt").read_text()
-
-
-def test_a_stages_line_has_the_means_of_its_first_and_its_last_three_steps(tmp_path):
-    # (0 + 1 + 2) / 3 and (7 + 8 + 9) / 3
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"reward/clip": i}) + "\n" for i in range(10)))
-    assert learned(str(tmp_path), ("reward/clip",)) == "clip 1.00 -> 8.00"
-    for i, name in enumerate(("easy", "medium", "hard")):
-        (tmp_path / f"{name}.jsonl").write_text("{}\n" * i)
-    assert learned(str(tmp_path), ()) == "0 easy, 1 medium, 2 hard"
-
-
-@pytest.mark.parametrize("end, code", [
-    (None, 0), (ChildFailedError("demo.py", {0: ProcessFailure(0, 7, 2, "")}), 2),
-    (SignalException("stopped", signal.SIGINT), 130)], ids=["well", "bad input", "ctrl-c"])
 @pytest.mark.parametrize("cores, processes", [(2, 2), (64, 4)])
-def test_started_by_hand_the_demo_starts_a_process_for_each_of_up_to_four_cores(cores, processes, end, code,
-                                                                               tmp_path, monkeypatch):
-    launched = mock.Mock(side_effect=end)
+def test_started_by_hand_the_demo_starts_a_process_for_each_of_up_to_four_cores(cores, processes, tmp_path,
+                                                                               monkeypatch):
+    launched = mock.Mock()
     monkeypatch.setattr(demo.torchrun, "main", launched)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(demo.torch.cuda, "device_count", lambda: 0)
     monkeypatch.chdir(tmp_path)
-    assert demo.main(["--seed", "3"]) == code
+    assert demo.main(["--seed", "3"]) == 0
     [argv] = launched.call_args.args
     assert argv == ["--standalone", "--nproc_per_node", str(processes), demo.__file__, "--seed", "3"]

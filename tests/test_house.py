@@ -177,7 +177,8 @@ def test_a_step_of_rl_enters_at_most_nine_files(tiny_folder, questions, tmp_path
         finally:
             sys.setprofile(None)
 
-    demo.save_clip(demo.train_clip(demo.make_items(2, 0, "captions"), 0, steps=1, batch=2), str(tmp_path / "clip"))
+    clip = demo.train_clip(demo.make_items(2, 0, "captions"), 0, 1, demo.World(), batch=2)
+    demo.save_clip(clip, str(tmp_path / "clip"), demo.World())
     monkeypatch.setattr(train, "rl_step", traced)
     flags = ["--clip", str(tmp_path / "clip"), "--clip_weight", "0.5", "--eval_every", "0", "--eval_data", "",
              "--allow_text", "True"]

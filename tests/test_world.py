@@ -31,7 +31,7 @@ def items():
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("demo"))
-    demo.make_world(folder, 0, **SIZES)
+    demo.make_world(folder, 0, demo.World(sizes=SIZES))
     return folder
 
 
@@ -184,10 +184,10 @@ def test_a_misdescription_differs_from_the_caption_in_one_word(items):
 
 
 def test_clip_training_prefers_right_captions_and_its_folder_reloads_with_equal_features(tmp_path, items):
-    model, held_out = demo.train_clip(items, 0, steps=60, batch=48), demo.make_items(200, 0, "evaluation")
-    untrained = demo.train_clip(items, 0, steps=1, batch=2)
+    world, held_out = demo.World(), demo.make_items(200, 0, "evaluation")
+    model, untrained = demo.train_clip(items, 0, 60, world, batch=48), demo.train_clip(items, 0, 1, world, batch=2)
     assert preferred(model, held_out) > max(0.6, preferred(untrained, held_out))
-    demo.save_clip(model, str(tmp_path))
+    demo.save_clip(model, str(tmp_path), world)
     again, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     image, own = preprocess(items[0].image)[None], torch.from_numpy(numpy.array(items[0].image)).permute(2, 0, 1)
     assert torch.allclose(image[0], own / 127.5 - 1, atol=1e-6)                   # what training saw
