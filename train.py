@@ -47,6 +47,7 @@ from engine.policy import Group, Policy, choose_loss, dummy_group, micro_batches
 from engine.sampler import stream, sync
 from engine.weights import export, find_model, load_checkpoint, load_processor, save_checkpoint
 from grading.algebra import check_rule, grader_counts
+from grading.equal import correct
 from plumbing import filters
 from plumbing.flags import complain, read_stage
 from plumbing.log import Log, check_skipped, mean, records, step_metrics
@@ -361,7 +362,7 @@ def start(config: Config) -> Run:
     folder = find_model(config.model)
     processor = load_processor(folder, config.min_pixels, config.max_pixels, config.prompt, log=print0)
     samples = data.load_samples(config.data, config.image_root, config.split)
-    samples = filters.usable(samples, config, processor, log=print0)
+    samples = filters.usable(samples, config, processor, correct, log=print0)
     held_out = filters.held_out(config, processor, log=print0)
     batches = []
     if config.stage != "sample":

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = config.min_pixels, config.max_pixels, config.prompt
         processor = load_processor(config.model, *settings) if config.model else None
         samples = data.load_samples(config.data, config.image_root, config.split)
-        samples = filters.usable(samples, config, processor)
+        samples = filters.usable(samples, config, processor, correct)
         filters.held_out(config, processor)
         if config.stage != "sample":
             data.batches(len(samples), config.questions_per_rollout, config.epochs, config.seed, config.drop_last)

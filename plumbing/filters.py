@@ -1,7 +1,8 @@
 """Which samples a stage works with: what it refuses, what it drops and counts, what it says about the rest.
 
 A path that is wrong ends the run before it begins. An image that is there but broken costs its row, up to one row in
-twenty. A column that a reward needs and some rows lack ends the run as well: in training nothing would show it.
+twenty. A gold answer that nothing can match, and a column that a reward needs and few rows have, are named at once:
+in training they would cost days, and nothing would show it.
 """
 import os
 from collections import Counter
@@ -33,11 +34,21 @@ def require(samples: list[Sample], name: str, source: str, advice: str = "") -> 
 
 
 def unmatched(samples: list[Sample], correct: Callable[[str, str, tuple], bool]) -> list[Sample]:
-    """Those whose gold answer is right for no response: neither for itself nor, with choices, for a letter of one.
-    `python data.py check` names them. correct: as in grading.equal."""
+    """Those whose gold answer is right for no response: neither for itself nor, with choices, for a letter of one."""
     return [sample for sample in samples if sample.answer and not any(
         correct(spelling, sample.answer, sample.choices)
         for spelling in [*ascii_uppercase[:len(sample.choices)], *sample.choices] or [sample.answer])]
+
+
+def check_golds(samples: list[Sample], correct: Callable, source: str, log=print) -> None:
+    """Names the gold answers that nothing can match, since the model would be called bad at them; InputError if all."""
+    lost = unmatched(samples, correct)
+    if lost:
+        message = (f"{len(lost)} of {len(samples)} gold answers can be matched by no response, the first is "
+                   f"{lost[0].name}: {lost[0].answer!r:.60}; see `python data.py check`")
+        if len(lost) == len(samples):
+            raise InputError(f"{source}: {message}")
+        log(f"note: {message}")
 
 
 def sft_verdict(sample: Sample, processor, max_response: float) -> str:
@@ -89,12 +100,14 @@ def drop_long(samples: list[Sample], processor, max_prompt: int, log=print) -> l
     return kept
 
 
-def usable(samples: list[Sample], config, processor, log=print) -> list[Sample]:
+def usable(samples: list[Sample], config, processor, correct: Callable, log=print) -> list[Sample]:
     """The samples that the stage of `config` (train.Config) works with; a line says what they are. InputError: what it
-    must refuse. Without a processor, what needs one is left out."""
+    must refuse. correct: as in grading.equal. Without a processor, what needs one is left out."""
     counts = [f"{sum(bool(getattr(sample, name)) for sample in samples)} with {name}"
               for name in ("images", "answer", "key_words", "choices")]
     log(f"{config.data}: {len(samples)} rows, {', '.join(counts)}")
+    if config.stage != "sft" and config.grader == "own":
+        check_golds(samples, correct, config.data, log)
     check_images(samples)
     if config.accuracy_weight > 0 or config.stage == "sample":
         require(samples, "answer", config.data)

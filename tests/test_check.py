@@ -42,6 +42,14 @@ def torn(path) -> str:
 def test_a_gold_answer_that_no_response_can_match_is_found(answer, choices, matched):
     sample = Sample("7", "q", answer=answer, choices=choices, where="a.json row 3")
     assert filters.unmatched([sample], correct) == ([] if matched else [sample])
+    if matched:
+        filters.check_golds([sample], correct, "a.json", log=pytest.fail)
+        return
+    lines = []
+    filters.check_golds([sample, Sample("8", "q", answer="3")], correct, "a.json", lines.append)
+    assert lines[0].startswith("note: 1 of 2 gold answers can be matched by no response, the first is a.json row 3: ")
+    with pytest.raises(InputError, match="a.json: 1 of 1 gold answers can be matched by no response"):
+        filters.check_golds([sample], correct, "a.json")
 
 
 # ---- images
@@ -183,7 +191,8 @@ SOLVED = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", 
     ([{"problem": "q", "answer": "2", "images": ["a.png"]}], [], 2, "a.png does not exist (1 missing in all)"),
     ([{"problem": "q", "answer": "2"}] * 600, ["--stage", "1"], 2, "600 of 600 questions have no key_words"),
     ([{"problem": "q", "answer": "2", "key_words": ["a"]}] * 600, ["--stage", "1"], 2, "no images, the first is qid 1"),
-    ([{"problem": "q", "answer": "2", "qid": 1}] * 2, [], 2, "is also that of"), ([], [], 2, "no rows")])
+    ([{"problem": "q", "answer": "2", "qid": 1}] * 2, [], 2, "is also that of"), ([], [], 2, "no rows"),
+    ([{"problem": "q", "answer": "$$"}], [], 2, "can be matched by no response")])
 def test_check_ends_as_the_stage_would(tmp_path, capsys, rows, flags, code, message):
     assert check.main(["check", write(tmp_path / "a.json", rows), *flags]) == code
     captured = capsys.readouterr()

@@ -15,6 +15,7 @@ import eval as evaluation
 import rewards
 import train
 from data import INSTRUCTION, InputError, Sample, batches, chat_text, encode_solution
+from grading.equal import correct
 from plumbing import filters
 from plumbing.release import RELEASE, RELEASE_PROMPT, prompt_id
 from test_train import questions, stage_1
@@ -216,8 +217,8 @@ def test_sampling_drops_the_last_partial_batch_and_says_so(tmp_path):
     """10 questions, batches of 4: 8 are asked, in the order of the file."""
     samples, said = [Sample(str(i), "?", answer="7") for i in range(10)], []
     config = Config(stage="sample", data="a.json", questions_per_rollout=4)
-    assert filters.usable(samples, config, None, said.append) == samples
-    kept = filters.usable(samples, dataclasses.replace(config, drop_last=True), None, said.append)
+    assert filters.usable(samples, config, None, correct, said.append) == samples
+    kept = filters.usable(samples, dataclasses.replace(config, drop_last=True), None, correct, said.append)
     assert len(kept) == 8 and kept == [sample for sample in samples if sample in kept]
     assert said[-1] == "left out: 2 questions that fill no batch of 4"
 
