@@ -92,7 +92,7 @@ def test_every_part_is_explained_and_both_stages_are_summed(monkeypatch, capsys,
 
 @pytest.mark.parametrize("response, words", [
     (written("\x1b[31mred"), r"\x1b[31mred"),  # what a model writes moves no cursor
-    ("7", "description (missing)\nrationales  (missing)\nsteps       (missing)\nanswer      (missing)\n")])
+    ("7", "description (missing)\nrationales  (missing)\nstep        (missing)\nanswer      (missing)\n")])
 def test_a_response_may_be_given_as_it_is(response, words, monkeypatch, capsys):
     code, out = say(monkeypatch, capsys, "--response", response, "--answer", "7")
     assert code == 0 and words in out
