@@ -373,20 +373,6 @@ def same_letter(given: str, letter: str, choices: tuple[str, ...]) -> bool:
     return same(match[2], right) or not others
 
 
-def lettered(text: str) -> tuple[str, str]:
-    """("B", "30°") of `B. 30°`, ("B", "") of `B`, and ("", the text) where no letter stands apart."""
-    match = LETTERED.fullmatch(text)
-    return (match[1], match[2] or "") if match and match[1].isupper() and not match[3] else ("", text)
-
-
-def same_lettered(given: str, wanted: str) -> bool:
-    """Without options: gold "B. 30°" or 30°, answered by B, B. 30° or 30°, but not by a letter with another text."""
-    (letter, text), (wanted_letter, wanted_text) = lettered(given), lettered(wanted)
-    if letter and wanted_letter and letter != wanted_letter:
-        return False
-    return same(text, wanted_text) if text else bool(letter and wanted_letter)
-
-
 def same_yes_no(given: str, wanted: str) -> bool:
     """The first word decides, unless the other word follows; that there is no cube is not the other word."""
     words = re.findall("[a-z]+", re.sub(r"\b(is|are|was|were|has|have) no\b", r"\1", given.casefold()))
@@ -406,7 +392,7 @@ def correct(candidate: str | None, gold: str, choices: tuple[str, ...] = ()) -> 
         return said
     if wanted.casefold() in ("yes", "no"):
         return same_yes_no(given, wanted)
-    return same(given, wanted) or not choices and same_lettered(given, wanted)
+    return same(given, wanted)
 
 
 # ---------------------------------------------------------------- with algebra
