@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 
-from grading.equal import IN_WORDS, LETTERED, clean, in_words, numbers, quantity, without_left_side
+from grading.equal import IN_WORDS, LETTERED, WORDS, clean, numbers, quantity, without_left_side
 
 
 MAX_SENTENCE = 600                                 # characters of a sentence that are read, the last ones
@@ -48,8 +48,9 @@ def number_in(text: str, question: str = "") -> Fraction | None:
             return value
     found = numbers(text)
     fresh = [value for value in found if value not in asked]
-    words = [value for match in IN_WORDS.finditer(text) if (value := in_words(match[0])) is not None]
-    return (fresh[-1:] or words[:1] or found[-1:] or [None])[0]
+    word = IN_WORDS.search(text)
+    words = [WORDS[word[0].casefold()]] if word else []
+    return (fresh[-1:] or words or found[-1:] or [None])[0]
 
 
 def answer_number(text: str) -> Fraction | None:

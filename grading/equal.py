@@ -156,16 +156,11 @@ SPACED = re.compile(r"^[+-]?\d{1,3}(?: \d{3})+(?![\d/])")           # 1 000 000
 ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
         "seventeen eighteen nineteen").split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-WORDS = {word: value for value, word in enumerate(ONES)} | {word: 10 * i for i, word in enumerate(TENS, 2)}
-WORDS |= {f"{ten} {one}": WORDS[ten] + WORDS[one] for ten in TENS for one in ONES[1:10]}
-WORD = rf"(?:{'|'.join(ONES[::-1] + TENS + list(SCALE))})\b"
-IN_WORDS = re.compile(rf"(?<![\w-]){WORD}(?:(?:[- ]| and ){WORD})*(?!-?\w)", re.IGNORECASE)
-
-
-def in_words(text: str) -> Fraction | None:
-    """The number of `seven` or `twenty-five`; None for a longer run of such words, and from a hundred on."""
-    value = WORDS.get(text.casefold().replace("-", " "))
-    return None if value is None else Fraction(value)
+WORDS = {word: Fraction(i) for i, word in enumerate(ONES)} | {word: Fraction(10 * i) for i, word in enumerate(TENS, 2)}
+WORDS |= {f"{ten}{dash}{one}": WORDS[ten] + WORDS[one] for ten in TENS for dash in " -" for one in ONES[1:10]}
+# The longest first; neither the one nor the five of one hundred and five.
+IN_WORDS = re.compile(rf"(?<![\w-])(?<!and )(?:{'|'.join(reversed(WORDS))})(?!-?\w| (?:{'|'.join(SCALE)}))",
+                      re.IGNORECASE)
 
 
 def value_of(match: re.Match) -> Fraction | None:
@@ -174,11 +169,9 @@ def value_of(match: re.Match) -> Fraction | None:
     top, exponent = (root or top).replace(",", ""), int(exponent or power_of_ten or 0)
     if len(top) * max(1, abs(int(power or 1))) + len(bottom or "") + abs(exponent) > MAX_DIGITS:
         return None
-    value, divisor = Fraction(top), Fraction((bottom or "1").replace(",", ""))
-    if root:
-        value = Fraction(math.isqrt(int(top)))
-    inexact = root and value**2 != int(top)
-    if inexact or not divisor or power and (bottom or not value):  # 1/2^{2} has two readings
+    value = Fraction(math.isqrt(int(top)) if root else top)
+    divisor = Fraction((bottom or "1").replace(",", ""))
+    if root and value**2 != int(top) or not divisor or power and (bottom or not value):  # 1/2^{2} has two readings
         return None
     if power:
         value **= int(power)
@@ -240,11 +233,11 @@ def quantity(text: str) -> tuple[Fraction, tuple | None] | None:
     """(number, unit) of a clean `1,000`, `-3/4`, `1 1/2`, `1.2e3`, `seven` or `25 cm`; None when it is neither."""
     text = SPACED.sub(lambda spaced: spaced[0].replace(" ", ""), text)
     match = NUMBER.match(text) or IN_WORDS.match(text)
-    number = None if match is None else value_of(match) if match.re is NUMBER else in_words(match[0])
+    number = None if match is None else value_of(match) if match.re is NUMBER else WORDS.get(match[0].casefold())
     if number is None or re.match(r"[+-]?0\d", text):                # 1 and 000 are 1,000 misread
         return None
     rest = text[match.end():].strip()
-    if not rest or in_words(rest.strip("()")) == number:             # 25 (twenty-five)
+    if not rest or WORDS.get(rest.strip("()").casefold()) == number:  # 25 (twenty-five)
         currency = re.match(r"[+-]?([€£$])", text)
         return number, unit_of(currency[1]) if currency else None
     unit = unit_of(rest)
