@@ -24,7 +24,6 @@ latex2sympy2_extended's normaliser would read "7 or 8" as a list and the "inf" o
 import math
 import re
 import unicodedata
-from collections import Counter
 from fractions import Fraction
 from functools import lru_cache, partial
 
@@ -197,35 +196,34 @@ def bare_number(value: Fraction) -> str:
 # other word after a number is no unit: 7x, 7 or 8.
 UNIT_TABLE = """
 length  mm,millimeter,millimetre=1/1000 cm,centimeter,centimetre=1/100 m,meter,metre=1 km,kilometer,kilometre=1000
-length  in,inch,inches=127/5000 ft,foot,feet=381/1250 yd,yard=1143/1250 mi,mile=201168/125
 mass    mg=1/1000000 g,gram=1/1000 kg,kilogram=1
 time    s,sec,second=1 min,minute=60 h,hr,hour=3600 day=86400 wk,week=604800
-volume  mL,ml,milliliter,millilitre=1/1000 L,liter,litre=1
 money   ¢,cent=1/100 dollar,$=1
--       %,percent=1/100 °,deg,degree=1 °C=1 °F=1 lb,lbs,pound,£=1 €,euro=1 yr,year=1 month=1 N,newton=1
--       object,item,unit,people=1
+-       %,percent=1/100 °,deg,degree=1 °C=1 °F=1 lb,pound,£=1 €,euro=1 yr,year=1 month=1 N,newton=1 L,liter,litre=1
+-       mL,ml=1 in,inch,inches=1 ft,foot,feet=1 yd,yard=1 mi,mile=1 mph=1 object,item,unit,people=1
 """
 UNITS = {name: (names if dimension == "-" else dimension, Fraction(factor))
          for dimension, *entries in map(str.split, UNIT_TABLE.strip().split("\n"))
          for names, factor in (entry.split("=") for entry in entries) for name in names.split(",")}
-UNIT = re.compile(r"(square |cubic |sq\.? |cu\.? )?([^\d^]+?)(?:\^\{([1-3])\})?")
+UNIT = re.compile(r"([^\d^]+?)(?:\^\{([1-3])\})?")
 
 
 @lru_cache(maxsize=256)
 def unit_of(text: str) -> tuple[tuple, Fraction] | None:
     """(dimension, factor) of `cm`, `meters`, `cm^{2}`, `square cm`, `km/h`; None when it is no known unit."""
-    dimension, factor = Counter(), Fraction(1)
-    for i, part in enumerate(re.split("/| per ", {"mph": "mi/h", "kmh": "km/h"}.get(text, text))):
+    dimension, factor = (), Fraction(1)
+    text = re.sub(r"\b(?:square|sq\.?) (\w+)", r"\1^{2}", re.sub(r"\bcubic (\w+)", r"\1^{3}", text))
+    for i, part in enumerate(re.split("/| per ", text)):
         match = UNIT.fullmatch(part)
-        name = match[2] if match else ""
-        name = next((known for known in (name, name.casefold(), name.casefold().removesuffix("s"))
-                     if known in UNITS and (known == name or len(name) > 2)), None)            # "ms" is not "m"
-        if name is None:
+        name = match[1] if match else ""
+        if name not in UNITS and len(name) > 2:                      # "ms" is not "m"
+            name = name.casefold().removesuffix("s")
+        if name not in UNITS:
             return None
-        power = ({"s": 2, "c": 3}.get((match[1] or "-")[0]) or int(match[3] or 1)) * (-1 if i else 1)
-        dimension[UNITS[name][0]] += power
+        power = int(match[2] or 1) * (-1 if i else 1)
+        dimension += ((UNITS[name][0], power),)
         factor *= UNITS[name][1]**power
-    return tuple(dimension.items()), factor
+    return dimension, factor
 
 
 @lru_cache(maxsize=4096)
