@@ -1,12 +1,5 @@
 r"""Whether two answers are the same, and how the text of a model is read: by the reward and the evaluation alike.
 
-    same_answer(answer, gold, choices)   True when the answer says what the gold answer says: the rules, then algebra
-    correct(candidate, gold, choices)    the rules of this file alone
-    clean(r"$\boxed{-\frac34}$.")        "-3/4"               a short answer, bare
-    plain("（ｘ＝½）")                     "(x= 1/2 )"          a whole response; its lines and markdown stay
-    quantity("25 cm")                    (25, unit)           the number that a clean text is, else None
-    numbers("2 of 1,000, or 10^{3}")     [2, 1000, 1000]      the numbers in a plain text
-
 `correct` is pure and never raises on model text. It fails closed: two answers, no answer, or anything it does not
 understand is wrong, because a policy soon finds whatever is rewarded by mistake. What it understands:
 
@@ -17,9 +10,8 @@ understand is wrong, because a policy soon finds whatever is rewarded by mistake
     list        gold "[1, 2]":       [1,2]   1, 2   1 and 2      order and brackets count; {2, 1} is {1, 2}
     number      gold "0.5":          1/2   \frac12   ½   .50   5*10^{-1}   50%   0.5 cm   x = 0.5
 
-Numbers are exact fractions. That \sqrt{8} is 2\sqrt{2}, or x^2+2x+1 is (x+1)^2, is beyond the rules: `same_answer`
+Numbers are exact fractions. That \sqrt{8} is 2\sqrt{2}, or x^2+2x+1 is (x+1)^2, is beyond these rules: `same_answer`
 then asks algebra.py, if the gold answer is symbolic. Every pattern is bounded, so reading takes linear time.
-latex2sympy2_extended's normaliser would read "7 or 8" as a list and the "inf" of "information" as infinity.
 """
 import math
 import re
