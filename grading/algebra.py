@@ -63,7 +63,6 @@ WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{4}|(?:sin|cos|tan|cot|sec|csc|log
 DENIED = re.compile(  # what is no token, as in n!, needs no entry
     r"\*\*|\d{40}|\)\^\{-?[2-9]\d"  # may take for ever; (x+y+z)^{99} does
     r"|\d \d|\d[eE][-+]?\d")  # has two readings
-TOWER = re.compile(r"\^(?!\{\d\})")  # after a group that holds a power: ((9^{99})^{99})^{99}
 FACTORS = {"number", "pi", "call", "variable"}  # each begins a factor; so does a parenthesis
 
 
@@ -83,13 +82,12 @@ def expression(text: str, names: dict[str, str]) -> str | None:
 
     names: what each variable is called in the LaTeX. The two sides share it, and it is extended here.
     """
-    latex, before = [], ""  # before: kind of the token before
-    groups = [["", False]]  # of each open group: its last sign, and whether it holds a power
+    latex, before, signs = [], "", [""]  # before: kind of the token before; signs: the last one of each open group
     for token in tokens_of(text) or ():
         kind, word = token.lastgroup, token[0]
         if (kind in FACTORS or word == "(") and before in ("number", "pi", "variable", "close"):
             mixed = before == "number" and word == r"\frac"
-            if kind == "number" or mixed or groups[-1][0] == "/":
+            if kind == "number" or mixed or signs[-1] == "/":
                 return None
             latex.append(r"\cdot")  # a product that was only implied
         if kind == "number" and "." in word:
@@ -97,23 +95,18 @@ def expression(text: str, names: dict[str, str]) -> str | None:
         elif kind == "variable":
             word = "{%s}" % names.setdefault(word, f"x_{{{len(names) + 1}}}")
         elif kind == "sign":
-            word = groups[-1][0] = SIGNS.get(word, word)
-        elif kind == "power":
-            groups[-1][1] = True
+            word = signs[-1] = SIGNS.get(word, word)
         elif kind == "open":
             if word == "{" and before not in ("power", "call", "close"):  # a set, perhaps
                 return None
-            groups.append(["", False])
+            signs.append("")
         elif kind == "close":
-            power = groups.pop()[1]
-            if not groups or power and TOWER.match(token.string, token.end()):
-                return None
-            groups[-1][1] |= power
-        if len(groups) > DEPTH:
+            signs.pop()
+        if not 0 < len(signs) <= DEPTH:
             return None
         latex.append(word)
         before = kind
-    return " ".join(latex) if len(groups) == 1 and latex else None
+    return " ".join(latex) if len(signs) == 1 and latex else None
 
 
 UNIT = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}(?:\^\{[23]\})?$")
