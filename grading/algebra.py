@@ -1,22 +1,17 @@
 r"""Whether two answers are equal by algebra, found out in a process that can be killed.
 
     by_algebra(r"\sqrt{8}", r"2\sqrt{2}")    True: x^2+2x+1 is (x+1)^2 as well
-    grader = process_grader("own")          one per process and rule; its worker starts when it is first needed
-    grader.equal(candidate, gold)           what its worker says of them
 
 Algebra needs sympy, which may work on a hostile answer for ever or fill the memory. So a worker does it
-(algebra_worker.py, with math-verify), and is killed when it takes longer than the limit.
+(algebra_worker.py, with math-verify), and is killed when it takes longer than the limit. No reply, or a worker that
+dies, counts as wrong; pairs that are given up are counted.
 
 Rule "own" asks the worker only when equal.correct has said no, the gold answer is symbolic, and both sides read as one
-expression: numbers, variables, fractions, roots, powers. Prose, lists, equations and functions are never asked, nor
-what may take for ever: towers of powers, factorials, exponents of three digits. An expression is rewritten first: every
-product is made explicit, every decimal a fraction, and every variable gets a name of its own. To math-verify R and r
-would otherwise be one variable, and the area \pi(R^2-r^2) would be 0.
+expression: numbers, variables, fractions, roots, powers. An expression is rewritten first: every product is made
+explicit, every decimal a fraction, and every variable gets a name of its own. To math-verify R and r would otherwise
+be one variable, and the area \pi(R^2-r^2) would be 0.
 
 Rule "release" is the authors' accuracy reward, mathruler on the whole response, for ablations.
-
-No reply within the limit, or a worker that dies, counts as wrong. So a pair is judged alike on every machine, unless it
-takes about as long as the limit; pairs that are given up are counted.
 """
 import atexit
 import functools

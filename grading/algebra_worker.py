@@ -3,9 +3,8 @@
     python algebra_worker.py own 2        a line ["candidate", "gold"] in, a line true or false out; 2 seconds a pair
 
 It says "ready" once its imports are done, ends when its input ends, and knows neither torch nor this project's files.
-Whoever asks keeps the clock and kills it. Its own limits are for the case that the asker is gone: 2 GB of memory, and
-of processor time what a pair may take, so that the kernel ends it even in the middle of a product that never ends.
-A system that does not know a limit, as macOS does not know that of memory, runs without it.
+Whoever asks keeps the clock and kills it. Its own limits, of memory and of processor time for a pair, are for the case
+that the asker is gone; a system that does not know one, as macOS does not know that of memory, runs without it.
 """
 import contextlib
 import json
@@ -64,7 +63,6 @@ def set_limit(name: str, value: int):
 
 def main(rule: str, limit: float):
     set_limit("RLIMIT_AS", MEMORY)
-    set_limit("RLIMIT_CORE", 0)
     sys.stdout = sys.stderr  # whatever a library prints is no reply
     equal = {"own": own, "release": release}[rule]()
     equal(r"\frac{(x+1)^{2}}{\sqrt{2}}", r"\sqrt{2}(x^{2}+2x+1)/2")  # loads what the first pair would wait for
