@@ -20,8 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from benchmarks.extraction import NO_ANSWER, extract
-from benchmarks.reading import Item, letter_of
+from benchmarks.extraction import NO_ANSWER, Item, extract, letter_of
 
 
 class Verdict(NamedTuple):

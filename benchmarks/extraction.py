@@ -21,19 +21,119 @@ found nothing: a strict score counts them as wrong. The rules know languages (En
 Pure, deterministic, never raises on text, and takes linear time.
 """
 import re
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
 
-from benchmarks.reading import (MAX_RAW, MAX_SENTENCE, REJECTED_AFTER, Item, answer_number, equal_number, in_range,
-                                letter_of, number_in, options_in, read_choice, spelled)
 from data import ANSWER_HEADER, GAP, SPECIAL_TOKEN, parse
-from grading.equal import bare_number, clean, cut, numbers, plain, said_lines
+from grading.equal import (IN_WORDS, LETTERED, WORDS, bare_number, clean, cut, numbers, plain, quantity, said_lines,
+                           without_left_side)
 
 
-VERSION = "5"                                      # of the rules: scores compare only under the same one
+VERSION = "6"                                      # of the rules: scores compare only under the same one
 LETTERS = "ABCDEFGH"                               # as many options as the known benchmarks have
+MAX_SENTENCE = 600                                 # characters of a sentence that are read, the last ones
+MAX_RAW = 100                                      # characters handed over where nothing was found
 NO_ANSWER = ("empty", "unfinished", "out of range", "nothing")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of a benchmark. The rules of extraction look at question, kind and choices, at nothing else."""
+    pid: str                                       # unique in its benchmark
+    question: str
+    kind: str                                      # choice, integer, float, list, yesno or text
+    choices: tuple[str, ...] = ()                  # of a choice: the texts of the options, A first
+    answer: str = ""                               # gold, as the benchmark spells it; "" where it is withheld
+    precision: int | None = None                   # of a float: decimals
+    unit: str = ""                                 # years, g
+    query: str = ""                                # what the model is asked: the question with its options and hints
+    labels: dict = field(default_factory=dict)     # group -> tuple of its values: one, but of skills several
+
+
+# ---------------------------------------------------------------- numbers
+
+def number_in(text: str, question: str = "") -> Fraction | None:
+    """The number that a sentence states: the last one that the question does not have, or else the first in words, as
+    twenty-five, or else the last."""
+    asked, found, word = set(numbers(question)), numbers(text.replace("*", "")), IN_WORDS.search(text)
+    fresh = [value for value in found if value not in asked]
+    words = [WORDS[word[0].casefold()]] if word else []
+    return (fresh[-1:] or words or found[-1:] or [None])[0]
+
+
+def answer_number(text: str) -> Fraction | None:
+    """The number of a text that is nothing but an answer: 12 of the 20 cubes."""
+    short = quantity(without_left_side(clean(text), ""))
+    if short:
+        return short[0]
+    leading = numbers(text)[:1] if re.match(r"[*$ ~]*-?\d", text) and "=" not in text else []
+    return leading[0] if leading else number_in(text)
+
+
+# ---------------------------------------------------------------- options
+
+
+@lru_cache(maxsize=256)
+def spelled(choices: tuple[str, ...]) -> tuple[str, ...]:
+    """The options as they are looked up."""
+    return tuple(clean(choice).casefold() for choice in choices)
+
+
+def letter_of(index: int) -> str:
+    return chr(ord("A") + index)
+
+
+def in_range(letter: str, item: Item) -> bool:
+    return len(letter) == 1 and 0 <= ord(letter) - ord("A") < len(item.choices)
+
+
+@lru_cache(maxsize=256)
+def option_pattern(choices: tuple[str, ...]) -> re.Pattern:
+    """Finds options that stand as whole words. Those of one letter are left out, because "a" is an article; longer ones
+    come first, because a shorter one may stand within them."""
+    options = sorted((each for each in spelled(choices) if len(each) > 1 or each.isdigit()), key=len, reverse=True)
+    return re.compile("|".join(
+        (r"(?<![A-Za-z0-9_.\\{-])" if option[0].isalnum() else "") + re.escape(option)
+        + (r"(?![A-Za-z0-9_\\}]|\.\d)" if option[-1].isalnum() else "") for option in options) or "(?!)")
+
+
+def options_in(text: str, item: Item) -> list[str]:
+    """Letters of the options that stand in the text as whole words, in their order."""
+    found = option_pattern(item.choices).findall(clean(text[-MAX_SENTENCE:]).casefold())
+    return [letter_of(spelled(item.choices).index(option)) for option in found]
+
+
+def equal_number(value: Fraction | None, item: Item) -> str | None:
+    """The letter of the first option with this number, units aside."""
+    values = [(quantity(option) or [None])[0] for option in spelled(item.choices)]
+    return letter_of(values.index(value)) if value is not None and value in values else None
+
+
+def option_of(text: str, item: Item) -> str | None:
+    """The letter of the first option with this text, or else with this number."""
+    options, text = spelled(item.choices), clean(text[:MAX_SENTENCE]).casefold()
+    return letter_of(options.index(text)) if text in options else equal_number((quantity(text) or [None])[0], item)
+
+
+REJECTED_AFTER = re.compile(
+    r"[^.,;\n]{0,60}?(?:\b(?:is|are|was|be|would be)\b(?: \w+)?? ?(?:not|incorrect|wrong|false)\b|n't\b)")
+
+
+def read_choice(candidate: str, item: Item) -> tuple[str, str] | None:
+    """(letter, form) of a text that is nothing but the answer: B, (b), B. 30°, Option B, 30°; else None. A letter with
+    the text of another option is that letter."""
+    match = LETTERED.fullmatch(clean(candidate[:MAX_SENTENCE].replace("**", "")))
+    letter, text = (match[1].upper(), match[2] or match[3]) if match else ("", "")
+    option = option_of(candidate, item)
+    if option and (text or not in_range(letter, item) or match[1].islower()):  # a lower-case one may be an option
+        return option, "option"
+    if letter and not text:
+        return letter, "letter" if in_range(letter, item) else "out of range"
+    meant = in_range(letter, item) and (option_of(text, item) or not match[3] and not REJECTED_AFTER.match(text))
+    return (letter, "letter") if meant else None
+
 
 # ---------------------------------------------------------------- the response
 
@@ -149,7 +249,7 @@ def only_letter(text: str, item: Item) -> str | None:
 
 def yes_or_no(text: str, item: Item) -> str | None:
     """Where yes and no, or true and false, are the options: the first word, or else the last of a conclusion, or else
-    the first sentence that repeats the question, which a negation makes a no."""
+    the sentence that repeats the question, which a negation makes a no."""
     if set(spelled(item.choices)) not in ({"yes", "no"}, {"true", "false"}):
         return None
     letters = {option in ("yes", "true"): letter_of(i) for i, option in enumerate(spelled(item.choices))}
@@ -158,8 +258,7 @@ def yes_or_no(text: str, item: Item) -> str | None:
     words = leading.groups() if leading else next(filter(None, concluding), None)
     if words:
         return letters[words[-1].lower() in ("yes", "true")]
-    statements = set(restating(text, item))
-    statement = next((part for part in sentences(text) if part in statements), None)
+    statement = next(iter(restating(text, item)), None)
     return letters[not NEGATION.search(statement)] if statement else None
 
 

@@ -8,8 +8,7 @@ from fractions import Fraction
 import pytest
 
 import rewards
-from benchmarks.extraction import NO_ANSWER, extract, sentences, structured, tidy
-from benchmarks.reading import Item
+from benchmarks.extraction import NO_ANSWER, Item, extract, sentences, structured, tidy
 from data import Sample, parse
 from grading.algebra import expressions
 from grading.equal import MAX_TEXT, bare_number, clean, correct, cut, numbers
@@ -42,7 +41,7 @@ STYLES = [
     (ANGLE, "B", "B"), (ANGLE, "b.", "B"), (ANGLE, "(D) 75°", "D"), (ANGLE, "B. 45°", "B"), (ANGLE, "45°", "B"),
     (ANGLE, "45", "B"), (ANGLE, "45 degrees", "B"), (ANGLE, "$45^\\circ$", "B"), (ANGLE, "[C]", "C"),
     (ANGLE, "C) 60°", "C"),
-    (ANGLE, "A: 30°", "A"), (ANGLE, "A: 60°", "C"), (ANGLE, "Choice (B)", "B"), (ANGLE, "**C**", "C"),
+    (ANGLE, "A: 30°", "A"), (ANGLE, "Choice (B)", "B"), (ANGLE, "**C**", "C"),
     (EIGHT, "H", "H"),
     (ANIMAL, "Barn owl", "C"), (BLANK, "larger than", "A"), (ODDS, "$\\frac{5}{8}$", "C"),
     # the letter is stated
