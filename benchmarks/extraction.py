@@ -94,9 +94,8 @@ def option_pattern(choices: tuple[str, ...]) -> re.Pattern:
     """Finds options that stand as whole words. Those of one letter are left out, because "a" is an article; longer ones
     come first, because a shorter one may stand within them."""
     options = sorted((each for each in spelled(choices) if len(each) > 1 or each.isdigit()), key=len, reverse=True)
-    return re.compile("|".join(
-        (r"(?<![A-Za-z0-9_.\\{-])" if option[0].isalnum() else "") + re.escape(option)
-        + (r"(?![A-Za-z0-9_\\}]|\.\d)" if option[-1].isalnum() else "") for option in options) or "(?!)")
+    any_of_them = "|".join(map(re.escape, options)) or "(?!)"
+    return re.compile(rf"(?<![A-Za-z0-9_.\\{{-])(?:{any_of_them})(?![A-Za-z0-9_\\}}]|\.\d)")
 
 
 def options_in(text: str, item: Item) -> list[str]:
@@ -177,7 +176,6 @@ def structured(text: str) -> tuple[str, str]:
 
 # ---------------------------------------------------------------- prose: sentences
 
-MAX_MATCHES = 20                                   # of a pattern that are tried, the last ones
 SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n")
 CONCLUSION = re.compile(r"\b(?:therefore|thus|hence|so|in conclusion|overall|answer|in summary|finally)\b|"
                         r"因此|所以|故|答案|综上", re.IGNORECASE)
@@ -226,25 +224,15 @@ STATED = re.compile(rf"{SUBJECT}[^.\n]{{0,80}}?(?:{IS}|\n)(?: not \(?[A-Z]\)?,? 
 MENTIONED = re.compile(
     r"(?:\b(?i:option|choice|answer|ans|choose|select|pick)\b|故选|选[择项]?|答案)[: ]{0,3}" + LETTER)
 CONFIRMED = re.compile(r"(?:\(([A-Za-z])\)[^.(\n]{0,60}?|\b([A-Z])\*{0,2}) is (?:the )?(?:correct|right|answer|best)")
+IN_PARENTHESES = re.compile(r"\(([A-H])\)")
 LISTED = re.compile(r"[ *-]*\(?([A-Z])[).:] ?\S")
-
-
-def last_matches(pattern: re.Pattern, text: str) -> list[re.Match]:
-    """The matches to try, the last first."""
-    return list(pattern.finditer(text))[: -MAX_MATCHES : -1]
 
 
 def last_letter(text: str, pattern: re.Pattern) -> str | None:
     """The letter of the last match that is not called wrong."""
-    right = (match for match in last_matches(pattern, text)
+    right = (match for match in reversed(list(pattern.finditer(text)))
              if not REJECTED_AFTER.match(text[match.end() : match.end() + 80]))
     return next((next(filter(None, match.groups())).upper() for match in right), None)
-
-
-def only_letter(text: str, item: Item) -> str | None:
-    """The one letter in parentheses in the whole response."""
-    letters = {letter for letter in re.findall(r"\(([A-Z])\)", text.upper()) if in_range(letter, item)}
-    return letters.pop() if len(letters) == 1 else None
 
 
 def yes_or_no(text: str, item: Item) -> str | None:
@@ -293,7 +281,7 @@ def last_list(text: str, item: Item) -> str | None:
 
 def stated_text(text: str, item: Item) -> str | None:
     """What follows the last "answer is", to the end of the sentence."""
-    rests = (text[match.end() : match.end() + MAX_SENTENCE] for match in last_matches(STATES_ANSWER, text))
+    rests = (text[match.end() : match.end() + MAX_SENTENCE] for match in reversed(list(STATES_ANSWER.finditer(text))))
     return next(filter(None, (clean(re.split(r"\n|\. ", rest)[0]) for rest in rests)), None)
 
 
@@ -308,14 +296,14 @@ RULES = {
         "stated letter": lambda text, item: last_letter(text, STATED),                    # The correct answer is (B).
         "yes or no": yes_or_no,
         "mentioned letter": lambda text, item: last_letter(text, CONFIRMED) or last_letter(text, MENTIONED),
-        "only letter": only_letter, "concluded": concluded},
+        "last letter": lambda text, item: last_letter(text, IN_PARENTHESES), "concluded": concluded},
     "integer": NUMBER_RULES, "float": NUMBER_RULES, "list": {"list": last_list}, "text": {"stated text": stated_text}}
 
 
 def read_prose(text: str, item: Item) -> tuple[str, str]:
     """(answer, name of the rule that gave it), of the first rule that answers; else the end of the text, "nothing"."""
     lines = text.split("\n")
-    options = {match[1] for match in map(LISTED.match, lines) if match} if item.choices else ()
+    options = {match[1] for match in map(LISTED.match, lines) if match}
     if len(options) > 1:  # a copy of the options, a line each, is no answer
         lines = [line for line in lines if not LISTED.match(line)]
     said = "\n".join(lines)
