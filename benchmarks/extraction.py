@@ -47,7 +47,6 @@ class Item:
     choices: tuple[str, ...] = ()                  # of a choice: the texts of the options, A first
     answer: str = ""                               # gold, as the benchmark spells it; "" where it is withheld
     precision: int | None = None                   # of a float: decimals
-    unit: str = ""                                 # years, g
     query: str = ""                                # what the model is asked: the question with its options and hints
     labels: dict = field(default_factory=dict)     # group -> tuple of its values: one, but of skills several
 

@@ -99,7 +99,7 @@ def test_null_nan_and_arrays_of_a_data_frame_are_what_the_hub_means():
     assert frame.precision.isna().any() and type(frame.choices[0]).__name__ == "ndarray"
     items = items_of("mathvista", frame.to_dict("records"))
     assert items == items_of("mathvista", list(mathvista_set().remove_columns("decoded_image")))
-    assert items["3"].precision == 1 and items["2"].choices == () and items["1"].unit == ""
+    assert items["3"].precision == 1 and items["2"].choices == ()
 
 
 def test_an_image_may_be_a_picture_a_path_or_bytes(tmp_path):
@@ -164,7 +164,6 @@ CHANGED = [
     ("mathvista", {"answer": float("nan")}, "answer is null", "scored"),
     ("mathvista", {"answer": ["no"]}, "answer is strings", "scored"),
     ("mathvista", {"answer": True}, "answer is bool", "scored"),
-    ("mathvista", {"unit": 7}, "unit is 7", "scored"),
     ("mathvista", {"query": 7}, "query is 7", "AttributeError when asked"),
     ("mathvista", {"question_type": "multi-choice"}, "expected multi_choice or free_form", "scored: asked as a text"),
     ("mathvista", {"metadata": None}, "no column metadata.language", "one line"),

@@ -26,7 +26,7 @@ BLANK = Item("5", "The value at x=1 is ____ that at x=3.", "choice", ("larger th
 ODDS = Item("6", "What is the probability of drawing a red marble?", "choice", ("1/2", "3/8", "5/8", "1"))
 CHINESE = Item("7", "如图，则∠BOC的度数是（）", "choice", ("30°", "40°", "50°", "60°"))
 COUNT = Item("8", "How many red cubes are left on the table?", "integer")
-AGE = Item("9", "What is the age gap between these two people in image?", "integer", unit="years")
+AGE = Item("9", "What is the age gap between these two people in image?", "integer")
 LENGTH = Item("10", "By what distance d is the spring compressed?", "float", precision=2)
 YEAR = Item("11", "In which year was the sales figure the highest?", "integer")
 CORNER = Item("12", "Give the coordinates of the corner as a list.", "list")
@@ -247,7 +247,7 @@ def test_extract_ignores_spaces_and_end_tokens(item, response, expected):
 
 @pytest.mark.parametrize("item, response, expected", STYLES)
 def test_extract_does_not_look_at_pid_or_gold(item, response, expected):
-    other = Item("999", item.question, item.kind, item.choices, "gold", item.precision, item.unit)
+    other = Item("999", item.question, item.kind, item.choices, "gold", item.precision)
     assert extract(response, other) == extract(response, item)
 
 
