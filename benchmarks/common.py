@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from benchmarks.extraction import NO_ANSWER, Item, extract, letter_of
+from benchmarks.extraction import LETTERS, NO_ANSWER, Item, extract
 
 
 class Verdict(NamedTuple):
@@ -106,16 +106,16 @@ def labels_of(row: dict, *names: str) -> dict[str, tuple[str, ...]]:
 def listed_options(question: str) -> tuple[str, ...]:
     """The texts of "Choices: A: 1 B: 2", "Option: (A) 1 (B) 2" or, with no heading, "(A) 1 (B) 2": the spelling of A
     is that of all. The letters A to D where they cannot be told apart."""
-    parts = re.split(r"\b(?:choice|option)s? ?[:：]", question, flags=re.IGNORECASE)
-    first = re.search(r"(?<!\w)(\(?)A([:.)])" if len(parts) > 1 else r"(?<!\w)(\()A(\))", parts[-1])
-    before, after = map(re.escape, first.groups()) if first else ("", "")
-    marks = []
-    for match in re.finditer(rf"(?<!\w){before}([A-H]){after}\s*", parts[-1]) if first else ():
-        if match[1] == letter_of(len(marks)):
-            marks.append(match)
-    ends = [match.start() for match in marks[1:]] + [len(parts[-1])]
-    texts = tuple(parts[-1][match.end():end].strip().rstrip(",;") for match, end in zip(marks, ends))
-    return texts if len(texts) > 1 else tuple("ABCD")
+    *heading, listed = re.split(r"\b(?:choice|option)s? ?[:：]", question, flags=re.IGNORECASE)
+    for mark in ("({})", "{}:", "{}.", "{})") if heading else ("({})",):
+        texts = [listed]
+        for letter in LETTERS[:8]:
+            texts[-1:] = re.split(r"(?<!\w)" + re.escape(mark.format(letter)), texts[-1], maxsplit=1)
+            if len(texts) == 1 + LETTERS.index(letter):  # it is not there
+                break
+        if len(texts) > 2:
+            return tuple(text.strip().rstrip(",;") for text in texts[1:])
+    return tuple("ABCD")
 
 
 def gold_letters(answer: str, choices: tuple[str, ...]) -> str:
@@ -123,12 +123,12 @@ def gold_letters(answer: str, choices: tuple[str, ...]) -> str:
     neither stays as it is."""
     letters = re.findall("[A-Z]", answer) if re.fullmatch(r"\W*(?:[A-Z]\W*)+", answer) else []
     if len(letters) != 1 and answer in choices:
-        return letter_of(choices.index(answer))
+        return LETTERS[choices.index(answer)]
     return "".join(letters) or answer
 
 
 def lettered(choices: tuple[str, ...]) -> list[str]:
-    return [f"({letter_of(i)}) {choice}" for i, choice in enumerate(choices)]
+    return [f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices)]
 
 
 # ---------------------------------------------------------------- averaging verdicts

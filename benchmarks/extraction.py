@@ -24,15 +24,16 @@ import re
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
-from itertools import accumulate
+from string import ascii_uppercase
 
 from data import ANSWER_HEADER, GAP, SPECIAL_TOKEN, parse
-from grading.equal import (IN_WORDS, LETTERED, WORDS, bare_number, clean, cut, numbers, plain, quantity, said_lines,
+from grading.equal import (IN_WORDS, WORDS, bare_number, clean, cut, numbers, plain, quantity, said_lines, same_letter,
                            without_left_side)
+from grading.equal import LETTER as LETTER_ALONE
 
 
 VERSION = "6"                                      # of the rules: scores compare only under the same one
-LETTERS = "ABCDEFGH"                               # as many options as the known benchmarks have
+LETTERS = ascii_uppercase                          # of the options, in their order
 MAX_SENTENCE = 600                                 # characters of a sentence that are read, the last ones
 MAX_RAW = 100                                      # characters handed over where nothing was found
 NO_ANSWER = ("empty", "unfinished", "out of range", "nothing")
@@ -80,12 +81,8 @@ def spelled(choices: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(clean(choice).casefold() for choice in choices)
 
 
-def letter_of(index: int) -> str:
-    return chr(ord("A") + index)
-
-
 def in_range(letter: str, item: Item) -> bool:
-    return len(letter) == 1 and 0 <= ord(letter) - ord("A") < len(item.choices)
+    return letter in tuple(LETTERS[: len(item.choices)])
 
 
 @lru_cache(maxsize=256)
@@ -93,26 +90,21 @@ def option_pattern(choices: tuple[str, ...]) -> re.Pattern:
     """Finds options that stand as whole words. Those of one letter are left out, because "a" is an article; longer ones
     come first, because a shorter one may stand within them."""
     options = sorted((each for each in spelled(choices) if len(each) > 1 or each.isdigit()), key=len, reverse=True)
-    any_of_them = "|".join(map(re.escape, options)) or "(?!)"
-    return re.compile(rf"(?<![A-Za-z0-9_.\\{{-])(?:{any_of_them})(?![A-Za-z0-9_\\}}]|\.\d)")
+    return re.compile("|".join(
+        (r"(?<![A-Za-z0-9_.\\{-])" if option[0].isalnum() else "") + re.escape(option)
+        + (r"(?![A-Za-z0-9_\\}]|\.\d)" if option[-1].isalnum() else "") for option in options) or "(?!)")
 
 
 def options_in(text: str, item: Item) -> list[str]:
     """Letters of the options that stand in the text as whole words, in their order."""
     found = option_pattern(item.choices).findall(clean(text[-MAX_SENTENCE:]).casefold())
-    return [letter_of(spelled(item.choices).index(option)) for option in found]
+    return [LETTERS[spelled(item.choices).index(option)] for option in found]
 
 
 def equal_number(value: Fraction | None, item: Item) -> str | None:
     """The letter of the first option with this number, units aside."""
     values = [(quantity(option) or [None])[0] for option in spelled(item.choices)]
-    return letter_of(values.index(value)) if value is not None and value in values else None
-
-
-def option_of(text: str, item: Item) -> str | None:
-    """The letter of the first option with this text, or else with this number."""
-    options, text = spelled(item.choices), clean(text[:MAX_SENTENCE]).casefold()
-    return letter_of(options.index(text)) if text in options else equal_number((quantity(text) or [None])[0], item)
+    return LETTERS[values.index(value)] if value is not None and value in values else None
 
 
 REJECTED_AFTER = re.compile(
@@ -120,43 +112,34 @@ REJECTED_AFTER = re.compile(
 
 
 def read_choice(candidate: str, item: Item) -> tuple[str, str] | None:
-    """(letter, form) of a text that is nothing but the answer: B, (b), B. 30°, Option B, 30°; else None. A letter with
-    the text of another option is that letter."""
-    match = LETTERED.fullmatch(clean(candidate[:MAX_SENTENCE].replace("**", "")))
-    letter, text = (match[1].upper(), match[2] or match[3]) if match else ("", "")
-    option = option_of(candidate, item)
-    if option and (text or not in_range(letter, item) or match[1].islower()):  # a lower-case one may be an option
-        return option, "option"
-    if letter and not text:
-        return letter, "letter" if in_range(letter, item) else "out of range"
-    meant = in_range(letter, item) and (option_of(text, item) or not match[3] and not REJECTED_AFTER.match(text))
-    return (letter, "letter") if meant else None
+    """(letter, form) of a text that is nothing but the answer: B, (b), B. 30°, Option B, 30°; else None. What the
+    reward takes for a letter's option is that letter; the text of an option, as (a) may be, comes before."""
+    given, options = clean(candidate[:MAX_SENTENCE].replace("**", "")), spelled(item.choices)
+    if given.casefold() in options and not given.isupper():
+        return LETTERS[options.index(given.casefold())], "option"
+    letters = [letter for letter in LETTERS[: len(options)] if same_letter(given, letter, item.choices)]
+    alone = LETTER_ALONE.fullmatch(given)
+    return (letters[0], "letter") if letters else (alone[1].upper(), "out of range") if alone else None
 
 
 # ---------------------------------------------------------------- the response
 
-CONTINUATION = re.compile(r"\n\s*(?:Hint: Please|Question(?: \d+)?:|Human:|User:|###? ?(?:Human|User|Question)\b)")
 ANSWER_LINE = re.compile(r"(?:^|#)[ *>_]*" + ANSWER_HEADER.pattern.removeprefix(GAP) + "[ *:]*",
                          re.IGNORECASE | re.MULTILINE)
+BOXED = re.compile(r"\\boxed ?\{((?:[^{}]|\{(?:[^{}]|\{[^{}]{0,99}\}){0,99}\}){0,600})\}")  # \frac{\sqrt{3}}{2} in it
 
 
 def tidy(response: str) -> str:
-    """The spelling that all rules read, cut to what they read; nothing after a second question that the model puts to
-    itself."""
+    """The spelling that all rules read, cut to what they read."""
     lines = (" ".join(line.split()) for line in plain(SPECIAL_TOKEN.sub(" ", cut(response))).split("\n"))
-    text = "\n".join(filter(None, lines))
-    match = CONTINUATION.search(text, 1)
-    return text[: match.start()] if match else text
+    return "\n".join(filter(None, lines))
 
 
 def boxed(text: str) -> str | None:
-    r"""Contents of the last \boxed{} whose braces balance and that is not called wrong."""
-    for start in [match.end() for match in re.finditer(r"\\boxed ?\{", text)][:-4:-1]:
-        steps = ({"{": 1, "}": -1}.get(character, 0) for character in text[start : start + MAX_SENTENCE])
-        end = next((start + i for i, depth in enumerate(accumulate(steps, initial=1)) if depth == 0), None)
-        if end and not REJECTED_AFTER.match(text[end : end + MAX_RAW]):
-            return text[start : end - 1]
-    return None
+    r"""Contents of the last \boxed{} that is not called wrong."""
+    found = (match for match in reversed(list(BOXED.finditer(text)))
+             if not REJECTED_AFTER.match(text[match.end() : match.end() + MAX_RAW]))
+    return next((match[1] for match in found), None)
 
 
 def first_line(text: str) -> str:
@@ -178,11 +161,9 @@ def structured(text: str) -> tuple[str, str]:
 SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n")
 CONCLUSION = re.compile(r"\b(?:therefore|thus|hence|so|in conclusion|overall|answer|in summary|finally)\b|"
                         r"因此|所以|故|答案|综上", re.IGNORECASE)
+DECLINES = re.compile(r"\b(?:cannot|can't|(?:im|not )possible to|unable to) (?:be )?(?:determin|answer|tell)|\bN/A\b|"
+                      r"不能确定|无法确定", re.IGNORECASE)  # said in the end of the answer, this is none
 NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|cannot)\b|n't\b|不|没有", re.IGNORECASE)
-DECLINES = re.compile(                             # said of the answer, this is none
-    r"\b(?:can(?:no|')t (?:be )?|unable to |(?:im|not )possible to )(?:determin|answer|predict|tell|calculat)|"
-    r"\b(?:insufficient|not enough) \w|\bN/A\b|\bnot (?:be )?(?:provided|given|specified|listed|available|among)\b|"
-    r"\bnone of the|不能确定|无法确定", re.IGNORECASE)
 
 
 @lru_cache(maxsize=64)
@@ -202,13 +183,6 @@ def restating(text: str, item: Item) -> list[str]:
     asked = set(re.findall(r"\w+", (sentences(item.question) or ("",))[-1].lower()))
     ranked = sorted(((len(asked & said), i) for i, said in enumerate(words)), reverse=True)
     return [sentences(text)[i] for shared, i in ranked if shared and shared >= len(asked) / 2]
-
-
-def declines(text: str, item: Item) -> bool:
-    """Whether the last sentence says that there is no answer, and names none."""
-    last = (sentences(text) or ("",))[-1]
-    named = options_in(last, item) if item.choices else set(numbers(last)) - set(numbers(item.question))
-    return bool(DECLINES.search(last)) and not named
 
 
 # ---------------------------------------------------------------- prose: choices
@@ -239,7 +213,7 @@ def yes_or_no(text: str, item: Item) -> str | None:
     the sentence that repeats the question, which a negation makes a no."""
     if set(spelled(item.choices)) not in ({"yes", "no"}, {"true", "false"}):
         return None
-    letters = {option in ("yes", "true"): letter_of(i) for i, option in enumerate(spelled(item.choices))}
+    letters = {option in ("yes", "true"): letter for letter, option in zip(LETTERS, spelled(item.choices))}
     leading = re.match(r"\W*(yes|no|true|false)\b", text, re.IGNORECASE)
     concluding = (re.findall(r"\b(?:yes|no|true|false)\b(?! \w)", part, re.IGNORECASE) for part in conclusions(text))
     words = leading.groups() if leading else next(filter(None, concluding), None)
@@ -306,8 +280,9 @@ def read_prose(text: str, item: Item) -> tuple[str, str]:
     if len(options) > 1:  # a copy of the options, a line each, is no answer
         lines = [line for line in lines if not LISTED.match(line)]
     said = "\n".join(lines)
-    rules = {} if declines(said, item) else RULES[item.kind]
-    answers = ((rule(said, item), name) for name, rule in rules.items())
+    last = (sentences(said) or ("",))[-1]
+    declined = DECLINES.search(last) and not options_in(last, item)
+    answers = ((rule(said, item), name) for name, rule in RULES[item.kind].items() if not declined)
     answer, name = next((found for found in answers if found[0]), (text[-MAX_RAW:], "nothing"))
     outside = item.kind == "choice" and name != "nothing" and not in_range(answer, item)
     return answer, "out of range" if outside else name

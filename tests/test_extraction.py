@@ -75,8 +75,6 @@ STYLES = [
     (ANGLE, "I would choose C. Option D is incorrect.", "C"),
     (ANGLE, "If the answer were (A), the sum would be 90°. It is 120°, so the answer must be (B).", "B"),
     (ANGLE, "The answer is A triangle with 60° angles, so C is correct.", "C"),
-    # a second problem that the model put to itself
-    (ANGLE, "The answer is B.\nQuestion: What is the measure of another?\nChoices:\n(A) 3\nAnswer: A", "B"),
     # yes and no
     (YES_NO, "Yes", "A"), (YES_NO, "no", "B"), (YES_NO, "No, Medium Blue is not the roughest.", "B"),
     (YES_NO, "Medium Blue is not the roughest.", "B"), (YES_NO, "Medium Blue is the roughest.", "A"),
