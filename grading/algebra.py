@@ -108,11 +108,8 @@ def expressions(candidate: str, gold: str) -> tuple[str, str] | None:
     given, wanted = bare(candidate), bare(gold)
     given, wanted = without_left_side(given, wanted), without_left_side(wanted, given)
     names = {}
-    wanted = expression(wanted, names)
-    variables = len(names)
-    given = expression(given, names)
-    known = len(names) == variables  # a variable that gold does not have makes another expression
-    return (given, wanted) if given and wanted and known else None
+    wanted, given = expression(wanted, names), expression(given, names)
+    return (given, wanted) if given and wanted else None
 
 
 # ---------------------------------------------------------------- asking
