@@ -315,7 +315,7 @@ def test_mathverse_means_are_per_version():
     right = {pid: judge("mathverse", COT.format(answer), items[pid])[1] for pid, answer in zip("123", ("B", "A", "A"))}
     assert right == {"1": True, "2": False, "3": False}
     means = BENCHMARKS["mathverse"].means(right, items)
-    assert means == {"mean of the versions": 25.0, "Vision Only": 0.0}
+    assert means == {"mean of the versions": 25.0}
 
 
 def test_mathverse_gold_answers_that_are_no_numbers_are_told_apart():
@@ -335,11 +335,6 @@ def test_mathverse_golds_of_options(gold, response, right):
     question = "Find x.\nChoice:\nA:135°\nB:140°\nC:145°\nD:150°"
     row = mathverse_row(1, "Text Lite", answer=gold, question=question, question_for_eval=question)
     assert judge("mathverse", COT.format(response), items_of("mathverse", [row])["1"]) == (right, right)
-
-
-def test_mathverse_without_the_version_vision_only_has_no_figure_for_it():
-    items = items_of("mathverse", [mathverse_row(1, "Text Only")])
-    assert BENCHMARKS["mathverse"].means({"1": True}, items) == {"mean of the versions": 100.0}
 
 
 def test_a_mathvision_question_may_be_nothing_but_its_picture():
