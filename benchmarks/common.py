@@ -1,17 +1,7 @@
 """What the files of the benchmarks share: what a benchmark is, and helpers to read rows and to average verdicts.
 
-A benchmark is one file, NAME.py in this folder, that ends with its own
-
-    BENCHMARK = Benchmark(hub="owner/name", split="test", columns={"question": "string", "answer": "string or number"},
-                          groups=("subject",), item=item_from_row, judge=judge,
-                          official="what the published figure counts as right", strict="what ours counts as right")
-
-    columns                                         what every row has, see `misfit`; nothing else is to be checked
-    item_from_row(row, number) -> Item              a row of the data set, and its number from 1, as a question
-    judge(response, extraction, item) -> Verdict    extraction is what extraction.py read out of the response
-    means(right, items) -> {name: figure}           optional: the averages that its authors publish; right: pid -> bool
-
-registry.py finds the file, eval.py asks its questions and report.py tells its figures: nothing else is to be edited.
+A benchmark is one file, NAME.py in this folder, that ends with its own BENCHMARK = Benchmark(..). registry.py finds the
+file, eval.py asks its questions and report.py tells its figures: nothing else is to be edited.
 """
 import json
 import re
@@ -33,14 +23,14 @@ class Verdict(NamedTuple):
 class Benchmark:
     hub: str                                       # the data set's name there
     split: str
-    columns: dict[str, str]                        # the table of columns, for `misfit`
+    columns: dict[str, str]                        # what every row has, see `misfit`; nothing else is to be checked
     groups: tuple[str, ...]                        # labels that the score is broken down by
-    item: Callable[[dict, int], Item]
-    judge: Callable[[str, str, Item], Verdict]
+    item: Callable[[dict, int], Item]              # (row, its number from 1) -> the question
+    judge: Callable[[str, str, Item], Verdict]     # (response, what `extract` read out of it, question)
     official: str                                  # what each figure counts as right, for the report
     strict: str
     config: str | None = None                      # of the hub's data set
-    means: Callable[[dict, dict], dict] | None = None
+    means: Callable[[dict, dict], dict] | None = None                # (pid -> right, items) -> the published averages
     extract: Callable[[str, Item], tuple[str, str]] = extract
 
     def verdict(self, response: str, extraction: str, rule: str, item: Item) -> Verdict:
@@ -52,7 +42,7 @@ class Benchmark:
 
 # ---------------------------------------------------------------- the door: is this such a row?
 
-KINDS = {type(None): "null", str: "string", int: "number", float: "number", list: "strings", dict: "object"}
+KINDS = {type(None): "null", str: "string", int: "number", float: "number", dict: "object"}
 
 
 def plain(row):
@@ -63,27 +53,22 @@ def plain(row):
                       parse_constant=lambda name: None if name == "NaN" else float(name))
 
 
-def kind_of(value) -> str:
-    """What tables of columns call a plain value, one of KINDS; else the name of its type."""
-    mixed = isinstance(value, list) and not all(isinstance(part, str) for part in value)
-    return "list" if mixed else KINDS.get(type(value), type(value).__name__)
-
-
 def misfit(row, columns: dict[str, str]) -> str:
     """What is wrong with the first column of a plain row that is not as the table says; "" where all are.
 
-    columns: name -> kinds or values with "or" between them, "string or null", "yes or no". "metadata.skills" is inside
-    the object metadata. A null column may be missing.
+    columns: name -> kinds or values with "or" between them, "string or null", "yes or no"; a list of texts is strings.
+    "metadata.skills" is inside the object metadata. A null column may be missing.
     """
     if not isinstance(row, dict):
-        return f"it is {kind_of(row)}; expected an object with columns"
+        return "it is no object with columns"
     row = row | {f"{name}.{key}": part for name, value in row.items() if isinstance(value, dict)
                  for key, part in value.items()}
     for name, expected in columns.items():
         value, words = row.get(name), expected.split(" or ")
-        kind = kind_of(value)
+        texts = isinstance(value, list) and all(isinstance(part, str) for part in value)
+        kind = "strings" if texts else KINDS.get(type(value), type(value).__name__)
         said = f"{value:g}" if kind == "number" else str(value).lower()
-        if kind not in words and (said not in words or said in KINDS.values()):
+        if kind not in words and said not in words:
             found = repr(value)[:40] if kind in ("string", "number") else kind
             return f"{name} is {found}; expected {expected}" if name in row else f"no column {name}"
     return ""
@@ -109,9 +94,9 @@ def listed_options(question: str) -> tuple[str, ...]:
     *heading, listed = re.split(r"\b(?:choice|option)s? ?[:：]", question, flags=re.IGNORECASE)
     for mark in ("({})", "{}:", "{}.", "{})") if heading else ("({})",):
         texts = [listed]
-        for letter in LETTERS[:8]:
-            texts[-1:] = re.split(r"(?<!\w)" + re.escape(mark.format(letter)), texts[-1], maxsplit=1)
-            if len(texts) == 1 + LETTERS.index(letter):  # it is not there
+        for i in range(8):
+            texts[-1:] = re.split(r"(?<!\w)" + re.escape(mark.format(LETTERS[i])), texts[-1], maxsplit=1)
+            if len(texts) < i + 2:
                 break
         if len(texts) > 2:
             return tuple(text.strip().rstrip(",;") for text in texts[1:])

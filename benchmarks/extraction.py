@@ -13,12 +13,10 @@ What is read, first hit wins:
 1. a structured answer: the last "The final answer is" that begins a line, else <answer>, else the last \boxed{}.
    The rest of the response is then not looked at; only an empty one falls through.
 2. a response in the trained format that ends before its answer section is unfinished: no answer, whatever it reasons.
-3. prose: RULES names the rules of each kind in the order in which they are tried: functions (text, item) -> answer or
-   None.
+3. prose: the RULES of each kind in their order.
 
-The name of the rule goes into every report, for a score is only as good as what it was read by. Those in NO_ANSWER
-found nothing: a strict score counts them as wrong. The rules know languages (English, Chinese) and no data set.
-Pure, deterministic, never raises on text, and takes linear time.
+The name of the rule goes into every report, for a score is only as good as what it was read by. Pure, deterministic,
+never raises on text, and takes linear time.
 """
 import re
 from dataclasses import dataclass, field, replace
@@ -36,7 +34,7 @@ VERSION = "6"                                      # of the rules: scores compar
 LETTERS = ascii_uppercase                          # of the options, in their order
 MAX_SENTENCE = 600                                 # characters of a sentence that are read, the last ones
 MAX_RAW = 100                                      # characters handed over where nothing was found
-NO_ANSWER = ("empty", "unfinished", "out of range", "nothing")
+NO_ANSWER = ("empty", "unfinished", "out of range", "nothing")       # rules that found none: strictly wrong
 
 
 @dataclass(frozen=True)
@@ -79,10 +77,6 @@ def answer_number(text: str) -> Fraction | None:
 def spelled(choices: tuple[str, ...]) -> tuple[str, ...]:
     """The options as they are looked up."""
     return tuple(clean(choice).casefold() for choice in choices)
-
-
-def in_range(letter: str, item: Item) -> bool:
-    return letter in tuple(LETTERS[: len(item.choices)])
 
 
 @lru_cache(maxsize=256)
@@ -284,7 +278,7 @@ def read_prose(text: str, item: Item) -> tuple[str, str]:
     declined = DECLINES.search(last) and not options_in(last, item)
     answers = ((rule(said, item), name) for name, rule in RULES[item.kind].items() if not declined)
     answer, name = next((found for found in answers if found[0]), (text[-MAX_RAW:], "nothing"))
-    outside = item.kind == "choice" and name != "nothing" and not in_range(answer, item)
+    outside = item.kind == "choice" and name != "nothing" and answer not in tuple(LETTERS[: len(item.choices)])
     return answer, "out of range" if outside else name
 
 

@@ -105,7 +105,7 @@ def load_problems(path):
 
 
 @pytest.mark.parametrize("content, complaint", [
-    ("[1]", "row 1: it is number; expected an object"), ("{", "line 1: not valid JSON"), ('{"1": 2}', "row 1: it is"),
+    ("[1]", "row 1: it is no object with columns"), ("{", "line 1: not valid JSON"), ('{"1": 2}', "row 1: it is"),
     ('{"1": {"question": "?"}}', "row 1: no column answer; this is no row of mathvista"), ("[]", "no rows of mathv"),
     (json.dumps({"1": row(answer_type="essay")}), "answer_type is 'essay'; expected text or integer or float or list"),
     (json.dumps({"1": row(answer_type="float")}), "row 1: a float without precision"),
