@@ -18,6 +18,7 @@ import re
 import unicodedata
 from fractions import Fraction
 from functools import lru_cache, partial
+from string import ascii_uppercase
 
 MAX_TEXT = 40_000                                  # characters of a response that are read: over 4096 tokens
 
@@ -111,7 +112,7 @@ def plain(text: str, fractions: bool = True) -> str:
 
 
 WRAPPER = re.compile(r"\\(?:boxed|text) ?\{((?:[^{}]|\{[^{}]{0,200}\}){0,200})\}")
-LEAD_IN = re.compile(r"(?:the )?(?:final |correct )?answer(?: is:?|:) ?", re.IGNORECASE)
+LEAD_IN = re.compile(r"^(?:the )?(?:final |correct )?answer(?: is:?|:) ?", re.IGNORECASE)
 QUOTED = re.compile(r"""(["'])([^"']+)\1""")
 IDLE_SPACE = re.compile(r"(?<![\w.,]) | (?![\w.,])")               # "x + 1" is "x+1", but "1. 5" is not "1.5"
 
@@ -122,9 +123,7 @@ def clean(text: str, fractions: bool = True) -> str:
     text = plain(text, fractions)
     for _ in range(3 if "\\" in text else 0):                         # \boxed{\textbf{\text{B}}}
         text = WRAPPER.sub(r"\1", text)
-    text = " ".join(text.split()).strip(" *`$:")
-    lead = LEAD_IN.match(text)
-    text = text[lead.end() if lead else 0:].lstrip(" *`$:").rstrip(" *`$.")
+    text = LEAD_IN.sub("", " ".join(text.split()).strip(" *`$:")).lstrip(" *`$:").rstrip(" *`$.")
     quoted = QUOTED.fullmatch(text)
     return IDLE_SPACE.sub("", quoted[2].strip(" .") if quoted else text)
 
@@ -314,24 +313,18 @@ def split_list(text: str) -> tuple[str, list[str]]:
     return brackets, [item.strip() for item in SEPARATOR.split(inside)]
 
 
-def paired_items(given: str, wanted: str) -> list[tuple[str, str]]:
-    """The items of two lists with the same brackets and length, in order; in {} the order is free. [] for anything
-    else: [1, 3] is not (1, 3), and 1,000 is a number."""
-    if quantity(given) or quantity(wanted):
-        return []
+def same(given: str, wanted: str) -> bool:
+    """The same text, quantity or list: with the same brackets, and the same items in order, or in {} in any order."""
+    given, wanted = without_left_side(given, wanted), without_left_side(wanted, given)
+    if same_text(given, wanted) or same_quantity(given, wanted):
+        return True
     (brackets, items), (wanted_brackets, wanted_items) = split_list(given), split_list(wanted)
-    if not brackets or brackets != wanted_brackets or len(items) != len(wanted_items):
-        return []
+    number = quantity(given) or quantity(wanted)                         # as 1,000 is
+    if number or not brackets or brackets != wanted_brackets or len(items) != len(wanted_items):
+        return False
     if brackets == "{}":
         items, wanted_items = sorted(items), sorted(wanted_items)
-    return [(without_left_side(a, b), without_left_side(b, a)) for a, b in zip(items, wanted_items)]
-
-
-def same(given: str, wanted: str) -> bool:
-    given, wanted = without_left_side(given, wanted), without_left_side(wanted, given)
-    items = paired_items(given, wanted)
-    return (same_text(given, wanted) or same_quantity(given, wanted)
-            or bool(items) and all(same_text(*pair) or same_quantity(*pair) for pair in items))
+    return all(map(same, items, wanted_items))
 
 
 # ---------------------------------------------------------------- letters, yes and no, and the check itself
@@ -345,7 +338,7 @@ LETTERED = re.compile(r"(?:(?:option|choice|answer|letter)(?: |(?=[(\[{]))|é€‰é¡
 def same_letter(given: str, letter: str, choices: tuple[str, ...]) -> bool:
     """The letter alone, the letter with a text that names no other option, or the text of the right option."""
     options = [clean(choice) for choice in choices]
-    right = next(iter(options[ord(letter) - ord("A"):]), "")
+    right = dict(zip(ascii_uppercase, options)).get(letter, "")
     match = LETTERED.fullmatch(given)
     if match is None or match[3]:
         return same(given, right)
@@ -369,7 +362,7 @@ def correct(candidate: str | None, gold: str, choices: tuple[str, ...] = ()) -> 
         return False
     letter = LETTER.fullmatch(wanted)
     letters = [letter[1].upper()] if letter else [
-        chr(ord("A") + i) for i, choice in enumerate(choices) if clean(choice) == wanted]
+        name for name, choice in zip(ascii_uppercase, choices) if clean(choice) == wanted]
     said = any(same_letter(given, each, choices) for each in letters)
     if letter or said:
         return said
