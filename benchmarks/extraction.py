@@ -22,7 +22,7 @@ import re
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
-from string import ascii_uppercase
+from string import ascii_uppercase as LETTERS  # of the options, in their order
 
 from data import ANSWER_HEADER, GAP, SPECIAL_TOKEN, parse
 from grading.equal import (IN_WORDS, WORDS, bare_number, clean, cut, numbers, plain, quantity, said_lines, same_letter,
@@ -31,7 +31,6 @@ from grading.equal import LETTER as LETTER_ALONE
 
 
 VERSION = "6"                                      # of the rules: scores compare only under the same one
-LETTERS = ascii_uppercase                          # of the options, in their order
 MAX_SENTENCE = 600                                 # characters of a sentence that are read, the last ones
 MAX_RAW = 100                                      # characters handed over where nothing was found
 NO_ANSWER = ("empty", "unfinished", "out of range", "nothing")       # rules that found none: strictly wrong
@@ -238,12 +237,9 @@ def first_number(parts: list[str], item: Item) -> str | None:
 
 
 def last_list(text: str, item: Item) -> str | None:
-    """The last [...] as Python writes it."""
-    for items in re.findall(r"\[([^\[\]]{1,400})\]", text)[::-1]:
-        values = [numbers(part) for part in items.split(",")]
-        if all(values):
-            return "[" + ", ".join(bare_number(value[0]) for value in values) + "]"
-    return None
+    """The last [...] of plain numbers, as Python writes it."""
+    found = re.findall(r"\[([-\d., ]{0,400}\d) ?\]", text)
+    return "[" + ", ".join(map(str.strip, found[-1].split(","))) + "]" if found else None
 
 
 def stated_text(text: str, item: Item) -> str | None:

@@ -130,7 +130,7 @@ STYLES += [
     # signs, mixed numbers, powers, roots and words
     (LENGTH, r"### The final answer is: $-\frac{3}{4}$", "-0.75"), (LENGTH, r"\boxed{-\frac34}", "-0.75"),
     (LENGTH, r"<answer>-\dfrac{3}{4}</answer>", "-0.75"), (LENGTH, "The answer is - 5.", "-5"),
-    (CORNER, r"### The final answer is: [-\frac{1}{2}, 3]", "[-0.5, 3]"),
+    (CORNER, "### The final answer is: [- 0.5, 3]", "[-0.5, 3]"),
     (LENGTH, "### The final answer is: - 5", "-5"),
     (LENGTH, "The answer is − 5.", "-5"), (LENGTH, "The answer is —5", "-5"), (LENGTH, "The answer is minus 5", "-5"),
     (LENGTH, "It is negative 5 there.", "-5"), (COUNT, "- 3", "3"), (COUNT, "The cubes:\n- 3", "3"),
