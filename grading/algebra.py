@@ -49,7 +49,6 @@ TOKEN = re.compile(
     r"(?P<number>\d+(?:\.\d+)?|\.\d+)|(?P<pi>\\pi)(?![A-Za-z])|(?P<call>\\frac|\\sqrt(?:\[\d\])?)(?![A-Za-z])"
     rf"|(?P<variable>(?:\\(?:{GREEK})(?![A-Za-z])|[A-Za-z])(?:_(?:[A-Za-z\d]|\{{[A-Za-z\d]{{1,3}}\}}))?)"
     r"|(?P<sign>(?:\\cdot|\\times|\\div)(?![A-Za-z])|[-+*/])|(?P<power>\^)|(?P<open>[({])|(?P<close>[)}])")
-SIGNS = {"*": r"\cdot", r"\times": r"\cdot", r"\div": "/"}
 PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])")
 EXPONENT = re.compile(r"\^(?:[A-Za-z]|\{(?![^{}]*\d{3})[-+/A-Za-z\d]{1,8}\}|\{-?\\frac\{\d{1,2}\}\{\d{1,2}\}\})(?!\^)")
 WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{4}|(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|max|min|lim|det|gcd|lcm|mod"
@@ -81,7 +80,7 @@ def expression(text: str, names: dict[str, str]) -> str | None:
         kind, word = token.lastgroup, token[0]
         if (kind in FACTORS or word == "(") and before in ("number", "pi", "variable", "close"):
             mixed = before == "number" and word == r"\frac"
-            if kind == "number" or mixed or signs[-1] == "/":
+            if kind == "number" or mixed or signs[-1] in ("/", r"\div"):
                 return None
             latex.append(r"\cdot")  # a product that was only implied
         if kind == "number" and "." in word:
@@ -89,7 +88,7 @@ def expression(text: str, names: dict[str, str]) -> str | None:
         elif kind == "variable":
             word = "{%s}" % names.setdefault(word, f"x_{{{len(names) + 1}}}")
         elif kind == "sign":
-            word = signs[-1] = SIGNS.get(word, word)
+            signs[-1] = word
         elif kind == "open":
             if word == "{" and before not in ("power", "call", "close"):  # a set, perhaps
                 return None
