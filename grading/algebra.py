@@ -13,7 +13,6 @@ be one variable, and the area \pi(R^2-r^2) would be 0.
 
 Rule "release" is the authors' accuracy reward, mathruler on the whole response, for ablations.
 """
-import atexit
 import functools
 import importlib.util
 import json
@@ -28,7 +27,6 @@ from fractions import Fraction
 from data import InputError
 from grading.equal import answer_line, bare, without_left_side
 
-RULES = {"own": "math_verify", "release": "mathruler pylatexenc"}  # the modules that each needs
 WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "algebra_worker.py")
 LIMIT = 2.0  # seconds for a pair
 START = 60.0  # seconds for the worker's imports
@@ -36,9 +34,10 @@ CACHE = 4096  # pairs remembered: the responses of a group repeat each other
 
 
 def check_rule(rule: str):
-    """Raise InputError unless the packages of a rule are installed."""
-    if not all(importlib.util.find_spec(name) for name in RULES[rule].split()):
-        raise InputError(f"--grader {rule} needs what is not installed: pip install {RULES[rule]}")
+    """Raise InputError where the release's rule is asked for and its packages, which few have, are not installed."""
+    needed = ("mathruler", "pylatexenc") if rule == "release" else ()
+    if not all(map(importlib.util.find_spec, needed)):
+        raise InputError(f"--grader {rule} needs what is not installed: pip install {' '.join(needed)}")
 
 
 # ---------------------------------------------------------------- what may be asked: one expression
@@ -122,7 +121,6 @@ class Grader:
         self.timeouts, self.worker = 0, None
         self.lock = threading.Lock()
         self.equal = functools.lru_cache(CACHE)(self.ask)
-        atexit.register(self.close)
 
     def ask(self, candidate: str, gold: str) -> bool:
         """What the worker says of a pair as it is; False when it says nothing within the limit, or dies of it."""
