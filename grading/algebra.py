@@ -25,7 +25,7 @@ import threading
 from fractions import Fraction
 
 from data import InputError
-from grading.equal import answer_line, bare, without_left_side
+from grading.equal import answer_line, clean, without_left_side
 
 WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "algebra_worker.py")
 LIMIT = 2.0  # seconds for a pair
@@ -103,7 +103,7 @@ def expression(text: str, names: dict[str, str]) -> str | None:
 
 def expressions(candidate: str, gold: str) -> tuple[str, str] | None:
     """Both sides for the worker to compare, or None when there is nothing to ask."""
-    given, wanted = bare(candidate), bare(gold)
+    given, wanted = clean(candidate), clean(gold)
     given, wanted = without_left_side(given, wanted), without_left_side(wanted, given)
     names = {}
     wanted, given = expression(wanted, names), expression(given, names)

@@ -17,7 +17,7 @@ import math
 import re
 import unicodedata
 from fractions import Fraction
-from functools import lru_cache, partial
+from functools import lru_cache
 from string import ascii_uppercase
 
 MAX_TEXT = 40_000                                  # characters of a response that are read: over 4096 tokens
@@ -76,9 +76,7 @@ COMMANDS = {                                       # what is written instead of 
 COMMANDS = {name: text for text, names in COMMANDS.items() for name in names.split(" ")}
 COMMANDS |= {" ": " "} | {escaped: escaped for escaped in "%$#&_"}
 COMMAND = re.compile(r"\\([A-Za-z]+|[^A-Za-z])")
-NUMERIC = re.compile(r"-?[\d.,]+")
 ARGUMENT = r" ?(?:\{ ?([^{}]{0,60}?) ?\}|(\d))"
-FRACTION = re.compile(r"((?<![\w)}])(?<![\w)}] )- ?)?\\frac(?![A-Za-z])" + ARGUMENT * 2)
 LATEX = [(re.compile(pattern), text) for pattern, text in [         # in this order
     (r"\{\\(?:bf|it|rm|sf|tt|em) ([^{}]{0,60})\}", r"\1"), (COMMAND.pattern, None), (r"\{\}|~", " "),
     (r"\{,\}", ","), (r"\^(?:°|\{°\})|(?:\* ?| )°", "°"), (r"\\boxed ?(-?[\w.]+)", r"\\boxed{\1}"),
@@ -87,27 +85,17 @@ LATEX = [(re.compile(pattern), text) for pattern, text in [         # in this or
     (r"\^ ?(?:\(([^()]{0,60})\)|([+-]?\d+|[A-Za-z](?![A-Za-z])))", r"^{\1\2}"),
     (r"(?<![\\\w])(?<![\d)}] )(?<!\b[A-Za-z] )(?i:minus|negative) (?=[\d.$]|\\frac|\\sqrt)", "-"),
     (r"((?:[=≈:(\[,]|\b(?:is|are|was|be|equals?|get|gives?)) ?)- (?=[\d.$]|\\frac|\\sqrt)", r"\1-"),
+    (r"\\frac(?![A-Za-z])" + ARGUMENT * 2, r"\\frac{\1\2}{\3\4}"),
 ]]
 LATEX_MARK = re.compile(r"[\\^~√{°]|- |sqrt|minus|negative", re.IGNORECASE)
 
 
-def fraction(match: re.Match, slash: bool) -> str:
-    r"""\frac34 as \frac{3}{4}, or with slash as 3/4 if both are numbers: the sign goes in front, as in -3/4 for
-    \frac{3}{-4}, and spaces keep 1\frac{1}{2} from being 11/2."""
-    top, bottom = (match[i] if match[i] is not None else match[i + 1] for i in (2, 4))
-    if not slash or not NUMERIC.fullmatch(top) or not NUMERIC.fullmatch(bottom):
-        return rf"{match[1] or ''}\frac{{{top}}}{{{bottom}}}"
-    minus = "-" * ((bool(match[1]) + top.count("-") + bottom.count("-")) % 2)
-    return f" {minus}{top.lstrip('-')}/{bottom.lstrip('-')} "
-
-
-def plain(text: str, fractions: bool = True) -> str:
-    r"""One spelling of characters and LaTeX. fractions: \frac{1}{2} becomes 1/2."""
+def plain(text: str) -> str:
+    """One spelling of characters and LaTeX."""
     text = characters(text)
     if LATEX_MARK.search(text):
         for pattern, replacement in LATEX:
             text = pattern.sub(replacement or (lambda match: COMMANDS.get(match[1], match[0])), text)
-        text = FRACTION.sub(lambda match: fraction(match, fractions), text)
     return text
 
 
@@ -118,9 +106,9 @@ IDLE_SPACE = re.compile(r"(?<![\w.,]) | (?![\w.,])")               # "x + 1" is 
 
 
 @lru_cache(maxsize=4096)
-def clean(text: str, fractions: bool = True) -> str:
+def clean(text: str) -> str:
     """The bare answer: no LaTeX, markdown or quotes around it, no "the answer is", no final period, no idle spaces."""
-    text = plain(text, fractions)
+    text = plain(text)
     for _ in range(3 if "\\" in text else 0):                         # \boxed{\textbf{\text{B}}}
         text = WRAPPER.sub(r"\1", text)
     text = LEAD_IN.sub("", " ".join(text.split()).strip(" *`$:")).lstrip(" *`$:").rstrip(" *`$.")
@@ -134,8 +122,8 @@ MAX_DIGITS = 300                                   # 1e999999 would be a number 
 SCALE = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
 NUMBER = re.compile(
-    rf"([+-]?)[$€£¥]?(?:(\d+) (?=\d+/\d))?(?:\\sqrt\{{(\d+)\}}|({DIGITS}))"      # sign, whole of 2 1/2, root or top
-    rf"(?: ?/ ?({DIGITS}))?"
+    r"([+-]?)[$€£¥]?(?:(\d+)(?: (?=\d+/\d)| ?(?=\\frac)))?"             # sign, whole of 2 1/2
+    rf"(?:\\sqrt\{{(\d+)\}}|\\frac\{{(-?(?:{DIGITS}))\}}\{{(-?(?:{DIGITS}))\}}|({DIGITS})(?: ?/ ?({DIGITS}))?)"
     r"(?:e([+-]?\d{1,3})(?![\d.])| ?(?:\\times|\\cdot|\*|x) ?10\^\{([+-]?\d{1,3})\}|\^\{([+-]?\d{1,3})\})?"
     rf"(?: ?({'|'.join(SCALE)})(?![A-Za-z]))?", re.IGNORECASE)
 # In a sentence neither 2nd, nor the 5 of 3-5, nor that of x5, x_5 or x^5.
@@ -155,8 +143,9 @@ IN_WORDS = re.compile(rf"(?<![\w-])(?<!and )(?:{'|'.join(reversed(WORDS))})(?!-?
 
 def value_of(match: re.Match) -> Fraction | None:
     """The number of a match; None for one that is not exact, divides by 0 or is too large."""
-    sign, whole, root, top, bottom, exponent, power_of_ten, power, scale = match.groups()
-    top, exponent = (root or top).replace(",", ""), int(exponent or power_of_ten or 0)
+    sign, whole, root, over, under, top, bottom, exponent, power_of_ten, power, scale = match.groups()
+    top, bottom = (root or over or top).replace(",", ""), under or bottom
+    exponent = int(exponent or power_of_ten or 0)
     if len(top) * max(1, abs(int(power or 1))) + len(bottom or "") + abs(exponent) > MAX_DIGITS:
         return None
     value = Fraction(math.isqrt(int(top)) if root else top)
@@ -373,21 +362,18 @@ def correct(candidate: str | None, gold: str, choices: tuple[str, ...] = ()) -> 
 
 # ---------------------------------------------------------------- with algebra
 
-bare = partial(clean, fractions=False)             # 1/2x has two readings, \frac{1}{2}x has one
-
-
 def symbolic(gold: str) -> bool:
-    """Whether a gold answer, spelled by `bare`, may need algebra: something combined with something, so neither a
+    """Whether a clean gold answer may need algebra: something combined with something, so neither a
     letter nor a name nor a number."""
     combined = re.search(r"[A-Za-z^]", gold) and re.search(r"[-+*/^(\d]|\\sqrt|\\frac", gold)
-    return bool(combined) and not LETTER.fullmatch(gold) and quantity(clean(gold)) is None
+    return bool(combined) and not LETTER.fullmatch(gold) and quantity(gold) is None
 
 
 def same_answer(answer: str | None, gold: str, choices: tuple[str, ...] = ()) -> bool:
     """True when the answer says what gold says, by the rules or else by algebra. None and "" are no answer."""
     if correct(answer, gold, choices):
         return True
-    if not answer or not symbolic(bare(gold)):
+    if not answer or not symbolic(clean(gold)):
         return False
     from grading.algebra import by_algebra         # it uses this file; and few gold answers need its process
     return by_algebra(answer, gold)
