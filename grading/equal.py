@@ -69,17 +69,15 @@ COMMANDS = {                                       # what is written instead of 
     "≤": "le leq leqslant", "≥": "ge geq geqslant", "≠": "ne neq", "±": "pm", "∠": "angle", "△": "triangle",
     "∞": "infty", "∪": "cup", "∩": "cap", "∈": "in", "≈": "approx", "→": "to rightarrow", "...": "ldots dots cdots",
     r"\frac": "dfrac tfrac cfrac", r"\boxed": "fbox", r"\{": "lbrace", r"\}": "rbrace",
-    r"\phi ": "varphi", r"\epsilon ": "varepsilon",
     r"\text": "textrm textbf textit textsf texttt textnormal mathrm mathbf mathit mathsf mbox hbox operatorname "
               "underline emph",
 }
 COMMANDS = {name: text for text, names in COMMANDS.items() for name in names.split(" ")}
 COMMANDS |= {" ": " "} | {escaped: escaped for escaped in "%$#&_"}
-COMMAND = re.compile(r"\\([A-Za-z]+|[^A-Za-z])")
 ARGUMENT = r" ?(?:\{ ?([^{}]{0,60}?) ?\}|(\d))"
 LATEX = [(re.compile(pattern), text) for pattern, text in [         # in this order
-    (r"\{\\(?:bf|it|rm|sf|tt|em) ([^{}]{0,60})\}", r"\1"), (COMMAND.pattern, None), (r"\{\}|~", " "),
-    (r"\{,\}", ","), (r"\^(?:°|\{°\})|(?:\* ?| )°", "°"), (r"\\boxed ?(-?[\w.]+)", r"\\boxed{\1}"),
+    (r"\\([A-Za-z]+|[^A-Za-z])", None), (r"\{\}|~", " "), (r"\{,\}", ","),
+    (r"\^(?:°|\{°\})|(?:\* ?| )°", "°"), (r"\\boxed ?(-?[\w.]+)", r"\\boxed{\1}"),
     (r"√ ?(\d+)|(?:√|\\?(?<![A-Za-z])sqrt) ?\(([^()]{0,60})\)|\\sqrt ?(\d)(?!\d)", r"\\sqrt{\1\2\3}"),
     (r"√ ?\{", r"\\sqrt{"),
     (r"\^ ?(?:\(([^()]{0,60})\)|([+-]?\d+|[A-Za-z](?![A-Za-z])))", r"^{\1\2}"),

@@ -362,7 +362,7 @@ def magnitude(value: Fraction) -> list[str]:
     digits = str(top)
     forms = [digits, f"{top:,}", f"{top:,}".replace(",", " "), f"{top:,}".replace(",", "{,}"), f"{top}.0",
              f"{2 * top}/2", rf"{top} \times 10^0", f"{top}e0", rf"\sqrt{{{top * top}}}", rf"\text{{{top}}}",
-             rf"{{\bf {top}}}", digits.translate(FULL_WIDTH), "\u200b".join(digits)]
+             digits.translate(FULL_WIDTH), "\u200b".join(digits)]
     forms += [f"{top // 100}×10²", rf"{top // 100} \cdot 10^{{2}}"] * (top % 100 == 0)
     words = {3: "three", 5: "five", 25: "twenty five"}
     return forms + ([words[top], words[top].replace("y f", "y-f").capitalize()] if top in words else [])
