@@ -25,9 +25,8 @@ from functools import lru_cache
 from string import ascii_uppercase as LETTERS  # of the options, in their order
 
 from data import ANSWER_HEADER, GAP, SPECIAL_TOKEN, parse
-from grading.equal import (IN_WORDS, WORDS, bare_number, clean, cut, numbers, plain, quantity, said_lines, same_letter,
-                           without_left_side)
-from grading.equal import LETTER as LETTER_ALONE
+from grading.equal import (IN_WORDS, LETTER, WORDS, bare_number, clean, cut, numbers, plain, quantity, said_lines,
+                           same_letter, without_left_side)
 
 
 VERSION = "6"                                      # of the rules: scores compare only under the same one
@@ -111,7 +110,7 @@ def read_choice(candidate: str, item: Item) -> tuple[str, str] | None:
     if given.casefold() in options and not given.isupper():
         return LETTERS[options.index(given.casefold())], "option"
     letters = [letter for letter in LETTERS[: len(options)] if same_letter(given, letter, item.choices)]
-    alone = LETTER_ALONE.fullmatch(given)
+    alone = LETTER.fullmatch(given)
     return (letters[0], "letter") if letters else (alone[1].upper(), "out of range") if alone else None
 
 
@@ -182,16 +181,16 @@ def restating(text: str, item: Item) -> list[str]:
 
 # A letter as an answer: (B), (b), [B], "B", B; but neither "A triangle" nor the B of AB, B' or B = 5.
 # What may stand around it is bounded, here and in every rule: a pattern that may repeat has to end.
-LETTER = (r"[ *\"'`$]{0,6}(?:(?i:option|choice|answer|letter)\b|选项)?[ *\"`$:]{0,6}(?:\\(?:text|boxed)\{){0,3}"
-          r"(?:\(([A-Za-z])\)|\[([A-Z])\]|(?<=')([A-Z])'|([A-Z])(?![A-Za-z0-9_'°-]| ?[=<>+/^]|(?<=A) [a-z]))")
+A_LETTER = (r"[ *\"'`$]{0,6}(?:(?i:option|choice|answer|letter)\b|选项)?[ *\"`$:]{0,6}(?:\\(?:text|boxed)\{){0,3}"
+            r"(?:\(([A-Za-z])\)|\[([A-Z])\]|(?<=')([A-Z])'|([A-Z])(?![A-Za-z0-9_'°-]| ?[=<>+/^]|(?<=A) [a-z]))")
 SUBJECT = r"(?:\b(?i:answer|ans|option|choice|solution|letter|correct(?: one)?)\b|答案|选项)"
 IS = r"(?:\b(?:is|are|be|was)\b|[:=为是])"
-STATED = re.compile(rf"{SUBJECT}[^.\n]{{0,80}}?(?:{IS}|\n)(?: not \(?[A-Z]\)?,? but)?{LETTER}")
+STATED = re.compile(rf"{SUBJECT}[^.\n]{{0,80}}?(?:{IS}|\n)(?: not \(?[A-Z]\)?,? but)?{A_LETTER}")
 MENTIONED = re.compile(
-    r"(?:\b(?i:option|choice|answer|ans|choose|select|pick)\b|故选|选[择项]?|答案)[: ]{0,3}" + LETTER)
+    r"(?:\b(?i:option|choice|answer|ans|choose|select|pick)\b|故选|选[择项]?|答案)[: ]{0,3}" + A_LETTER)
 CONFIRMED = re.compile(r"(?:\(([A-Za-z])\)[^.(\n]{0,60}?|\b([A-Z])\*{0,2}) is (?:the )?(?:correct|right|answer|best)")
 IN_PARENTHESES = re.compile(r"\(([A-H])\)")
-LISTED = re.compile(r"[ *-]*\(?([A-Z])[).:] ?\S")
+LISTED = re.compile(r"^[ *-]*\(?([A-Z])[).:] ?\S.*", re.MULTILINE)
 
 
 def last_letter(text: str, pattern: re.Pattern) -> str | None:
@@ -265,11 +264,7 @@ RULES = {
 
 def read_prose(text: str, item: Item) -> tuple[str, str]:
     """(answer, name of the rule that gave it), of the first rule that answers; else the end of the text, "nothing"."""
-    lines = text.split("\n")
-    options = {match[1] for match in map(LISTED.match, lines) if match}
-    if len(options) > 1:  # a copy of the options, a line each, is no answer
-        lines = [line for line in lines if not LISTED.match(line)]
-    said = "\n".join(lines)
+    said = LISTED.sub("", text) if len(set(LISTED.findall(text))) > 1 else text  # options, a line each, are no answer
     last = (sentences(said) or ("",))[-1]
     declined = DECLINES.search(last) and not options_in(last, item)
     answers = ((rule(said, item), name) for name, rule in RULES[item.kind].items() if not declined)

@@ -3,10 +3,8 @@
 official is the published rule (lupantech/MathVista, evaluation/calculate_score.py), quirk included: whatever text
 stands in for an answer becomes the nearest option, so an empty response is right on 168 of the 540 multiple-choice
 questions of testmini, 16.8 points for saying nothing. strict counts a response that holds no answer as wrong.
-Deviations from the authors' scripts:
-1. A missing response is wrong, instead of dropping out of the denominator.
-2. Groups come from the data set, instead of the copy of its metadata in the file of responses.
-Options are compared by their text, as the authors do: of two equal ones both are right.
+Deviations from the authors' scripts: a missing response is wrong, instead of dropping out of the denominator; groups
+come from the data set, instead of the copy of its metadata in the file of responses.
 """
 import re
 
