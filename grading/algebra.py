@@ -167,10 +167,7 @@ class Grader:
             self.worker = None
 
 
-@functools.cache
-def process_grader(rule: str) -> Grader:
-    """This process's grader of that rule."""
-    return Grader(rule)
+process_grader = functools.cache(Grader)  # this process's grader of a rule
 
 
 def grader_counts(rule: str) -> dict[str, int]:
