@@ -73,8 +73,8 @@ def answer_number(text: str) -> Fraction | None:
 
 @lru_cache(maxsize=256)
 def spelled(choices: tuple[str, ...]) -> tuple[str, ...]:
-    """The options as they are looked up."""
-    return tuple(clean(choice).casefold() for choice in choices)
+    """The options as they are looked up, as many as have a letter."""
+    return tuple(clean(choice).casefold() for choice in choices[: len(LETTERS)])
 
 
 @lru_cache(maxsize=256)

@@ -6,12 +6,10 @@ Algebra needs sympy, which may work on a hostile answer for ever or fill the mem
 (algebra_worker.py, with math-verify), and is killed when it takes longer than the limit. No reply, or a worker that
 dies, counts as wrong; pairs that are given up are counted.
 
-Rule "own" asks the worker only when equal.correct has said no, the gold answer is symbolic, and both sides read as one
-expression: numbers, variables, fractions, roots, powers. An expression is rewritten first: every product is made
-explicit, every decimal a fraction, and every variable gets a name of its own. To math-verify R and r would otherwise
-be one variable, and the area \pi(R^2-r^2) would be 0.
-
-Rule "release" is the authors' accuracy reward, mathruler on the whole response, for ablations.
+Rule "own" asks the worker where both sides read as one expression: numbers, variables, fractions, roots, powers. It is
+rewritten first: every product is made explicit, every decimal a fraction, and every variable gets a name of its own. To
+math-verify R and r would otherwise be one variable, and the area \pi(R^2-r^2) would be 0. Rule "release" is the
+authors' accuracy reward, mathruler on the whole response, for ablations.
 """
 import functools
 import importlib.util

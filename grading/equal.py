@@ -69,8 +69,7 @@ COMMANDS = {                                       # what is written instead of 
     "≤": "le leq leqslant", "≥": "ge geq geqslant", "≠": "ne neq", "±": "pm", "∠": "angle", "△": "triangle",
     "∞": "infty", "∪": "cup", "∩": "cap", "∈": "in", "≈": "approx", "→": "to rightarrow", "...": "ldots dots cdots",
     r"\frac": "dfrac tfrac cfrac", r"\boxed": "fbox", r"\{": "lbrace", r"\}": "rbrace",
-    r"\text": "textrm textbf textit textsf texttt textnormal mathrm mathbf mathit mathsf mbox hbox operatorname "
-              "underline emph",
+    r"\text": "textrm textbf textit textsf texttt mathrm mathbf mathit mathsf mbox operatorname underline emph",
 }
 COMMANDS = {name: text for text, names in COMMANDS.items() for name in names.split(" ")}
 COMMANDS |= {" ": " "} | {escaped: escaped for escaped in "%$#&_"}
