@@ -119,7 +119,7 @@ MAX_DIGITS = 300                                   # 1e999999 would be a number 
 SCALE = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
 NUMBER = re.compile(
-    r"([+-]?)[$€£¥]?(?:(\d+)(?: (?=\d+/\d)| ?(?=\\frac)))?"             # sign, whole of 2 1/2
+    r"([+-]?)[$€£¥]?(?:(\d+)(?: (?=\d+/\d)| ?(?=\\frac\{\d+\}\{\d)))?"  # sign, whole of 2 1/2
     rf"(?:\\sqrt\{{(\d+)\}}|\\frac\{{(-?(?:{DIGITS}))\}}\{{(-?(?:{DIGITS}))\}}|({DIGITS})(?: ?/ ?({DIGITS}))?)"
     r"(?:e([+-]?\d{1,3})(?![\d.])| ?(?:\\times|\\cdot|\*|x) ?10\^\{([+-]?\d{1,3})\}|\^\{([+-]?\d{1,3})\})?"
     rf"(?: ?({'|'.join(SCALE)})(?![A-Za-z]))?", re.IGNORECASE)
