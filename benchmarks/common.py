@@ -1,17 +1,7 @@
 """What the files of the benchmarks share: what a benchmark is, and helpers to read rows and to average verdicts.
 
-A benchmark is one file, NAME.py in this folder, that ends with its own
-
-    BENCHMARK = Benchmark(hub="owner/name", split="test", columns={"question": "string", "answer": "string or number"},
-                          groups=("subject",), item=item_from_row, judge=judge,
-                          official="what the published figure counts as right", strict="what ours counts as right")
-
-    columns                                         what every row has, see `misfit`; nothing else is to be checked
-    item_from_row(row, number) -> Item              a row of the data set, and its number from 1, as a question
-    judge(response, extraction, item) -> Verdict    extraction is what extraction.py read out of the response
-    means(right, items) -> {name: figure}           optional: the averages that its authors publish; right: pid -> bool
-
-registry.py finds the file, eval.py asks its questions and report.py tells its figures: nothing else is to be edited.
+A benchmark is one file, NAME.py in this folder, that ends with its own BENCHMARK = Benchmark(..). registry.py finds the
+file, eval.py asks its questions and report.py tells its figures: nothing else is to be edited.
 """
 import json
 import re
@@ -20,8 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from benchmarks.extraction import NO_ANSWER, extract
-from benchmarks.reading import Item, letter_of
+from benchmarks.extraction import LETTERS, NO_ANSWER, Item, extract
 
 
 class Verdict(NamedTuple):
@@ -34,14 +23,14 @@ class Verdict(NamedTuple):
 class Benchmark:
     hub: str                                       # the data set's name there
     split: str
-    columns: dict[str, str]                        # the table of columns, for `misfit`
+    columns: dict[str, str]                        # what every row has, see `misfit`; nothing else is to be checked
     groups: tuple[str, ...]                        # labels that the score is broken down by
-    item: Callable[[dict, int], Item]
-    judge: Callable[[str, str, Item], Verdict]
+    item: Callable[[dict, int], Item]              # (row, its number from 1) -> the question
+    judge: Callable[[str, str, Item], Verdict]     # (response, what `extract` read out of it, question)
     official: str                                  # what each figure counts as right, for the report
     strict: str
     config: str | None = None                      # of the hub's data set
-    means: Callable[[dict, dict], dict] | None = None
+    means: Callable[[dict, dict], dict] | None = None                # (pid -> right, items) -> the published averages
     extract: Callable[[str, Item], tuple[str, str]] = extract
 
     def verdict(self, response: str, extraction: str, rule: str, item: Item) -> Verdict:
@@ -53,7 +42,7 @@ class Benchmark:
 
 # ---------------------------------------------------------------- the door: is this such a row?
 
-KINDS = {type(None): "null", str: "string", int: "number", float: "number", list: "strings", dict: "object"}
+KINDS = {type(None): "null", str: "string", int: "number", float: "number", dict: "object"}
 
 
 def plain(row):
@@ -64,27 +53,22 @@ def plain(row):
                       parse_constant=lambda name: None if name == "NaN" else float(name))
 
 
-def kind_of(value) -> str:
-    """What tables of columns call a plain value, one of KINDS; else the name of its type."""
-    mixed = isinstance(value, list) and not all(isinstance(part, str) for part in value)
-    return "list" if mixed else KINDS.get(type(value), type(value).__name__)
-
-
 def misfit(row, columns: dict[str, str]) -> str:
     """What is wrong with the first column of a plain row that is not as the table says; "" where all are.
 
-    columns: name -> kinds or values with "or" between them, "string or null", "yes or no". "metadata.skills" is inside
-    the object metadata. A null column may be missing.
+    columns: name -> kinds or values with "or" between them, "string or null", "yes or no"; a list of texts is strings.
+    "metadata.skills" is inside the object metadata. A null column may be missing.
     """
     if not isinstance(row, dict):
-        return f"it is {kind_of(row)}; expected an object with columns"
+        return "it is no object with columns"
     row = row | {f"{name}.{key}": part for name, value in row.items() if isinstance(value, dict)
                  for key, part in value.items()}
     for name, expected in columns.items():
         value, words = row.get(name), expected.split(" or ")
-        kind = kind_of(value)
+        texts = isinstance(value, list) and all(isinstance(part, str) for part in value)
+        kind = "strings" if texts else KINDS.get(type(value), type(value).__name__)
         said = f"{value:g}" if kind == "number" else str(value).lower()
-        if kind not in words and (said not in words or said in KINDS.values()):
+        if kind not in words and said not in words:
             found = repr(value)[:40] if kind in ("string", "number") else kind
             return f"{name} is {found}; expected {expected}" if name in row else f"no column {name}"
     return ""
@@ -107,16 +91,16 @@ def labels_of(row: dict, *names: str) -> dict[str, tuple[str, ...]]:
 def listed_options(question: str) -> tuple[str, ...]:
     """The texts of "Choices: A: 1 B: 2", "Option: (A) 1 (B) 2" or, with no heading, "(A) 1 (B) 2": the spelling of A
     is that of all. The letters A to D where they cannot be told apart."""
-    parts = re.split(r"\b(?:choice|option)s? ?[:：]", question, flags=re.IGNORECASE)
-    first = re.search(r"(?<!\w)(\(?)A([:.)])" if len(parts) > 1 else r"(?<!\w)(\()A(\))", parts[-1])
-    before, after = map(re.escape, first.groups()) if first else ("", "")
-    marks = []
-    for match in re.finditer(rf"(?<!\w){before}([A-H]){after}\s*", parts[-1]) if first else ():
-        if match[1] == letter_of(len(marks)):
-            marks.append(match)
-    ends = [match.start() for match in marks[1:]] + [len(parts[-1])]
-    texts = tuple(parts[-1][match.end():end].strip().rstrip(",;") for match, end in zip(marks, ends))
-    return texts if len(texts) > 1 else tuple("ABCD")
+    *heading, listed = re.split(r"\b(?:choice|option)s? ?[:：]", question, flags=re.IGNORECASE)
+    for mark in ("({})", "{}:", "{}.", "{})") if heading else ("({})",):
+        texts = [listed]
+        for i in range(8):
+            texts[-1:] = re.split(r"(?<!\w)" + re.escape(mark.format(LETTERS[i])), texts[-1], maxsplit=1)
+            if len(texts) < i + 2:
+                break
+        if len(texts) > 2:
+            return tuple(text.strip().rstrip(",;") for text in texts[1:])
+    return tuple("ABCD")
 
 
 def gold_letters(answer: str, choices: tuple[str, ...]) -> str:
@@ -124,12 +108,12 @@ def gold_letters(answer: str, choices: tuple[str, ...]) -> str:
     neither stays as it is."""
     letters = re.findall("[A-Z]", answer) if re.fullmatch(r"\W*(?:[A-Z]\W*)+", answer) else []
     if len(letters) != 1 and answer in choices:
-        return letter_of(choices.index(answer))
+        return LETTERS[choices.index(answer)]
     return "".join(letters) or answer
 
 
 def lettered(choices: tuple[str, ...]) -> list[str]:
-    return [f"({letter_of(i)}) {choice}" for i, choice in enumerate(choices)]
+    return [f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices)]
 
 
 # ---------------------------------------------------------------- averaging verdicts

@@ -13,52 +13,125 @@ What is read, first hit wins:
 1. a structured answer: the last "The final answer is" that begins a line, else <answer>, else the last \boxed{}.
    The rest of the response is then not looked at; only an empty one falls through.
 2. a response in the trained format that ends before its answer section is unfinished: no answer, whatever it reasons.
-3. prose: RULES names the rules of each kind in the order in which they are tried: functions (text, item) -> answer or
-   None.
+3. prose: the RULES of each kind in their order.
 
-The name of the rule goes into every report, for a score is only as good as what it was read by. Those in NO_ANSWER
-found nothing: a strict score counts them as wrong. The rules know languages (English, Chinese) and no data set.
-Pure, deterministic, never raises on text, and takes linear time.
+The name of the rule goes into every report, for a score is only as good as what it was read by. Pure, deterministic,
+never raises on text, and takes linear time.
 """
 import re
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import lru_cache
-from itertools import accumulate
+from string import ascii_uppercase as LETTERS  # of the options, in their order
 
-from benchmarks.reading import (MAX_RAW, MAX_SENTENCE, REJECTED_AFTER, Item, answer_number, equal_number, in_range,
-                                letter_of, number_in, options_in, read_choice, spelled)
 from data import ANSWER_HEADER, GAP, SPECIAL_TOKEN, parse
-from grading.equal import bare_number, clean, cut, numbers, plain, said_lines
+from grading.equal import (IN_WORDS, LETTER, WORDS, bare_number, clean, cut, numbers, plain, quantity, said_lines,
+                           same_letter, without_left_side)
 
 
-VERSION = "5"                                      # of the rules: scores compare only under the same one
-LETTERS = "ABCDEFGH"                               # as many options as the known benchmarks have
-NO_ANSWER = ("empty", "unfinished", "out of range", "nothing")
+VERSION = "6"                                      # of the rules: scores compare only under the same one
+MAX_SENTENCE = 600                                 # characters of a sentence that are read, the last ones
+MAX_RAW = 100                                      # characters handed over where nothing was found
+NO_ANSWER = ("empty", "unfinished", "out of range", "nothing")       # rules that found none: strictly wrong
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of a benchmark. The rules of extraction look at question, kind and choices, at nothing else."""
+    pid: str                                       # unique in its benchmark
+    question: str
+    kind: str                                      # choice, integer, float, list, yesno or text
+    choices: tuple[str, ...] = ()                  # of a choice: the texts of the options, A first
+    answer: str = ""                               # gold, as the benchmark spells it; "" where it is withheld
+    precision: int | None = None                   # of a float: decimals
+    query: str = ""                                # what the model is asked: the question with its options and hints
+    labels: dict = field(default_factory=dict)     # group -> tuple of its values: one, but of skills several
+
+
+# ---------------------------------------------------------------- numbers
+
+def number_in(text: str, question: str = "") -> Fraction | None:
+    """The number that a sentence states: the last one that the question does not have, or else the first in words, as
+    twenty-five, or else the last."""
+    asked, found, word = set(numbers(question)), numbers(text.replace("*", "")), IN_WORDS.search(text)
+    fresh = [value for value in found if value not in asked]
+    words = [WORDS[word[0].casefold()]] if word else []
+    return (fresh[-1:] or words or found[-1:] or [None])[0]
+
+
+def answer_number(text: str) -> Fraction | None:
+    """The number of a text that is nothing but an answer: 12 of the 20 cubes."""
+    short = quantity(without_left_side(clean(text), ""))
+    if short:
+        return short[0]
+    leading = numbers(text)[:1] if re.match(r"[*$ ~]*-?\d", text) and "=" not in text else []
+    return leading[0] if leading else number_in(text)
+
+
+# ---------------------------------------------------------------- options
+
+
+@lru_cache(maxsize=256)
+def spelled(choices: tuple[str, ...]) -> tuple[str, ...]:
+    """The options as they are looked up, as many as have a letter."""
+    return tuple(clean(choice).casefold() for choice in choices[: len(LETTERS)])
+
+
+@lru_cache(maxsize=256)
+def option_pattern(choices: tuple[str, ...]) -> re.Pattern:
+    """Finds options that stand as whole words. Those of one letter are left out, because "a" is an article; longer ones
+    come first, because a shorter one may stand within them."""
+    options = sorted((each for each in spelled(choices) if len(each) > 1 or each.isdigit()), key=len, reverse=True)
+    return re.compile("|".join(
+        (r"(?<![A-Za-z0-9_.\\{-])" if option[0].isalnum() else "") + re.escape(option)
+        + (r"(?![A-Za-z0-9_\\}]|\.\d)" if option[-1].isalnum() else "") for option in options) or "(?!)")
+
+
+def options_in(text: str, item: Item) -> list[str]:
+    """Letters of the options that stand in the text as whole words, in their order."""
+    found = option_pattern(item.choices).findall(clean(text[-MAX_SENTENCE:]).casefold())
+    return [LETTERS[spelled(item.choices).index(option)] for option in found]
+
+
+def equal_number(value: Fraction | None, item: Item) -> str | None:
+    """The letter of the first option with this number, units aside."""
+    values = [(quantity(option) or [None])[0] for option in spelled(item.choices)]
+    return LETTERS[values.index(value)] if value is not None and value in values else None
+
+
+REJECTED_AFTER = re.compile(
+    r"[^.,;\n]{0,60}?(?:\b(?:is|are|was|be|would be)\b(?: \w+)?? ?(?:not|incorrect|wrong|false)\b|n't\b)")
+
+
+def read_choice(candidate: str, item: Item) -> tuple[str, str] | None:
+    """(letter, form) of a text that is nothing but the answer: B, (b), B. 30°, Option B, 30°; else None. What the
+    reward takes for a letter's option is that letter; the text of an option, as (a) may be, comes before."""
+    given, options = clean(candidate[:MAX_SENTENCE].replace("**", "")), spelled(item.choices)
+    if given.casefold() in options and not given.isupper():
+        return LETTERS[options.index(given.casefold())], "option"
+    letters = [letter for letter in LETTERS[: len(options)] if same_letter(given, letter, item.choices)]
+    alone = LETTER.fullmatch(given)
+    return (letters[0], "letter") if letters else (alone[1].upper(), "out of range") if alone else None
+
 
 # ---------------------------------------------------------------- the response
 
-CONTINUATION = re.compile(r"\n\s*(?:Hint: Please|Question(?: \d+)?:|Human:|User:|###? ?(?:Human|User|Question)\b)")
 ANSWER_LINE = re.compile(r"(?:^|#)[ *>_]*" + ANSWER_HEADER.pattern.removeprefix(GAP) + "[ *:]*",
                          re.IGNORECASE | re.MULTILINE)
+BOXED = re.compile(r"\\boxed ?\{((?:[^{}]|\{(?:[^{}]|\{[^{}]{0,99}\}){0,99}\}){0,600})\}")  # \frac{\sqrt{3}}{2} in it
 
 
 def tidy(response: str) -> str:
-    """The spelling that all rules read, cut to what they read; nothing after a second question that the model puts to
-    itself."""
+    """The spelling that all rules read, cut to what they read."""
     lines = (" ".join(line.split()) for line in plain(SPECIAL_TOKEN.sub(" ", cut(response))).split("\n"))
-    text = "\n".join(filter(None, lines))
-    match = CONTINUATION.search(text, 1)
-    return text[: match.start()] if match else text
+    return "\n".join(filter(None, lines))
 
 
 def boxed(text: str) -> str | None:
-    r"""Contents of the last \boxed{} whose braces balance and that is not called wrong."""
-    for start in [match.end() for match in re.finditer(r"\\boxed ?\{", text)][:-4:-1]:
-        steps = ({"{": 1, "}": -1}.get(character, 0) for character in text[start : start + MAX_SENTENCE])
-        end = next((start + i for i, depth in enumerate(accumulate(steps, initial=1)) if depth == 0), None)
-        if end and not REJECTED_AFTER.match(text[end : end + MAX_RAW]):
-            return text[start : end - 1]
-    return None
+    r"""Contents of the last \boxed{} that is not called wrong."""
+    found = (match for match in reversed(list(BOXED.finditer(text)))
+             if not REJECTED_AFTER.match(text[match.end() : match.end() + MAX_RAW]))
+    return next((match[1] for match in found), None)
 
 
 def first_line(text: str) -> str:
@@ -77,15 +150,12 @@ def structured(text: str) -> tuple[str, str]:
 
 # ---------------------------------------------------------------- prose: sentences
 
-MAX_MATCHES = 20                                   # of a pattern that are tried, the last ones
 SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n")
 CONCLUSION = re.compile(r"\b(?:therefore|thus|hence|so|in conclusion|overall|answer|in summary|finally)\b|"
                         r"因此|所以|故|答案|综上", re.IGNORECASE)
+DECLINES = re.compile(r"\b(?:cannot|can't|(?:im|not )possible to|unable to) (?:be )?(?:determin|answer|tell)|\bN/A\b|"
+                      r"不能确定|无法确定", re.IGNORECASE)  # said in the end of the answer, this is none
 NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|cannot)\b|n't\b|不|没有", re.IGNORECASE)
-DECLINES = re.compile(                             # said of the answer, this is none
-    r"\b(?:can(?:no|')t (?:be )?|unable to |(?:im|not )possible to )(?:determin|answer|predict|tell|calculat)|"
-    r"\b(?:insufficient|not enough) \w|\bN/A\b|\bnot (?:be )?(?:provided|given|specified|listed|available|among)\b|"
-    r"\bnone of the|不能确定|无法确定", re.IGNORECASE)
 
 
 @lru_cache(maxsize=64)
@@ -107,59 +177,41 @@ def restating(text: str, item: Item) -> list[str]:
     return [sentences(text)[i] for shared, i in ranked if shared and shared >= len(asked) / 2]
 
 
-def declines(text: str, item: Item) -> bool:
-    """Whether the last sentence says that there is no answer, and names none."""
-    last = (sentences(text) or ("",))[-1]
-    named = options_in(last, item) if item.choices else set(numbers(last)) - set(numbers(item.question))
-    return bool(DECLINES.search(last)) and not named
-
-
 # ---------------------------------------------------------------- prose: choices
 
 # A letter as an answer: (B), (b), [B], "B", B; but neither "A triangle" nor the B of AB, B' or B = 5.
 # What may stand around it is bounded, here and in every rule: a pattern that may repeat has to end.
-LETTER = (r"[ *\"'`$]{0,6}(?:(?i:option|choice|answer|letter)\b|选项)?[ *\"`$:]{0,6}(?:\\(?:text|boxed)\{){0,3}"
-          r"(?:\(([A-Za-z])\)|\[([A-Z])\]|(?<=')([A-Z])'|([A-Z])(?![A-Za-z0-9_'°-]| ?[=<>+/^]|(?<=A) [a-z]))")
+A_LETTER = (r"[ *\"'`$]{0,6}(?:(?i:option|choice|answer|letter)\b|选项)?[ *\"`$:]{0,6}(?:\\(?:text|boxed)\{){0,3}"
+            r"(?:\(([A-Za-z])\)|\[([A-Z])\]|(?<=')([A-Z])'|([A-Z])(?![A-Za-z0-9_'°-]| ?[=<>+/^]|(?<=A) [a-z]))")
 SUBJECT = r"(?:\b(?i:answer|ans|option|choice|solution|letter|correct(?: one)?)\b|答案|选项)"
 IS = r"(?:\b(?:is|are|be|was)\b|[:=为是])"
-STATED = re.compile(rf"{SUBJECT}[^.\n]{{0,80}}?(?:{IS}|\n)(?: not \(?[A-Z]\)?,? but)?{LETTER}")
+STATED = re.compile(rf"{SUBJECT}[^.\n]{{0,80}}?(?:{IS}|\n)(?: not \(?[A-Z]\)?,? but)?{A_LETTER}")
 MENTIONED = re.compile(
-    r"(?:\b(?i:option|choice|answer|ans|choose|select|pick)\b|故选|选[择项]?|答案)[: ]{0,3}" + LETTER)
+    r"(?:\b(?i:option|choice|answer|ans|choose|select|pick)\b|故选|选[择项]?|答案)[: ]{0,3}" + A_LETTER)
 CONFIRMED = re.compile(r"(?:\(([A-Za-z])\)[^.(\n]{0,60}?|\b([A-Z])\*{0,2}) is (?:the )?(?:correct|right|answer|best)")
-LISTED = re.compile(r"[ *-]*\(?([A-Z])[).:] ?\S")
-
-
-def last_matches(pattern: re.Pattern, text: str) -> list[re.Match]:
-    """The matches to try, the last first."""
-    return list(pattern.finditer(text))[: -MAX_MATCHES : -1]
+IN_PARENTHESES = re.compile(r"\(([A-H])\)")
+LISTED = re.compile(r"^[ *-]*\(?([A-Z])[).:] ?\S.*", re.MULTILINE)
 
 
 def last_letter(text: str, pattern: re.Pattern) -> str | None:
     """The letter of the last match that is not called wrong."""
-    right = (match for match in last_matches(pattern, text)
+    right = (match for match in reversed(list(pattern.finditer(text)))
              if not REJECTED_AFTER.match(text[match.end() : match.end() + 80]))
     return next((next(filter(None, match.groups())).upper() for match in right), None)
 
 
-def only_letter(text: str, item: Item) -> str | None:
-    """The one letter in parentheses in the whole response."""
-    letters = {letter for letter in re.findall(r"\(([A-Z])\)", text.upper()) if in_range(letter, item)}
-    return letters.pop() if len(letters) == 1 else None
-
-
 def yes_or_no(text: str, item: Item) -> str | None:
     """Where yes and no, or true and false, are the options: the first word, or else the last of a conclusion, or else
-    the first sentence that repeats the question, which a negation makes a no."""
+    the sentence that repeats the question, which a negation makes a no."""
     if set(spelled(item.choices)) not in ({"yes", "no"}, {"true", "false"}):
         return None
-    letters = {option in ("yes", "true"): letter_of(i) for i, option in enumerate(spelled(item.choices))}
+    letters = {option in ("yes", "true"): letter for letter, option in zip(LETTERS, spelled(item.choices))}
     leading = re.match(r"\W*(yes|no|true|false)\b", text, re.IGNORECASE)
     concluding = (re.findall(r"\b(?:yes|no|true|false)\b(?! \w)", part, re.IGNORECASE) for part in conclusions(text))
     words = leading.groups() if leading else next(filter(None, concluding), None)
     if words:
         return letters[words[-1].lower() in ("yes", "true")]
-    statements = set(restating(text, item))
-    statement = next((part for part in sentences(text) if part in statements), None)
+    statement = next(iter(restating(text, item)), None)
     return letters[not NEGATION.search(statement)] if statement else None
 
 
@@ -184,17 +236,14 @@ def first_number(parts: list[str], item: Item) -> str | None:
 
 
 def last_list(text: str, item: Item) -> str | None:
-    """The last [...] as Python writes it."""
-    for items in re.findall(r"\[([^\[\]]{1,400})\]", text)[::-1]:
-        values = [numbers(part) for part in items.split(",")]
-        if all(values):
-            return "[" + ", ".join(bare_number(value[0]) for value in values) + "]"
-    return None
+    """The last [...] of plain numbers, as Python writes it."""
+    found = re.findall(r"\[([-\d., ]{0,400}\d) ?\]", text)
+    return "[" + ", ".join(map(str.strip, found[-1].split(","))) + "]" if found else None
 
 
 def stated_text(text: str, item: Item) -> str | None:
     """What follows the last "answer is", to the end of the sentence."""
-    rests = (text[match.end() : match.end() + MAX_SENTENCE] for match in last_matches(STATES_ANSWER, text))
+    rests = (text[match.end() : match.end() + MAX_SENTENCE] for match in reversed(list(STATES_ANSWER.finditer(text))))
     return next(filter(None, (clean(re.split(r"\n|\. ", rest)[0]) for rest in rests)), None)
 
 
@@ -209,21 +258,18 @@ RULES = {
         "stated letter": lambda text, item: last_letter(text, STATED),                    # The correct answer is (B).
         "yes or no": yes_or_no,
         "mentioned letter": lambda text, item: last_letter(text, CONFIRMED) or last_letter(text, MENTIONED),
-        "only letter": only_letter, "concluded": concluded},
+        "last letter": lambda text, item: last_letter(text, IN_PARENTHESES), "concluded": concluded},
     "integer": NUMBER_RULES, "float": NUMBER_RULES, "list": {"list": last_list}, "text": {"stated text": stated_text}}
 
 
 def read_prose(text: str, item: Item) -> tuple[str, str]:
     """(answer, name of the rule that gave it), of the first rule that answers; else the end of the text, "nothing"."""
-    lines = text.split("\n")
-    options = {match[1] for match in map(LISTED.match, lines) if match} if item.choices else ()
-    if len(options) > 1:  # a copy of the options, a line each, is no answer
-        lines = [line for line in lines if not LISTED.match(line)]
-    said = "\n".join(lines)
-    rules = {} if declines(said, item) else RULES[item.kind]
-    answers = ((rule(said, item), name) for name, rule in rules.items())
+    said = LISTED.sub("", text) if len(set(LISTED.findall(text))) > 1 else text  # options, a line each, are no answer
+    last = (sentences(said) or ("",))[-1]
+    declined = DECLINES.search(last) and not options_in(last, item)
+    answers = ((rule(said, item), name) for name, rule in RULES[item.kind].items() if not declined)
     answer, name = next((found for found in answers if found[0]), (text[-MAX_RAW:], "nothing"))
-    outside = item.kind == "choice" and name != "nothing" and not in_range(answer, item)
+    outside = item.kind == "choice" and name != "nothing" and answer not in tuple(LETTERS[: len(item.choices)])
     return answer, "out of range" if outside else name
 
 

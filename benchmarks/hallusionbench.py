@@ -9,7 +9,6 @@ from benchmarks.common import Benchmark, Item, Verdict, grouped, labels_of, perc
 from data import parse
 
 
-YES_NO = {"1": "Yes", "0": "No", "yes": "Yes", "no": "No"}
 NAMES = ("category", "subcategory", "set_id", "figure_id", "question_id")
 
 
@@ -17,7 +16,8 @@ def item_from_row(row: dict, number: int) -> Item:
     """A figure, and a question, is named by its id within category, subcategory and set: 346 and 455 of them."""
     question, *place = (text_of(row, name) for name in ("question", *NAMES[:3]))
     groups = {name: (" ".join([*place, text_of(row, f"{name}_id")]),) for name in ("figure", "question")}
-    return Item(pid=str(number), question=question, kind="yesno", answer=YES_NO[text_of(row, "gt_answer").lower()],
+    answer = "Yes" if text_of(row, "gt_answer").lower() in ("1", "yes") else "No"
+    return Item(pid=str(number), question=question, kind="yesno", answer=answer,
                 query=f"{question} Please answer yes or no.", labels=labels_of(row, "category", "subcategory") | groups)
 
 

@@ -5,7 +5,7 @@ question itself stands in the picture. So how far a model's score falls from ver
 see. Officially a judge model compares the answers; without one only equal texts count.
 """
 from benchmarks.common import (Benchmark, Item, Verdict, gold_letters, labels_of, listed_options, mean_of_groups,
-                               percent, text_of)
+                               text_of)
 from grading.equal import clean, quantity, same_answer
 
 
@@ -31,9 +31,7 @@ def judge(response: str, extraction: str, item: Item) -> Verdict:
 
 
 def means(right: dict[str, bool], items: dict[str, Item]) -> dict[str, float]:
-    only = [pid for pid, item in items.items() if item.labels["problem_version"] == ("Vision Only",)]
-    whole = {"mean of the versions": mean_of_groups(right, items, "problem_version")}
-    return whole | ({"Vision Only": percent([right[pid] for pid in only])} if only else {})
+    return {"mean of the versions": mean_of_groups(right, items, "problem_version")}
 
 
 BENCHMARK = Benchmark(

@@ -3,10 +3,8 @@
 official is the published rule (lupantech/MathVista, evaluation/calculate_score.py), quirk included: whatever text
 stands in for an answer becomes the nearest option, so an empty response is right on 168 of the 540 multiple-choice
 questions of testmini, 16.8 points for saying nothing. strict counts a response that holds no answer as wrong.
-Deviations from the authors' scripts:
-1. A missing response is wrong, instead of dropping out of the denominator.
-2. Groups come from the data set, instead of the copy of its metadata in the file of responses.
-Options are compared by their text, as the authors do: of two equal ones both are right.
+Deviations from the authors' scripts: a missing response is wrong, instead of dropping out of the denominator; groups
+come from the data set, instead of the copy of its metadata in the file of responses.
 """
 import re
 
@@ -18,40 +16,19 @@ GROUPS = ("question_type", "answer_type", "language", "source", "category", "tas
 COLUMNS = {
     "pid": "string or number", "question": "string", "answer": "string or number",
     "question_type": "multi_choice or free_form", "answer_type": "text or integer or float or list",
-    "choices": "strings or null", "unit": "string or null", "precision": "1 or 2 or null", "query": "string or null",
+    "choices": "strings or null", "precision": "1 or 2 or null", "query": "string or null",
     **dict.fromkeys((f"metadata.{name}" for name in GROUPS[2:-1]), "string"), "metadata.skills": "strings"}
-
-# ---------------------------------------------------------------- the question and its prompt text
-
-HINT = "Hint: Please answer the question {}, e.g., {}, at the end."
-NUMBER = "requiring a floating-point number with {} and provide the final value"
-HINTS = {                                          # by kind, of a decimal by its precision; the kind text has none
-    "choice": HINT.format("and provide the correct option letter", "A, B, C, D"),
-    "integer": HINT.format("requiring an integer answer and provide the final value", "1, 2, 3"),
-    "float 1": HINT.format(NUMBER.format("one decimal place"), "1.2, 1.3, 1.4"),
-    "float 2": HINT.format(NUMBER.format("two decimal places"), "1.23, 1.34, 1.45"),
-    "list": HINT.format("requiring a Python list as an answer and provide the final list",
-                        "[1, 2, 3], [1.2, 1.3, 1.4]"),
-}
-
-
-def query(question: str, kind: str, choices: tuple[str, ...], precision: int | None, unit: str) -> str:
-    """The prompt text as the hub has it in its column query: the hint first, then question, unit and options."""
-    hint = HINTS.get(f"float {precision}" if kind == "float" else kind)
-    lines = [hint] if hint else []
-    lines.append(f"Question: {question}" + (f" (Unit: {unit})" if unit else ""))
-    return "\n".join([*lines, "Choices:", *lettered(choices)] if choices else lines)
 
 
 def item_from_row(row: dict, number: int) -> Item:
-    """Row of the hub, or of testmini.json, which has no query."""
+    """Row of the hub, or of the authors' testmini.json. That has no prompt text, so question and options are asked,
+    without the hint at the kind of answer."""
     kind = "choice" if row["question_type"] == "multi_choice" else row["answer_type"]
-    choices, unit = tuple(row.get("choices") or ()) if kind == "choice" else (), row.get("unit") or ""
-    precision = None if row.get("precision") is None else int(float(row["precision"]))
+    choices = tuple(row.get("choices") or ()) if kind == "choice" else ()
     return Item(
         pid=str(row["pid"]), question=row["question"], kind=kind, choices=choices, answer=str(row["answer"]),
-        precision=precision, unit=unit,
-        query=row.get("query") or query(row["question"], kind, choices, precision, unit),
+        precision=None if row.get("precision") is None else int(float(row["precision"])),
+        query=row.get("query") or "\n".join([row["question"], *lettered(choices)]),
         labels=labels_of(row, *GROUPS[:2]) | labels_of(row["metadata"], *GROUPS[2:-1])
         | {"skills": tuple(row["metadata"]["skills"])})
 
@@ -73,15 +50,11 @@ def levenshtein(a: str, b: str) -> int:
 def normalize(extraction, item: Item) -> str | None:
     """The prediction the authors compare with the gold answer (calculate_score.py:normalize_extracted_answer).
 
-        kind, options                extraction       -> prediction
-        choice, ("20", "30")         "B"              -> "30"
-        choice, ("20", "30")         "the (b) one"    -> "30"        the first letter in parentheses
-        choice, ("yes", "no")        "B."             -> "no"        no letter: the nearest option
-        choice, ("yes", "no")        ""               -> "no"        so is an empty one: the shortest option
-        integer                      "3.9"            -> "3"
-        integer                      "25 cm"          -> None
-        float, precision 1           "0.25"           -> "0.2"
-        list                         "[1,2]"          -> "[1,2]"     not "[1, 2]": it compares characters
+        choice, ("20", "30")    "B" -> "30"; "the (b) one" -> "30", by the first letter in parentheses
+        choice, ("yes", "no")   "B." -> "no", the nearest option; "" -> "no", the shortest one
+        integer                 "3.9" -> "3"; "25 cm" -> None
+        float, precision 1      "0.25" -> "0.2"
+        list                    as it stands: it compares characters
     """
     if item.kind == "choice":
         extraction = str(extraction).strip()

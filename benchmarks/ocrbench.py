@@ -10,17 +10,15 @@ from data import parse
 from grading.equal import MAX_CHARACTERS
 
 
-HANDWRITTEN = "Handwritten Mathematical Expression Recognition"
 FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " "}  # of ASCII, as Chinese has it
 
 
 def item_from_row(row: dict, number: int) -> Item:
     answers = [row["answer"]] if isinstance(row["answer"], str) else row["answer"]
     golds = tuple(answer for answer in answers if answer.strip())  # an empty one would be part of any text
-    question, kind = text_of(row, "question"), text_of(row, "question_type")
-    group = "Text Recognition" if kind.endswith("Recognition") and kind != HANDWRITTEN else kind
+    question = text_of(row, "question")
     return Item(pid=str(number), question=question, kind="text", answer=" or ".join(golds), query=question,
-                labels={"group": (group,), "question_type": (kind,), "golds": golds} | labels_of(row, "dataset"))
+                labels={"golds": golds} | labels_of(row, "question_type", "dataset"))
 
 
 def final_text(response: str, item: Item) -> tuple[str, str]:
@@ -51,7 +49,7 @@ def means(right: dict[str, bool], items: dict[str, Item]) -> dict[str, float]:
 
 
 BENCHMARK = Benchmark(
-    hub="echo840/OCRBench", split="test", groups=("group", "question_type", "dataset"),
+    hub="echo840/OCRBench", split="test", groups=("question_type", "dataset"),
     columns={"dataset": "string", "question": "string", "question_type": "string", "answer": "string or strings"},
     item=item_from_row, judge=judge, means=means, extract=final_text,
     official="a gold answer is part of the whole response, reasoning included",

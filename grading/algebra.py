@@ -1,24 +1,16 @@
 r"""Whether two answers are equal by algebra, found out in a process that can be killed.
 
     by_algebra(r"\sqrt{8}", r"2\sqrt{2}")    True: x^2+2x+1 is (x+1)^2 as well
-    grader = process_grader("own")          one per process and rule; its worker starts when it is first needed
-    grader.equal(candidate, gold)           what its worker says of them
 
 Algebra needs sympy, which may work on a hostile answer for ever or fill the memory. So a worker does it
-(algebra_worker.py, with math-verify), and is killed when it takes longer than the limit.
+(algebra_worker.py, with math-verify), and is killed when it takes longer than the limit. No reply, or a worker that
+dies, counts as wrong; pairs that are given up are counted.
 
-Rule "own" asks the worker only when equal.correct has said no, the gold answer is symbolic, and both sides read as one
-expression: numbers, variables, fractions, roots, powers. Prose, lists, equations and functions are never asked, nor
-what may take for ever: towers of powers, factorials, exponents of three digits. An expression is rewritten first: every
-product is made explicit, every decimal a fraction, and every variable gets a name of its own. To math-verify R and r
-would otherwise be one variable, and the area \pi(R^2-r^2) would be 0.
-
-Rule "release" is the authors' accuracy reward, mathruler on the whole response, for ablations.
-
-No reply within the limit, or a worker that dies, counts as wrong. So a pair is judged alike on every machine, unless it
-takes about as long as the limit; pairs that are given up are counted.
+Rule "own" asks the worker where both sides read as one expression: numbers, variables, fractions, roots, powers. It is
+rewritten first: every product is made explicit, every decimal a fraction, and every variable gets a name of its own. To
+math-verify R and r would otherwise be one variable, and the area \pi(R^2-r^2) would be 0. Rule "release" is the
+authors' accuracy reward, mathruler on the whole response, for ablations.
 """
-import atexit
 import functools
 import importlib.util
 import json
@@ -31,9 +23,8 @@ import threading
 from fractions import Fraction
 
 from data import InputError
-from grading.equal import answer_line, bare, symbolic, unit_of, without_left_side
+from grading.equal import answer_line, clean, without_left_side
 
-RULES = {"own": ("math-verify", "math_verify"), "release": ("mathruler pylatexenc", "mathruler pylatexenc")}
 WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "algebra_worker.py")
 LIMIT = 2.0  # seconds for a pair
 START = 60.0  # seconds for the worker's imports
@@ -41,10 +32,10 @@ CACHE = 4096  # pairs remembered: the responses of a group repeat each other
 
 
 def check_rule(rule: str):
-    """Raise InputError unless the packages of a rule are installed."""
-    packages, modules = RULES[rule]
-    if not all(importlib.util.find_spec(name) for name in modules.split()):
-        raise InputError(f"--grader {rule} needs what is not installed: pip install {packages}")
+    """Raise InputError where the release's rule is asked for and its packages, which few have, are not installed."""
+    needed = ("mathruler", "pylatexenc") if rule == "release" else ()
+    if not all(map(importlib.util.find_spec, needed)):
+        raise InputError(f"--grader {rule} needs what is not installed: pip install {' '.join(needed)}")
 
 
 # ---------------------------------------------------------------- what may be asked: one expression
@@ -55,7 +46,6 @@ TOKEN = re.compile(
     r"(?P<number>\d+(?:\.\d+)?|\.\d+)|(?P<pi>\\pi)(?![A-Za-z])|(?P<call>\\frac|\\sqrt(?:\[\d\])?)(?![A-Za-z])"
     rf"|(?P<variable>(?:\\(?:{GREEK})(?![A-Za-z])|[A-Za-z])(?:_(?:[A-Za-z\d]|\{{[A-Za-z\d]{{1,3}}\}}))?)"
     r"|(?P<sign>(?:\\cdot|\\times|\\div)(?![A-Za-z])|[-+*/])|(?P<power>\^)|(?P<open>[({])|(?P<close>[)}])")
-SIGNS = {"*": r"\cdot", r"\times": r"\cdot", r"\div": "/"}
 PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])")
 EXPONENT = re.compile(r"\^(?:[A-Za-z]|\{(?![^{}]*\d{3})[-+/A-Za-z\d]{1,8}\}|\{-?\\frac\{\d{1,2}\}\{\d{1,2}\}\})(?!\^)")
 WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{4}|(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|max|min|lim|det|gcd|lcm|mod"
@@ -63,7 +53,6 @@ WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{4}|(?:sin|cos|tan|cot|sec|csc|log
 DENIED = re.compile(  # what is no token, as in n!, needs no entry
     r"\*\*|\d{40}|\)\^\{-?[2-9]\d"  # may take for ever; (x+y+z)^{99} does
     r"|\d \d|\d[eE][-+]?\d")  # has two readings
-TOWER = re.compile(r"\^(?!\{\d\})")  # after a group that holds a power: ((9^{99})^{99})^{99}
 FACTORS = {"number", "pi", "call", "variable"}  # each begins a factor; so does a parenthesis
 
 
@@ -83,13 +72,12 @@ def expression(text: str, names: dict[str, str]) -> str | None:
 
     names: what each variable is called in the LaTeX. The two sides share it, and it is extended here.
     """
-    latex, before = [], ""  # before: kind of the token before
-    groups = [["", False]]  # of each open group: its last sign, and whether it holds a power
+    latex, before, signs = [], "", [""]  # before: kind of the token before; signs: the last one of each open group
     for token in tokens_of(text) or ():
         kind, word = token.lastgroup, token[0]
         if (kind in FACTORS or word == "(") and before in ("number", "pi", "variable", "close"):
             mixed = before == "number" and word == r"\frac"
-            if kind == "number" or mixed or groups[-1][0] == "/":
+            if kind == "number" or mixed or signs[-1] in ("/", r"\div"):
                 return None
             latex.append(r"\cdot")  # a product that was only implied
         if kind == "number" and "." in word:
@@ -97,48 +85,27 @@ def expression(text: str, names: dict[str, str]) -> str | None:
         elif kind == "variable":
             word = "{%s}" % names.setdefault(word, f"x_{{{len(names) + 1}}}")
         elif kind == "sign":
-            word = groups[-1][0] = SIGNS.get(word, word)
-        elif kind == "power":
-            groups[-1][1] = True
+            signs[-1] = word
         elif kind == "open":
             if word == "{" and before not in ("power", "call", "close"):  # a set, perhaps
                 return None
-            groups.append(["", False])
+            signs.append("")
         elif kind == "close":
-            power = groups.pop()[1]
-            if not groups or power and TOWER.match(token.string, token.end()):
-                return None
-            groups[-1][1] |= power
-        if len(groups) > DEPTH:
+            signs.pop()
+        if not 0 < len(signs) <= DEPTH:
             return None
         latex.append(word)
         before = kind
-    return " ".join(latex) if len(groups) == 1 and latex else None
-
-
-UNIT = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}(?:\^\{[23]\})?$")
-
-
-def without_unit(text: str) -> tuple[str, tuple | None]:
-    r"""`4\pi cm^2` as `4\pi` and its unit; a unit of one letter could be a variable and stays."""
-    match = UNIT.search(text)
-    unit = unit_of(match[0]) if match else None
-    return (text[:match.start()], unit) if unit else (text, None)
+    return " ".join(latex) if len(signs) == 1 and latex else None
 
 
 def expressions(candidate: str, gold: str) -> tuple[str, str] | None:
     """Both sides for the worker to compare, or None when there is nothing to ask."""
-    given, wanted = bare(candidate), bare(gold)
+    given, wanted = clean(candidate), clean(gold)
     given, wanted = without_left_side(given, wanted), without_left_side(wanted, given)
-    (given, unit), (wanted, wanted_unit) = without_unit(given), without_unit(wanted)
-    if not symbolic(wanted) or unit and wanted_unit and unit != wanted_unit:
-        return None
     names = {}
-    wanted = expression(wanted, names)
-    variables = len(names)
-    given = expression(given, names)
-    known = len(names) == variables  # a variable that gold does not have makes another expression
-    return (given, wanted) if given and wanted and known else None
+    wanted, given = expression(wanted, names), expression(given, names)
+    return (given, wanted) if given and wanted else None
 
 
 # ---------------------------------------------------------------- asking
@@ -152,7 +119,6 @@ class Grader:
         self.timeouts, self.worker = 0, None
         self.lock = threading.Lock()
         self.equal = functools.lru_cache(CACHE)(self.ask)
-        atexit.register(self.close)
 
     def ask(self, candidate: str, gold: str) -> bool:
         """What the worker says of a pair as it is; False when it says nothing within the limit, or dies of it."""
@@ -199,10 +165,7 @@ class Grader:
             self.worker = None
 
 
-@functools.cache
-def process_grader(rule: str) -> Grader:
-    """This process's grader of that rule."""
-    return Grader(rule)
+process_grader = functools.cache(Grader)  # this process's grader of a rule
 
 
 def grader_counts(rule: str) -> dict[str, int]:

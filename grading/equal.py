@@ -1,12 +1,5 @@
 r"""Whether two answers are the same, and how the text of a model is read: by the reward and the evaluation alike.
 
-    same_answer(answer, gold, choices)   True when the answer says what the gold answer says: the rules, then algebra
-    correct(candidate, gold, choices)    the rules of this file alone
-    clean(r"$\boxed{-\frac34}$.")        "-3/4"               a short answer, bare
-    plain("（ｘ＝½）")                     "(x= 1/2 )"          a whole response; its lines and markdown stay
-    quantity("25 cm")                    (25, unit)           the number that a clean text is, else None
-    numbers("2 of 1,000, or 10^{3}")     [2, 1000, 1000]      the numbers in a plain text
-
 `correct` is pure and never raises on model text. It fails closed: two answers, no answer, or anything it does not
 understand is wrong, because a policy soon finds whatever is rewarded by mistake. What it understands:
 
@@ -17,16 +10,15 @@ understand is wrong, because a policy soon finds whatever is rewarded by mistake
     list        gold "[1, 2]":       [1,2]   1, 2   1 and 2      order and brackets count; {2, 1} is {1, 2}
     number      gold "0.5":          1/2   \frac12   ½   .50   5*10^{-1}   50%   0.5 cm   x = 0.5
 
-Numbers are exact fractions. That \sqrt{8} is 2\sqrt{2}, or x^2+2x+1 is (x+1)^2, is beyond the rules: `same_answer`
+Numbers are exact fractions. That \sqrt{8} is 2\sqrt{2}, or x^2+2x+1 is (x+1)^2, is beyond these rules: `same_answer`
 then asks algebra.py, if the gold answer is symbolic. Every pattern is bounded, so reading takes linear time.
-latex2sympy2_extended's normaliser would read "7 or 8" as a list and the "inf" of "information" as infinity.
 """
 import math
 import re
 import unicodedata
-from collections import Counter
 from fractions import Fraction
-from functools import lru_cache, partial
+from functools import lru_cache
+from string import ascii_uppercase
 
 MAX_TEXT = 40_000                                  # characters of a response that are read: over 4096 tokens
 
@@ -77,63 +69,46 @@ COMMANDS = {                                       # what is written instead of 
     "≤": "le leq leqslant", "≥": "ge geq geqslant", "≠": "ne neq", "±": "pm", "∠": "angle", "△": "triangle",
     "∞": "infty", "∪": "cup", "∩": "cap", "∈": "in", "≈": "approx", "→": "to rightarrow", "...": "ldots dots cdots",
     r"\frac": "dfrac tfrac cfrac", r"\boxed": "fbox", r"\{": "lbrace", r"\}": "rbrace",
-    r"\phi ": "varphi", r"\epsilon ": "varepsilon",
-    r"\text": "textrm textbf textit textsf texttt textnormal mathrm mathbf mathit mathsf mbox hbox operatorname "
-              "underline emph",
+    r"\text": "textrm textbf textit textsf texttt mathrm mathbf mathit mathsf mbox operatorname underline emph",
 }
 COMMANDS = {name: text for text, names in COMMANDS.items() for name in names.split(" ")}
 COMMANDS |= {" ": " "} | {escaped: escaped for escaped in "%$#&_"}
-COMMAND = re.compile(r"\\([A-Za-z]+|[^A-Za-z])")
-NUMERIC = re.compile(r"-?[\d.,]+")
 ARGUMENT = r" ?(?:\{ ?([^{}]{0,60}?) ?\}|(\d))"
-FRACTION = re.compile(r"((?<![\w)}])(?<![\w)}] )- ?)?\\frac(?![A-Za-z])" + ARGUMENT * 2)
 LATEX = [(re.compile(pattern), text) for pattern, text in [         # in this order
-    (r"\{\\(?:bf|it|rm|sf|tt|em) ([^{}]{0,60})\}", r"\1"), (COMMAND.pattern, None), (r"\{\}|~", " "),
-    (r"\{,\}", ","), (r"\^(?:°|\{°\})|(?:\* ?| )°", "°"), (r"\\boxed ?(-?[\w.]+)", r"\\boxed{\1}"),
+    (r"\\([A-Za-z]+|[^A-Za-z])", None), (r"\{\}|~", " "), (r"\{,\}", ","),
+    (r"\^(?:°|\{°\})|(?:\* ?| )°", "°"), (r"\\boxed ?(-?[\w.]+)", r"\\boxed{\1}"),
     (r"√ ?(\d+)|(?:√|\\?(?<![A-Za-z])sqrt) ?\(([^()]{0,60})\)|\\sqrt ?(\d)(?!\d)", r"\\sqrt{\1\2\3}"),
     (r"√ ?\{", r"\\sqrt{"),
     (r"\^ ?(?:\(([^()]{0,60})\)|([+-]?\d+|[A-Za-z](?![A-Za-z])))", r"^{\1\2}"),
     (r"(?<![\\\w])(?<![\d)}] )(?<!\b[A-Za-z] )(?i:minus|negative) (?=[\d.$]|\\frac|\\sqrt)", "-"),
     (r"((?:[=≈:(\[,]|\b(?:is|are|was|be|equals?|get|gives?)) ?)- (?=[\d.$]|\\frac|\\sqrt)", r"\1-"),
+    (r"\\frac(?![A-Za-z])" + ARGUMENT * 2, r"\\frac{\1\2}{\3\4}"),
 ]]
 LATEX_MARK = re.compile(r"[\\^~√{°]|- |sqrt|minus|negative", re.IGNORECASE)
 
 
-def fraction(match: re.Match, slash: bool) -> str:
-    r"""\frac34 as \frac{3}{4}, or with slash as 3/4 if both are numbers: the sign goes in front, as in -3/4 for
-    \frac{3}{-4}, and spaces keep 1\frac{1}{2} from being 11/2."""
-    top, bottom = (match[i] if match[i] is not None else match[i + 1] for i in (2, 4))
-    if not slash or not NUMERIC.fullmatch(top) or not NUMERIC.fullmatch(bottom):
-        return rf"{match[1] or ''}\frac{{{top}}}{{{bottom}}}"
-    minus = "-" * ((bool(match[1]) + top.count("-") + bottom.count("-")) % 2)
-    return f" {minus}{top.lstrip('-')}/{bottom.lstrip('-')} "
-
-
-def plain(text: str, fractions: bool = True) -> str:
-    r"""One spelling of characters and LaTeX. fractions: \frac{1}{2} becomes 1/2."""
+def plain(text: str) -> str:
+    """One spelling of characters and LaTeX."""
     text = characters(text)
     if LATEX_MARK.search(text):
         for pattern, replacement in LATEX:
             text = pattern.sub(replacement or (lambda match: COMMANDS.get(match[1], match[0])), text)
-        text = FRACTION.sub(lambda match: fraction(match, fractions), text)
     return text
 
 
 WRAPPER = re.compile(r"\\(?:boxed|text) ?\{((?:[^{}]|\{[^{}]{0,200}\}){0,200})\}")
-LEAD_IN = re.compile(r"(?:the )?(?:final |correct )?answer(?: is:?|:) ?", re.IGNORECASE)
+LEAD_IN = re.compile(r"^(?:the )?(?:final |correct )?answer(?: is:?|:) ?", re.IGNORECASE)
 QUOTED = re.compile(r"""(["'])([^"']+)\1""")
 IDLE_SPACE = re.compile(r"(?<![\w.,]) | (?![\w.,])")               # "x + 1" is "x+1", but "1. 5" is not "1.5"
 
 
 @lru_cache(maxsize=4096)
-def clean(text: str, fractions: bool = True) -> str:
+def clean(text: str) -> str:
     """The bare answer: no LaTeX, markdown or quotes around it, no "the answer is", no final period, no idle spaces."""
-    text = plain(text, fractions)
+    text = plain(text)
     for _ in range(3 if "\\" in text else 0):                         # \boxed{\textbf{\text{B}}}
         text = WRAPPER.sub(r"\1", text)
-    text = " ".join(text.split()).strip(" *`$:")
-    lead = LEAD_IN.match(text)
-    text = text[lead.end() if lead else 0:].lstrip(" *`$:").rstrip(" *`$.")
+    text = LEAD_IN.sub("", " ".join(text.split()).strip(" *`$:")).lstrip(" *`$:").rstrip(" *`$.")
     quoted = QUOTED.fullmatch(text)
     return IDLE_SPACE.sub("", quoted[2].strip(" .") if quoted else text)
 
@@ -144,8 +119,8 @@ MAX_DIGITS = 300                                   # 1e999999 would be a number 
 SCALE = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
 NUMBER = re.compile(
-    rf"([+-]?)[$€£¥]?(?:(\d+) (?=\d+/\d))?(?:\\sqrt\{{(\d+)\}}|({DIGITS}))"      # sign, whole of 2 1/2, root or top
-    rf"(?: ?/ ?({DIGITS}))?"
+    r"([+-]?)[$€£¥]?(?:(\d+)(?: (?=\d+/\d)| ?(?=\\frac\{\d+\}\{\d)))?"  # sign, whole of 2 1/2
+    rf"(?:\\sqrt\{{(\d+)\}}|\\frac\{{(-?(?:{DIGITS}))\}}\{{(-?(?:{DIGITS}))\}}|({DIGITS})(?: ?/ ?({DIGITS}))?)"
     r"(?:e([+-]?\d{1,3})(?![\d.])| ?(?:\\times|\\cdot|\*|x) ?10\^\{([+-]?\d{1,3})\}|\^\{([+-]?\d{1,3})\})?"
     rf"(?: ?({'|'.join(SCALE)})(?![A-Za-z]))?", re.IGNORECASE)
 # In a sentence neither 2nd, nor the 5 of 3-5, nor that of x5, x_5 or x^5.
@@ -156,29 +131,23 @@ SPACED = re.compile(r"^[+-]?\d{1,3}(?: \d{3})+(?![\d/])")           # 1 000 000
 ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
         "seventeen eighteen nineteen").split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-WORDS = {word: value for value, word in enumerate(ONES)} | {word: 10 * i for i, word in enumerate(TENS, 2)}
-WORDS |= {f"{ten} {one}": WORDS[ten] + WORDS[one] for ten in TENS for one in ONES[1:10]}
-WORD = rf"(?:{'|'.join(ONES[::-1] + TENS + list(SCALE))})\b"
-IN_WORDS = re.compile(rf"(?<![\w-]){WORD}(?:(?:[- ]| and ){WORD})*(?!-?\w)", re.IGNORECASE)
-
-
-def in_words(text: str) -> Fraction | None:
-    """The number of `seven` or `twenty-five`; None for a longer run of such words, and from a hundred on."""
-    value = WORDS.get(text.casefold().replace("-", " "))
-    return None if value is None else Fraction(value)
+WORDS = {word: Fraction(i) for i, word in enumerate(ONES)} | {word: Fraction(10 * i) for i, word in enumerate(TENS, 2)}
+WORDS |= {f"{ten}{dash}{one}": WORDS[ten] + WORDS[one] for ten in TENS for dash in " -" for one in ONES[1:10]}
+# The longest first; neither the one nor the five of one hundred and five.
+IN_WORDS = re.compile(rf"(?<![\w-])(?<!and )(?:{'|'.join(reversed(WORDS))})(?!-?\w| (?:{'|'.join(SCALE)}))",
+                      re.IGNORECASE)
 
 
 def value_of(match: re.Match) -> Fraction | None:
     """The number of a match; None for one that is not exact, divides by 0 or is too large."""
-    sign, whole, root, top, bottom, exponent, power_of_ten, power, scale = match.groups()
-    top, exponent = (root or top).replace(",", ""), int(exponent or power_of_ten or 0)
+    sign, whole, root, over, under, top, bottom, exponent, power_of_ten, power, scale = match.groups()
+    top, bottom = (root or over or top).replace(",", ""), under or bottom
+    exponent = int(exponent or power_of_ten or 0)
     if len(top) * max(1, abs(int(power or 1))) + len(bottom or "") + abs(exponent) > MAX_DIGITS:
         return None
-    value, divisor = Fraction(top), Fraction((bottom or "1").replace(",", ""))
-    if root:
-        value = Fraction(math.isqrt(int(top)))
-    inexact = root and value**2 != int(top)
-    if inexact or not divisor or power and (bottom or not value):  # 1/2^{2} has two readings
+    value = Fraction(math.isqrt(int(top)) if root else top)
+    divisor = Fraction((bottom or "1").replace(",", ""))
+    if root and value**2 != int(top) or not divisor or power and (bottom or not value):  # 1/2^{2} has two readings
         return None
     if power:
         value **= int(power)
@@ -204,35 +173,34 @@ def bare_number(value: Fraction) -> str:
 # other word after a number is no unit: 7x, 7 or 8.
 UNIT_TABLE = """
 length  mm,millimeter,millimetre=1/1000 cm,centimeter,centimetre=1/100 m,meter,metre=1 km,kilometer,kilometre=1000
-length  in,inch,inches=127/5000 ft,foot,feet=381/1250 yd,yard=1143/1250 mi,mile=201168/125
 mass    mg=1/1000000 g,gram=1/1000 kg,kilogram=1
 time    s,sec,second=1 min,minute=60 h,hr,hour=3600 day=86400 wk,week=604800
-volume  mL,ml,milliliter,millilitre=1/1000 L,liter,litre=1
 money   ¢,cent=1/100 dollar,$=1
--       %,percent=1/100 °,deg,degree=1 °C=1 °F=1 lb,lbs,pound,£=1 €,euro=1 yr,year=1 month=1 N,newton=1
--       object,item,unit,people=1
+-       %,percent=1/100 °,deg,degree=1 °C=1 °F=1 lb,pound,£=1 €,euro=1 yr,year=1 month=1 N,newton=1 L,liter,litre=1
+-       mL,ml=1 in,inch,inches=1 ft,foot,feet=1 yd,yard=1 mi,mile=1 mph=1 object,item,unit,people=1
 """
 UNITS = {name: (names if dimension == "-" else dimension, Fraction(factor))
          for dimension, *entries in map(str.split, UNIT_TABLE.strip().split("\n"))
          for names, factor in (entry.split("=") for entry in entries) for name in names.split(",")}
-UNIT = re.compile(r"(square |cubic |sq\.? |cu\.? )?([^\d^]+?)(?:\^\{([1-3])\})?")
+UNIT = re.compile(r"([^\d^]+?)(?:\^\{([1-3])\})?")
 
 
 @lru_cache(maxsize=256)
 def unit_of(text: str) -> tuple[tuple, Fraction] | None:
     """(dimension, factor) of `cm`, `meters`, `cm^{2}`, `square cm`, `km/h`; None when it is no known unit."""
-    dimension, factor = Counter(), Fraction(1)
-    for i, part in enumerate(re.split("/| per ", {"mph": "mi/h", "kmh": "km/h"}.get(text, text))):
+    dimension, factor = (), Fraction(1)
+    text = re.sub(r"\b(?:square|sq\.?) (\w+)", r"\1^{2}", re.sub(r"\bcubic (\w+)", r"\1^{3}", text))
+    for i, part in enumerate(re.split("/| per ", text)):
         match = UNIT.fullmatch(part)
-        name = match[2] if match else ""
-        name = next((known for known in (name, name.casefold(), name.casefold().removesuffix("s"))
-                     if known in UNITS and (known == name or len(name) > 2)), None)            # "ms" is not "m"
-        if name is None:
+        name = match[1] if match else ""
+        if name not in UNITS and len(name) > 2:                      # "ms" is not "m"
+            name = name.casefold().removesuffix("s")
+        if name not in UNITS:
             return None
-        power = ({"s": 2, "c": 3}.get((match[1] or "-")[0]) or int(match[3] or 1)) * (-1 if i else 1)
-        dimension[UNITS[name][0]] += power
+        power = int(match[2] or 1) * (-1 if i else 1)
+        dimension += ((UNITS[name][0], power),)
         factor *= UNITS[name][1]**power
-    return tuple(dimension.items()), factor
+    return dimension, factor
 
 
 @lru_cache(maxsize=4096)
@@ -240,11 +208,11 @@ def quantity(text: str) -> tuple[Fraction, tuple | None] | None:
     """(number, unit) of a clean `1,000`, `-3/4`, `1 1/2`, `1.2e3`, `seven` or `25 cm`; None when it is neither."""
     text = SPACED.sub(lambda spaced: spaced[0].replace(" ", ""), text)
     match = NUMBER.match(text) or IN_WORDS.match(text)
-    number = None if match is None else value_of(match) if match.re is NUMBER else in_words(match[0])
+    number = None if match is None else value_of(match) if match.re is NUMBER else WORDS.get(match[0].casefold())
     if number is None or re.match(r"[+-]?0\d", text):                # 1 and 000 are 1,000 misread
         return None
     rest = text[match.end():].strip()
-    if not rest or in_words(rest.strip("()")) == number:             # 25 (twenty-five)
+    if not rest or WORDS.get(rest.strip("()").casefold()) == number:  # 25 (twenty-five)
         currency = re.match(r"[+-]?([€£$])", text)
         return number, unit_of(currency[1]) if currency else None
     unit = unit_of(rest)
@@ -331,24 +299,18 @@ def split_list(text: str) -> tuple[str, list[str]]:
     return brackets, [item.strip() for item in SEPARATOR.split(inside)]
 
 
-def paired_items(given: str, wanted: str) -> list[tuple[str, str]]:
-    """The items of two lists with the same brackets and length, in order; in {} the order is free. [] for anything
-    else: [1, 3] is not (1, 3), and 1,000 is a number."""
-    if quantity(given) or quantity(wanted):
-        return []
+def same(given: str, wanted: str) -> bool:
+    """The same text, quantity or list: with the same brackets, and the same items in order, or in {} in any order."""
+    given, wanted = without_left_side(given, wanted), without_left_side(wanted, given)
+    if same_text(given, wanted) or same_quantity(given, wanted):
+        return True
     (brackets, items), (wanted_brackets, wanted_items) = split_list(given), split_list(wanted)
-    if not brackets or brackets != wanted_brackets or len(items) != len(wanted_items):
-        return []
+    number = quantity(given) or quantity(wanted)                         # as 1,000 is
+    if number or not brackets or brackets != wanted_brackets or len(items) != len(wanted_items):
+        return False
     if brackets == "{}":
         items, wanted_items = sorted(items), sorted(wanted_items)
-    return [(without_left_side(a, b), without_left_side(b, a)) for a, b in zip(items, wanted_items)]
-
-
-def same(given: str, wanted: str) -> bool:
-    given, wanted = without_left_side(given, wanted), without_left_side(wanted, given)
-    items = paired_items(given, wanted)
-    return (same_text(given, wanted) or same_quantity(given, wanted)
-            or bool(items) and all(same_text(*pair) or same_quantity(*pair) for pair in items))
+    return all(map(same, items, wanted_items))
 
 
 # ---------------------------------------------------------------- letters, yes and no, and the check itself
@@ -362,7 +324,7 @@ LETTERED = re.compile(r"(?:(?:option|choice|answer|letter)(?: |(?=[(\[{]))|选�
 def same_letter(given: str, letter: str, choices: tuple[str, ...]) -> bool:
     """The letter alone, the letter with a text that names no other option, or the text of the right option."""
     options = [clean(choice) for choice in choices]
-    right = next(iter(options[ord(letter) - ord("A"):]), "")
+    right = dict(zip(ascii_uppercase, options)).get(letter, "")
     match = LETTERED.fullmatch(given)
     if match is None or match[3]:
         return same(given, right)
@@ -371,20 +333,6 @@ def same_letter(given: str, letter: str, choices: tuple[str, ...]) -> bool:
     named = re.findall(r"(?<![\w\\])(?:[A-H](?!\w)|[a-h][).])", match[2])
     others = any(name[0].upper() != letter for name in named) or any(same(match[2], option) for option in options)
     return same(match[2], right) or not others
-
-
-def lettered(text: str) -> tuple[str, str]:
-    """("B", "30°") of `B. 30°`, ("B", "") of `B`, and ("", the text) where no letter stands apart."""
-    match = LETTERED.fullmatch(text)
-    return (match[1], match[2] or "") if match and match[1].isupper() and not match[3] else ("", text)
-
-
-def same_lettered(given: str, wanted: str) -> bool:
-    """Without options: gold "B. 30°" or 30°, answered by B, B. 30° or 30°, but not by a letter with another text."""
-    (letter, text), (wanted_letter, wanted_text) = lettered(given), lettered(wanted)
-    if letter and wanted_letter and letter != wanted_letter:
-        return False
-    return same(text, wanted_text) if text else bool(letter and wanted_letter)
 
 
 def same_yes_no(given: str, wanted: str) -> bool:
@@ -400,32 +348,29 @@ def correct(candidate: str | None, gold: str, choices: tuple[str, ...] = ()) -> 
         return False
     letter = LETTER.fullmatch(wanted)
     letters = [letter[1].upper()] if letter else [
-        chr(ord("A") + i) for i, choice in enumerate(choices) if clean(choice) == wanted]
+        name for name, choice in zip(ascii_uppercase, choices) if clean(choice) == wanted]
     said = any(same_letter(given, each, choices) for each in letters)
     if letter or said:
         return said
     if wanted.casefold() in ("yes", "no"):
         return same_yes_no(given, wanted)
-    return same(given, wanted) or not choices and same_lettered(given, wanted)
+    return same(given, wanted)
 
 
 # ---------------------------------------------------------------- with algebra
 
-bare = partial(clean, fractions=False)             # 1/2x has two readings, \frac{1}{2}x has one
-
-
 def symbolic(gold: str) -> bool:
-    """Whether a gold answer, spelled by `bare`, may need algebra: something combined with something, so neither a
+    """Whether a clean gold answer may need algebra: something combined with something, so neither a
     letter nor a name nor a number."""
     combined = re.search(r"[A-Za-z^]", gold) and re.search(r"[-+*/^(\d]|\\sqrt|\\frac", gold)
-    return bool(combined) and not LETTER.fullmatch(gold) and quantity(clean(gold)) is None
+    return bool(combined) and not LETTER.fullmatch(gold) and quantity(gold) is None
 
 
 def same_answer(answer: str | None, gold: str, choices: tuple[str, ...] = ()) -> bool:
     """True when the answer says what gold says, by the rules or else by algebra. None and "" are no answer."""
     if correct(answer, gold, choices):
         return True
-    if not answer or not symbolic(bare(gold)):
+    if not answer or not symbolic(clean(gold)):
         return False
     from grading.algebra import by_algebra         # it uses this file; and few gold answers need its process
     return by_algebra(answer, gold)
