@@ -38,7 +38,7 @@ import train
 import view
 from benchmarks.report import interval
 from engine.weights import FAMILIES, transformers_class
-from plumbing.console import log_to, table
+from plumbing.console import learned, log_to, table
 from plumbing.processes import barrier, is_main, print0, shard_of_rank, start_processes, stop_processes
 from plumbing.run_folder import write_text
 
@@ -325,6 +325,8 @@ def make_world(out: str, seed: int, world: World, family: str = "qwen2_5_vl"):
 
 # --- the five stages ------------------------------------------------------------------------------------------------
 PHASES = {"sft": "warm-up", "stage1": "after stage 1", "stage2": "after stage 2"}
+WATCHED = {"base/sft": ("opt/loss",), "sft": ("opt/loss",), "stage1": ("reward/clip", "reward/keyword"),
+           "stage2": ("reward/accuracy",)}
 FIGURES = ("accuracy", "caption_exact", "clip", "keyword", "format", "length")
 PIXELS = ["--min_pixels", str(4 * 28**2), "--max_pixels", str(4 * 32**2)]  # 56 x 56 stay, in Qwen3-VL become 64 x 64
 SHARED = ["--dtype", "float32", "--max_prompt", "64", "--max_response", "96", "--slots", "128", *PIXELS]
@@ -391,7 +393,7 @@ def run(out: str, seed: int, world: World, say=print0, family: str = "qwen2_5_vl
         phase()
         barrier()
         seconds[name] = time.perf_counter() - start
-        say(f"{name:<16}{seconds[name]:5.0f} s")
+        say(f"{name:<16}{seconds[name]:5.0f} s   {learned(f'{out}/{name}', WATCHED.get(name, ()))}")
         if name in PHASES:
             results[name] = evaluate(out, f"{out}/{name}/model", f"{out}/eval/{name}", *world.flags)
             seconds[f"evaluate {name}"] = time.perf_counter() - start - seconds[name]

@@ -2,7 +2,9 @@
 import contextlib
 import os
 import sys
+from statistics import fmean
 
+from data import read_json
 from plumbing.processes import is_main
 
 
@@ -16,6 +18,17 @@ def log_to(path: str):
                 print(text, file=each, flush=True)
 
         yield say
+
+
+def learned(folder: str, metrics: tuple[str, ...]) -> str:
+    """What a stage has changed: of each metric the mean of the first and of the last three steps. Of stage sample, how
+    many questions it has found easy, medium and hard."""
+    sizes = {kind: f"{folder}/{kind}.jsonl" for kind in ("easy", "medium", "hard")}
+    if os.path.exists(sizes["easy"]):
+        return ", ".join(f"{len(read_json(path))} {kind}" for kind, path in sizes.items())
+    rows = list(read_json(f"{folder}/metrics.jsonl").values()) if metrics else []
+    return ", ".join(f"{metric.split('/')[1]} {fmean(row[metric] for row in rows[:3]):.2f} -> "
+                     f"{fmean(row[metric] for row in rows[-3:]):.2f}" for metric in metrics)
 
 
 def table(figures: tuple[str, ...], rows: dict[str, dict[str, tuple[float, float]]]) -> str:
