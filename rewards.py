@@ -14,6 +14,7 @@ The parts are pure. A missing section scores 0 and never raises; a missing CLIP 
 CLIP is never trained and runs in fp32. Q questions with G responses each are N = Q G sequences, group-major.
 docs/differences.md lists where the rules deviate from the release; rules="release" and grader="release" are exact.
 """
+import math
 import re
 import sys
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from functools import lru_cache
 
 import torch
 
-from data import ANSWER, DESCRIPTION, RATIONALES, STEP, Sample, Sections, parse
+from data import ANSWER, DESCRIPTION, RATIONALES, STEP, InputError, Sample, Sections, parse
 from engine.sampler import Response
 from grading.algebra import process_grader
 from grading.equal import characters, cut, same_answer
@@ -205,6 +206,10 @@ def judge(samples: list[Sample], finished: list[tuple[int, list[Response]]], tok
     total, parts = score(asked, texts, [len(response.ids) for response in responses], weights, clip,
                          config.clip_target, config.length_limit, config.keyword_scope, config.grader, config.rules)
     G = len(responses) // len(asked)
+    for k, response in enumerate(responses):
+        if not all(map(math.isfinite, [total[k], *response.logprobs])):
+            raise InputError(f"qid {asked[k // G].qid}: a reward or log-prob is not finite; look for inf and nan in "
+                             "the model, the CLIP and the images")
     earned = {name: values.view(-1, G).tolist() for name, values in (parts | {"reward": total}).items()}
     paths = [tuple(image for image in sample.images if isinstance(image, str)) for sample in asked]
     return [Answered(q, replace(samples[q], images=paths[k]), group, texts[k * G : (k + 1) * G],

@@ -301,6 +301,30 @@ def test_five_skipped_steps_are_one_line_with_the_rows_of_the_last(tiny_folder, 
     assert error.rpartition("qid ")[2].count(",") == 3
 
 
+@pytest.mark.parametrize("phase", ["reward", "rollout"])
+def test_what_is_not_finite_is_named_with_its_qid(tiny_folder, questions, tmp_path, monkeypatch, capsys, phase):
+    score, judge = train.rewards.score, train.rewards.judge
+
+    def spoilt_score(samples, responses, *args):
+        total, parts = score(samples, responses, *args)
+        for k, sample in enumerate(samples):
+            total[4 * k + 1] *= float("nan") if sample.qid == "q3" and phase == "reward" else 1
+        return total, parts
+
+    def spoilt(samples, finished, *args):
+        for q, group in finished:
+            if samples[q].qid == "q3" and phase == "rollout":
+                group[0].logprobs[0] = float("-inf")
+        return judge(samples, finished, *args)
+
+    monkeypatch.setattr(train.rewards, "judge", spoilt)
+    monkeypatch.setattr(train.rewards, "score", spoilt_score)
+    argv = stage_1(tiny_folder, questions, tmp_path, *SHORT, "--questions_per_rollout", "12")
+    assert train.main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "error: qid q3: a reward or log-prob is not finite" in error, error
+
+
 # ---------------------------------------------------------------- what no file calls
 
 
