@@ -54,8 +54,8 @@ from plumbing.log import Log, check_skipped, mean, records, step_metrics
 from plumbing.processes import (TOLD, Stopped, Timer, ahead, barrier, broadcast, ending_together, fair_shares, gather,
                                 is_main, on_every_rank, print0, progress, shard_of_rank, start_processes,
                                 stop_processes, stop_together, sum_over_ranks)
-from plumbing.run_folder import (check_folder, checkpoints, complete_files, fingerprints, kept, prepare_folder,
-                                 replace_buckets, run_id)
+from plumbing.run_folder import (check_folder, check_space, checkpoints, complete_files, fingerprints, kept,
+                                 prepare_folder, replace_buckets, run_id)
 
 # ------------------------------------------------------------------------------- settings and stages
 
@@ -491,6 +491,7 @@ def train(run: Run, step_function):
         return
     first = done = prepare_folder(run.folder, config, run.prints)
     folder, skipped = os.path.join(run.folder, "checkpoints"), 0
+    check_space(config, run.policy)
     on_every_rank(lambda: load_checkpoint(folder, run.policy, optimizer))
     mine = [run.samples[i] for batch in run.batches[first:steps] for i in shard_of_rank(batch)]
     share = len(shard_of_rank(run.batches[0]))  # of one step

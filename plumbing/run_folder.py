@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from glob import escape, glob
 
+import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
@@ -48,6 +49,17 @@ def complete_files():
             kind = SharedError if everywhere else InputError
             raise kind(f"cannot write ({reason}): is the disk full? What was complete is safe: the same command goes "
                        "on from there") from error
+
+
+def check_space(config, policy):
+    """Says before a run if the disk of --out has less room than a checkpoint and the model take. Of a trained weight a
+    checkpoint holds the float32 master and Adam's two moments."""
+    size = getattr(torch, config.dtype).itemsize
+    needed = sum(weight.numel() * (12 * weight.requires_grad + size) for weight in policy.parameters())
+    free = shutil.disk_usage(config.out).free
+    if is_main() and free < needed:
+        print(f"warning: --out {config.out} has {free / 1e9:.3g} GB free; a checkpoint and the model take "
+              f"{needed / 1e9:.3g}", flush=True)
 
 
 def open_folder(path: str, stage: str = ""):
