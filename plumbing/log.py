@@ -88,18 +88,25 @@ def check_skipped(run, step: int, skipped: int, most: int = 4):
 
 
 def connect(config, folder: str):
-    """log(step, metrics) and end() of --tracker, a mirror of metrics.jsonl for who watches many runs; on other ranks
-    than the first, two functions that do nothing."""
+    """log(step, metrics, rows) and end() of --tracker, a mirror of metrics.jsonl for who watches many runs; on other
+    ranks than the first, two functions that do nothing."""
     if config.tracker == "none" or not is_main():
         return lambda *_: None, lambda: None
     if config.tracker == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
         writer = SummaryWriter(os.path.join(folder, "tensorboard"))
-        return lambda step, metrics: [writer.add_scalar(*each, step) for each in metrics.items()], writer.close
+        return lambda step, metrics, _: [writer.add_scalar(*each, step) for each in metrics.items()], writer.close
     service = importlib.import_module(config.tracker)  # trackio has wandb's names
     place = {"dir": folder} if config.tracker == "wandb" else {}
     service.init(project="pebr", name=os.path.relpath(folder).replace(os.sep, "-"), config=asdict(config), **place)
-    return lambda step, metrics: service.log(metrics, step=step), service.finish
+
+    def log(step: int, metrics: dict, rows: list[dict]):
+        if rows and step % 20 == 0:  # the responses to one question, as a table
+            responses = rows[0]["responses"]
+            cells = [list(response.values()) for response in responses]
+            metrics = metrics | {"sample": service.Table(columns=list(responses[0]), data=cells)}
+        service.log(metrics, step=step)
+    return log, service.finish
 
 
 class Log:
@@ -123,7 +130,7 @@ class Log:
         if rows:
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             write_text(os.path.join(self.folder, "rollouts", f"step_{step:06d}.jsonl"), lines)
-        self.track(step, {name: value for name, value in finite.items() if value is not None})
+        self.track(step, {name: value for name, value in finite.items() if value is not None}, rows)
         for line in (console_line(step, self.bar.total, metrics), *self.doctor.look(finite)):
             self.bar.write(line)
 

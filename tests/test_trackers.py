@@ -45,7 +45,7 @@ def test_tensorboard_has_every_metric(tiny_folder, questions, tmp_path):
 
 
 @needs("trackio")
-def test_trackio_has_every_metric(tiny_folder, questions, tmp_path, monkeypatch):
+def test_trackio_has_every_metric_and_the_responses_to_one_question(tiny_folder, questions, tmp_path, monkeypatch):
     from trackio.sqlite_storage import SQLiteStorage
 
     for module in [module for name, module in sys.modules.items() if name.startswith("trackio")]:
@@ -56,14 +56,17 @@ def test_trackio_has_every_metric(tiny_folder, questions, tmp_path, monkeypatch)
     [run] = SQLiteStorage.get_runs("pebr")
     logs = SQLiteStorage.get_logs("pebr", run)
     assert [log["reward/total"] for log in logs] == pytest.approx([line["reward/total"] for line in lines])
+    assert "sample" in logs[0] and "sample" not in logs[1]
 
 
 @needs("wandb")
-def test_wandb_has_every_metric(tiny_folder, questions, tmp_path, monkeypatch):
+def test_wandb_has_every_metric_and_the_responses_to_one_question(tiny_folder, questions, tmp_path, monkeypatch):
     for name, value in (("MODE", "offline"), ("DATA_DIR", str(tmp_path)), ("CACHE_DIR", str(tmp_path))):
         monkeypatch.setenv(f"WANDB_{name}", value)
     lines = run_with("wandb", tiny_folder, questions, tmp_path)
     [folder] = glob(str(tmp_path / "run" / "stage1" / "wandb" / "offline-run-*"))
-    with open(glob(folder + "/*.wandb")[0], "rb") as file:
+    [table] = glob(folder + "/files/media/table/*.json")
+    with open(glob(folder + "/*.wandb")[0], "rb") as file, open(table) as table:
         sent = file.read()
-    assert not [name for name in lines[0] if name != "step" and name.encode() not in sent]
+        assert all(name.encode() in sent for name in set(lines[0]) - {"step"})
+        assert json.load(table)["columns"][:2] == ["text", "extracted"]
