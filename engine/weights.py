@@ -9,7 +9,6 @@
 `export`, `save_checkpoint` and `load_checkpoint` are collectives: every rank calls them.
 Transformers is imported inside the functions: its model code takes a second, which --help need not wait for.
 """
-import contextlib
 import json
 import os
 import shutil
@@ -22,12 +21,11 @@ from typing import NamedTuple
 import torch
 import torch.distributed.checkpoint as dcp
 import transformers
-from huggingface_hub import snapshot_download
+from huggingface_hub import save_torch_state_dict, snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.tensor import DTensor
@@ -278,53 +276,26 @@ def read_weights(policy, folder: str):
 def export(path: str, policy, processor, dtype=torch.bfloat16, file_bytes=4 << 30):
     """Write a Hugging Face folder: weights in the hub's naming, and beside them what the folder of the start had.
 
-    Rank 0 holds one file's worth in host memory at a time; what is being gathered lies on the device. InputError,
-    before anything is written: a weight is not finite, which training's skipped steps should have prevented.
+    Rank 0 holds all weights of this type in host memory. InputError, before anything is written: a weight is not
+    finite, which training's skipped steps should have prevented.
     """
     here(f"export to {path}")
     policy.reshard()
     named = [(hub_name(policy.config, name), weight) for name, weight in policy.named_parameters()]
     on_every_rank(lambda: check_weights(named, f"nothing is exported to {path}", "start again with a lower --lr"))
-    writer = is_main()
-    with replaced_folder(path) if writer else contextlib.nullcontext() as folder:
-        parts, part, size, total = [], {}, 0, 0  # parts: names in each file; part: the file being filled
-
-        def flush():
-            save_file(part, os.path.join(folder, f"part-{len(parts)}"), metadata={"format": "pt"})
-            parts.append(list(part))
-            part.clear()
-
-        for name, parameter in base_weights(policy):
-            nbytes = parameter.numel() * dtype.itemsize
-            if part and size + nbytes > file_bytes:  # before the next is gathered: an embedding is half a gigabyte
-                flush()
-                size = 0
-            tensor = merged(policy, name, dtype)  # a collective: all ranks call it
-            if writer:
-                part[hub_name(policy.config, name)] = tensor.cpu().contiguous()
-                size, total = size + nbytes, total + nbytes
-        if writer:
-            flush()
-            finish_export(folder, policy, processor, dtype, parts, total)
-    save_adapter(os.path.join(os.path.dirname(path), "adapter"), policy, policy.name_or_path, writer)
+    weights = {}
+    for name, _ in base_weights(policy):
+        weight = merged(policy, name, dtype)  # a collective: all ranks call it
+        if is_main():
+            weights[hub_name(policy.config, name)] = weight.to("cpu", copy=True)  # rows may be a part of their storage
+    if is_main():
+        size, number = processor.image_processor.size, str(dtype).removeprefix("torch.")
+        with replaced_folder(path) as folder:
+            save_torch_state_dict(weights, folder, max_shard_size=file_bytes)
+            for name, content in changed_files(policy.files, number, size.shortest_edge, size.longest_edge).items():
+                Path(folder, name).write_bytes(content)
+    save_adapter(os.path.join(os.path.dirname(path), "adapter"), policy, policy.name_or_path, is_main())
     barrier()
-
-
-def finish_export(folder, policy, processor, dtype, parts, total):
-    """Give the weight files their final names and put everything else of a Hugging Face folder beside them."""
-    file_names = [f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors" for i in range(len(parts))]
-    if len(parts) == 1:
-        file_names = ["model.safetensors"]
-    for i, file_name in enumerate(file_names):
-        os.rename(os.path.join(folder, f"part-{i}"), os.path.join(folder, file_name))
-    if len(parts) > 1:
-        weight_map = {name: file_name for names, file_name in zip(parts, file_names) for name in names}
-        with open(os.path.join(folder, "model.safetensors.index.json"), "w") as f:
-            json.dump({"metadata": {"total_size": total}, "weight_map": weight_map}, f, indent=1)
-    size, number = processor.image_processor.size, str(dtype).removeprefix("torch.")
-    for name, content in changed_files(policy.files, number, size.shortest_edge, size.longest_edge).items():
-        with open(os.path.join(folder, name), "wb") as f:
-            f.write(content)
 
 
 def changed_files(files: dict[str, bytes], dtype: str, min_pixels: int, max_pixels: int) -> dict[str, bytes]:
