@@ -85,7 +85,7 @@ def load(config: EvalConfig, device) -> tuple:
     """(config with as many slots as there is room for, model, processor, clip, questions as their `prepare_..` returns
     them). All questions are checked first, because loading a model takes minutes."""
     folder = find_model(config.model)
-    processor = load_processor(folder, config.min_pixels, config.max_pixels, config.prompt, log=print0)
+    processor = load_processor(folder, config.min_pixels, config.max_pixels, config.prompt)
     if config.benchmark:
         questions = [prepare_benchmark(config, name, folder, processor) for name in registry.chosen(config.benchmark)]
     else:

@@ -374,7 +374,7 @@ def start(config: Config) -> Run:
     device, mesh = start_processes()  # joined in main; here for its device and mesh
     print0(f"{dist.get_world_size()} process(es) on {device.type}")
     folder = find_model(config.model)
-    processor = load_processor(folder, config.min_pixels, config.max_pixels, config.prompt, log=print0)
+    processor = load_processor(folder, config.min_pixels, config.max_pixels, config.prompt)
     samples, held_out = load_samples(config, processor)
     batches = []
     if config.stage != "sample":

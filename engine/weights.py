@@ -129,40 +129,20 @@ def other_files(folder: str) -> dict[str, bytes]:
             and not path.name.startswith(".") and not path.name.endswith(left_out)}
 
 
-def image_settings(files: dict[str, bytes]):
-    """(name, content, the part about images) of each of a model folder's files that say how images are prepared."""
-    for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
-        content = json.loads(files.get(name, "{}"))
-        if images := content.get(part) if part else content:
-            yield name, content, images
-
-
-def load_processor(path: str, min_pixels: int, max_pixels: int, prompt: str = "own", log=print):
-    """Tokenizer, image processor and chat template of a model folder; images get an area of min_pixels..max_pixels.
-
-    Says so when images will not have the size that this model was trained with: scores would suffer in silence.
-    """
+def load_processor(path: str, min_pixels: int, max_pixels: int, prompt: str = "own"):
+    """Tokenizer, image processor and chat template of a model folder; images get an area of min_pixels..max_pixels."""
     from transformers import AutoProcessor
 
-    config = model_config(path) if os.path.exists(os.path.join(path, "config.json")) else None
+    config = model_config(path)
     # size alone would lose to the min_pixels in a hub folder's own config; without size, transformers would write the
     # limits into the dict that all its image processors share.
     size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     with foreign(f"model {path}: no processor found that works", "take the base model's files, or a hub name"):
         processor = AutoProcessor.from_pretrained(path, size=size, min_pixels=min_pixels, max_pixels=max_pixels)
-        for _, _, images in image_settings(other_files(path)):
-            edges = size | (images.get("size") or {})
-            low = images.get("min_pixels") or edges["shortest_edge"]
-            high = images.get("max_pixels") or edges["longest_edge"]
-            if (low, high) != (min_pixels, max_pixels):
-                log(f"note: {path} was made with images of {low} to {high} pixels, here they have {min_pixels} to "
-                    f"{max_pixels} (--min_pixels, --max_pixels)")
     if not hasattr(processor, "image_processor") or not processor.chat_template:
         raise InputError(f"model {path}: no image processor or no chat template; copy the base model's files there")
     processor.release_prompt = RELEASE_PROMPT if prompt == "release" else ""  # for data.chat_text; never saved
-    if config:
-        generation_config(path, config)
-        try_model(processor, config, path)
+    try_model(processor, config, path)
     return processor
 
 
@@ -307,11 +287,12 @@ def changed_files(files: dict[str, bytes], dtype: str, min_pixels: int, max_pixe
     for part in (contents["config.json"], *contents["config.json"].values()):
         if isinstance(part, dict):
             part.update({key: dtype for key in ("dtype", "torch_dtype") if key in part})
-    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    places = limits | {"size": {"shortest_edge": min_pixels, "longest_edge": max_pixels}}
-    for name, content, images in image_settings(files):
-        images.update({key: value for key, value in places.items() if key in images} or limits)
-        contents[name] = content
+    places = {"min_pixels": min_pixels, "max_pixels": max_pixels,
+              "size": {"shortest_edge": min_pixels, "longest_edge": max_pixels}}
+    for name in {"preprocessor_config.json", "processor_config.json"} & files.keys():
+        contents[name] = json.loads(files[name])
+        images = contents[name].get("image_processor", contents[name])
+        images.update({key: value for key, value in places.items() if key in images})
     return files | {name: json.dumps(content, indent=2, ensure_ascii=False).encode()
                     for name, content in contents.items()}
 

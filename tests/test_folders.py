@@ -151,20 +151,12 @@ def test_an_export_keeps_every_file_but_number_type_and_pixel_limits(bases, proc
 @pytest.mark.parametrize("images, expected", [
     ({"size": {"shortest_edge": 1, "longest_edge": 2}}, {"size": {"shortest_edge": 784, "longest_edge": 12544}}),
     ({"min_pixels": 1, "max_pixels": 2}, {"min_pixels": 784, "max_pixels": 12544}),
-    ({"patch_size": 14}, {"patch_size": 14, "min_pixels": 784, "max_pixels": 12544}),
 ])
 def test_pixel_limits_are_written_where_they_have_stood(tiny_folder, processes, processor, tmp_path, images, expected):
     policy = Policy.load(tiny_folder, processes[0], torch.float32, processes[1], torch.float32)
     policy.files = {"config.json": b"{}", "preprocessor_config.json": json.dumps(images).encode()}
     export(str(tmp_path / "made"), policy, processor)
     assert read(tmp_path / "made" / "preprocessor_config.json") == expected
-
-
-def test_the_note_about_pixels_comes_for_files_of_both_generations(bases):
-    for name, limits in (("flat", "3136 to 12845056"), ("new", "784 to 802816")):
-        said = []
-        load_processor(bases[name], 784, 12544, log=said.append)
-        assert len(said) == 1 and limits in said[0] and "784 to 12544" in said[0]
 
 
 @pytest.mark.parametrize("number", ["nan", "inf"])
@@ -283,7 +275,7 @@ BAD_MODELS = [
               image_processor_type=["CLIPImageProcessor"]),
     *settings("flat", "preprocessor_config.json", GREY, image_mean=[[0.5] * 3, 5], image_std=[[0] * 3, [0.5] * 3],
               do_rescale=[False], do_normalize=[False], rescale_factor=[1]),
-    *settings("flat", "preprocessor_config.json", NONE, image_processor_type=["Nobody", 5], size=[5]),
+    *settings("flat", "preprocessor_config.json", NONE, image_processor_type=["Nobody", 5]),
     *settings("flat", "preprocessor_config.json", "no image processor", processor_class=["Nobody"]),
 ]
 # What loads and is meant to: an index is not read, since every *.safetensors is; our own limits replace the folder's.
@@ -302,7 +294,7 @@ GOOD_MODELS = [
 
 def load_model(folder: str):
     """What train.py and eval.py do with a model's folder, in their order."""
-    load_processor(folder, 784, 12544, log=lambda *_: None)
+    load_processor(folder, 784, 12544)
     shape_of(folder)
     return Policy.load(folder, "cpu", torch.float32)
 
