@@ -186,7 +186,7 @@ def make_processor(texts: list[str], family: str = "qwen2_5_vl", phrases: tuple[
     `phrases` are one token each, beside FIXED_PHRASES."""
     from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, trainers
     from tokenizers.models import BPE
-    from transformers import Qwen2Tokenizer, image_utils
+    from transformers import Qwen2Tokenizer
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
@@ -205,9 +205,9 @@ def make_processor(texts: list[str], family: str = "qwen2_5_vl", phrases: tuple[
         extra_special_tokens=[TURN_START, *VISION_TOKENS], padding_side="left", model_max_length=2048)
     tokenizer.add_tokens([AddedToken(phrase, normalized=False, special=False) for phrase in (*FIXED_PHRASES, *phrases)])
     pixels = {"shortest_edge": 28 * 28, "longest_edge": 802816}  # explicit: the class's default is shared and mutable
-    mean, std = (getattr(image_utils, f"{FAMILIES[family].statistics}_{name}") for name in ("MEAN", "STD"))
+    normal = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3) if family == "qwen3_vl" else {}  # else those of CLIP
     patch = transformers_class(family, "Config")().vision_config.patch_size
-    images = Qwen2VLImageProcessor(size=pixels, patch_size=patch, image_mean=mean, image_std=std)
+    images = Qwen2VLImageProcessor(size=pixels, patch_size=patch, **normal)
     return transformers_class(family, "Processor")(
         image_processor=images, video_processor=Qwen2VLVideoProcessor(), tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATE)

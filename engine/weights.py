@@ -16,7 +16,6 @@ import warnings
 from glob import escape, glob
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -32,7 +31,6 @@ from torch.distributed.tensor import DTensor
 
 from data import InputError, Sample, encode_prompt
 from engine.lora import base_weights, merged, save_adapter
-from plumbing.flags import refuse
 from plumbing.processes import barrier, broadcast, here, is_main, on_every_rank
 from plumbing.release import RELEASE_PROMPT
 from plumbing.run_folder import checkpoints, replaced_folder
@@ -46,16 +44,9 @@ FOREIGN = (OSError, ValueError, TypeError, AttributeError, LookupError, Arithmet
            UnpicklingError, dcp.api.CheckpointException)
 
 
-class Family(NamedTuple):
-    """What a family of models has that its config.json does not say; all else is read from there."""
-
-    name: str  # how the names of transformers' classes begin
-    renamed: bool  # whether the hub's files call the two towers "visual" and "model"
-    statistics: str  # transformers' name for the mean and standard deviation that its images are normalised with
-
-
-FAMILIES = {"qwen2_vl": Family("Qwen2VL", True, "OPENAI_CLIP"), "qwen2_5_vl": Family("Qwen2_5_VL", True, "OPENAI_CLIP"),
-            "qwen3_vl": Family("Qwen3VL", False, "IMAGENET_STANDARD")}
+# model_type -> how the names of transformers' classes begin; all else about a family is read from config.json.
+FAMILIES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
+RENAMED = ("qwen2_vl", "qwen2_5_vl")  # whose files on the hub call the two towers "visual" and "model"
 
 
 class foreign:
@@ -104,7 +95,7 @@ def model_config(path: str):
 
 def transformers_class(model_type: str, end: str):
     """A class of a family in transformers, which is imported only now: Config, Model, ForConditionalGeneration."""
-    return getattr(transformers, FAMILIES[model_type].name + end)
+    return getattr(transformers, FAMILIES[model_type] + end)
 
 
 def generation_config(folder: str, config):
@@ -151,30 +142,20 @@ def try_model(processor, config, path: str):
 
     A folder may lack some of its files, or have them of another model, and load all the same.
     """
-    from transformers import image_utils
-
-    advice, grey = "take the base model's files", Image.new("RGB", (61, 45), (128, 128, 128))
+    advice, grey = "take the base model's files", Image.new("RGB", (61, 45), "grey")
     sample = Sample("", "How many?", (grey,), where=f"model {path}: a test prompt")
     with foreign(f"model {path}: tokenizer, image processor or chat template fails on a test prompt", advice):
         prompt = encode_prompt(sample, processor)
         text, known = processor.tokenizer.decode(prompt.input_ids), len(processor.tokenizer)
-        found = prompt.pixel_values.view(len(prompt.pixel_values), 3, -1).mean((0, 2))  # (3,) red, green, blue
-    tokens, vocab = prompt.input_ids.count(config.image_token_id), config.text_config.vocab_size
-    vision, made = config.vision_config, list(prompt.pixel_values.shape)
+    tokens, vision = prompt.input_ids.count(config.image_token_id), config.vision_config
+    kept = sample.question in text and "<|im_end|>" in text
+    if not (kept and tokens and known <= config.text_config.vocab_size):
+        raise InputError(f"model {path}: its tokenizer of {known} tokens is not that of its config.json; {advice}")
+    made = list(prompt.pixel_values.shape)
     wanted = [tokens * vision.spatial_merge_size**2, 3 * vision.temporal_patch_size * vision.patch_size**2]
-    mean, std = (torch.tensor(getattr(image_utils, f"{FAMILIES[config.model_type].statistics}_{name}"))
-                 for name in ("MEAN", "STD"))
-    needed = (128 / 255 - mean) / std
-    refuse([(holds, f"model {path}: {message}; {advice}") for holds, message in [
-        (sample.question in text and "<|im_end|>" in text, f"its tokenizer of {known} tokens does not keep a prompt"),
-        (known <= vocab, f"its tokenizer has {known} tokens, and config.json has {vocab}"),
-        (tokens > 0, "config.json and tokenizer have different image tokens"),
-        (made == wanted, f"its processor makes patches {made} of a test image, config.json wants {wanted}"),
-        ("sliding_attention" not in getattr(config.text_config, "layer_types", ()),
-         "config.json has sliding attention, and packing knows full attention only"),
-        (torch.allclose(found, needed, atol=0.01),
-         f"image_mean or image_std is wrong: grey becomes {found.tolist()}, this model takes {needed.tolist()}"),
-    ]])
+    if made != wanted:
+        raise InputError(f"model {path}: its processor makes patches {made} of a test image, config.json wants {wanted}; "
+                         f"{advice}")
 
 
 def compute_rope(model):
@@ -191,7 +172,7 @@ def compute_rope(model):
 
 def hub_name(config, name: str) -> str:
     """transformers' name of a parameter -> its name in the files of the hub (and in what vLLM loads)."""
-    if not FAMILIES[config.model_type].renamed:
+    if config.model_type not in RENAMED:
         return name
     return name.replace("model.visual.", "visual.", 1).replace("model.language_model.", "model.", 1)
 
