@@ -9,13 +9,13 @@
 `export`, `save_checkpoint` and `load_checkpoint` are collectives: every rank calls them.
 Transformers is imported inside the functions: its model code takes a second, which --help need not wait for.
 """
+import contextlib
 import json
 import os
 import shutil
 import warnings
 from glob import escape, glob
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -38,31 +38,23 @@ from plumbing.run_folder import checkpoints, replaced_folder
 # ------------------------------------------------------------------- what a model folder says of itself
 
 # What the loaders of transformers, huggingface_hub, safetensors, torch, jinja and open_clip raise on bad files.
-# RuntimeError includes endless recursion, LookupError an unknown activation, ArithmeticError a division by no heads.
-FOREIGN = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError,
-           ImportError, AssertionError, StopIteration, SafetensorError, StrictDataclassError, TemplateError,
-           UnpicklingError, dcp.api.CheckpointException)
-
-
+FOREIGN = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, AssertionError,
+           SafetensorError, StrictDataclassError, TemplateError, dcp.api.CheckpointException)
 # model_type -> how the names of transformers' classes begin; all else about a family is read from config.json.
 FAMILIES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
 RENAMED = ("qwen2_vl", "qwen2_5_vl")  # whose files on the hub call the two towers "visual" and "model"
 
 
-class foreign:
+@contextlib.contextmanager
+def foreign(what: str, advice: str):
     """Around a loader that is not ours: whatever bad files make it raise becomes one line, `what`: why; `advice`."""
-
-    def __init__(self, what: str, advice: str):
-        self.what, self.advice = what, advice
-
-    def __enter__(self):
-        pass
-
-    def __exit__(self, kind, error, _):
-        # tokenizers raises Exception itself, of which everything is a kind; only the class as such is meant.
-        if kind is Exception or isinstance(error, FOREIGN) and not isinstance(error, InputError):
-            why = " ".join(f"{kind.__name__}: {error}".split())
-            raise InputError(f"{self.what}: {why[:200]}; {self.advice}") from error
+    try:
+        yield
+    except InputError:
+        raise
+    except FOREIGN as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{what}: {why[:200]}; {advice}") from error
 
 
 def find_model(path: str, patterns=("*.json", "*.safetensors", "*.txt", "*.jinja")) -> str:
