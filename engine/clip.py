@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from data import InputError, load_image
-from engine.weights import check_weights, foreign, stored_shapes
+from engine.weights import check_weights, foreign
 from plumbing.processes import ahead
 
 
@@ -174,7 +174,6 @@ def load_clip(name: str, device: str) -> ClipScorer:
         with foreign(f"CLIP model {name}: no such folder, and the hub says",
                      "give a folder, a hub name (org/model), or an open_clip pair such as ViT-B-32:openai"):
             folder = snapshot_download(name, allow_patterns=["*.safetensors", "*.json"])         # no code, no pickle
-    stored_shapes(folder)  # which refuses torn files, and numbers that are not floating-point
     if not os.path.isfile(os.path.join(folder, "open_clip_config.json")):
         return try_clip(load_fg_clip(folder, device), name)
     if not os.path.isfile(os.path.join(folder, "open_clip_model.safetensors")):

@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import warnings
-from glob import escape, glob
 from pathlib import Path
 
 import torch
@@ -24,7 +23,7 @@ from huggingface_hub import save_torch_state_dict, snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.tensor import DTensor
@@ -169,55 +168,32 @@ def hub_name(config, name: str) -> str:
     return name.replace("model.visual.", "visual.", 1).replace("model.language_model.", "model.", 1)
 
 
-@torch.no_grad()
 def check_weights(named, where: str, advice: str):
-    """InputError: a weight of this rank holds a number that is not finite, or a matrix of it holds zeros only.
-
-    A bias may be zero, and so may an adapter's B that nothing has trained. The largest number of each weight is fetched
-    from the device once, for all weights together.
-    """
-    local = {name: weight.to_local() if isinstance(weight, DTensor) else weight for name, weight in named}
-    local = {name: weight for name, weight in local.items() if weight.numel()}  # a rank may have no row
-    largest = torch.stack([norm.float() for norm in torch._foreach_norm(list(local.values()), float("inf"))]).tolist()
-    for (name, weight), most in zip(local.items(), largest):
-        if not most < float("inf") or most == 0 and weight.dim() > 1 and "lora_B" not in name:
-            found = "nothing but zeros" if most == 0 else "numbers that are not finite"
-            raise InputError(f"{where}: {name} holds {found}; {advice}")
-
-
-def stored_shapes(folder: str) -> dict[str, list[int]]:
-    """The shapes of the weights in a folder's safetensors files. InputError: a torn file, numbers of another kind."""
-    shapes = {}
-    for path in sorted(glob(os.path.join(escape(folder), "*.safetensors"))):
-        with foreign(f"{path} is torn or no safetensors file", "download it again"), safe_open(path, "pt") as file:
-            for name in file.keys():
-                part = file.get_slice(name)
-                shapes[name] = part.get_shape()
-                if part.get_dtype() not in ("F64", "F32", "F16", "BF16") and not name.endswith("position_ids"):
-                    raise InputError(f"{path}: {name} is stored as {part.get_dtype()}, not as floating-point numbers "
-                                     "of 16 bits or more: give the model before it was quantised")
-    return shapes
+    """InputError: a weight of this rank holds a number that is not finite."""
+    for name, weight in named:
+        local = weight.to_local() if isinstance(weight, DTensor) else weight
+        if not local.isfinite().all():
+            raise InputError(f"{where}: {name} holds numbers that are not finite; {advice}")
 
 
 @torch.no_grad()
 def read_weights(policy, folder: str):
     """Fill an empty policy from safetensors files; of a sharded weight a rank reads its own rows and no more."""
-    stored, wanted = stored_shapes(folder), {}
+    reader, wanted = HuggingFaceStorageReader(folder), {}
+    with foreign(f"{folder}: its weights cannot be read", "download them again"):
+        stored = {name: [*weight.size] for name, weight in reader.read_metadata().state_dict_metadata.items()}
     if not stored:
         raise InputError(f"{folder} has no weights in *.safetensors: convert them to safetensors")
     for name, parameter in base_weights(policy):  # a tied head appears once, as the embeddings
-        key = hub_name(policy.config, name)
-        key = key if key in stored else name
-        if key not in stored:
-            raise InputError(f"{folder} has no weight {hub_name(policy.config, name)}: is it a complete model?")
-        if stored[key] != [*parameter.shape]:
-            raise InputError(f"{folder}: {key} is {stored[key]}, config.json says {[*parameter.shape]}")
+        key = name if name in stored else hub_name(policy.config, name)
+        if stored.get(key) != [*parameter.shape]:
+            raise InputError(f"{folder}: {key} is {stored.get(key, 'missing')}, config.json says "
+                             f"{[*parameter.shape]}: take both of one model")
         wanted[key] = parameter.detach()
     unknown = sorted(key for key in stored if key not in wanted and not key.endswith(("lm_head.weight", "inv_freq")))
     if unknown:  # a tied head may be stored, and so may rope tables
         raise InputError(f"{folder}: config.json has no place for {unknown[0]} ({len(unknown)} such weights): take "
                          "both of one model")
-    reader = HuggingFaceStorageReader(folder)
     with warnings.catch_warnings(action="ignore", category=UserWarning), \
             foreign(f"{folder}: its weights cannot be read", "download them again"):
         dcp.load(wanted, storage_reader=reader, no_dist=True)  # that each rank reads for itself is meant
