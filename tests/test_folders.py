@@ -317,7 +317,7 @@ def test_an_odd_model_folder_is_accepted(bases, tmp_path, base, file, change, _)
 
 # ------------------------------------------------------------------------------- CLIPs that are bad
 WORD, LAYER = "transformer.resblocks.0.mlp.c_fc.weight", "text_model.encoder.layers.0.mlp.fc1.weight"
-OPEN, OPEN_WEIGHTS, FAILS = "open_clip_config.json", "open_clip_model.safetensors", "fails on a test image"
+OPEN, OPEN_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 CANNOT = "open_clip cannot load it: "
 
 
@@ -325,10 +325,10 @@ def bad_tensors(name):
     return [(put(name, with_number("nan")), f"{name} holds numbers that are not finite"),
             (lambda tensors: tensors.pop(name), name), (put(name, lambda tensor: tensor[:-1]), f"{name}|size mismatch"),
             (lambda tensors: tensors.update(other=tensors[name].clone()), "other"),
-            (b"\xff" * 100, "SafetensorError"), (FOLDER, "download it again|is missing")]
+            (b"\xff" * 100, "SafetensorError"), (FOLDER, "CLIP model")]
 
 
-POSITIONS = [f"text_model.embeddings.position_embedding_{name}.weight" for name in ("ori", "res")]
+POSITIONS = "text_model.embeddings.position_embedding_res.weight"
 BAD_CLIPS = [
     *rows("open", OPEN, *[(text, CANNOT) for text in ("{}", "[]", "{", "5", b"\xff")]),
     *settings("open", OPEN, CANNOT, model_cfg=[GONE, 5]),
@@ -337,11 +337,9 @@ BAD_CLIPS = [
               head_width=[5, 0, "x"], patch_size=[0, 7, 100], image_size=[0, "x"], nobody=[1]),
     *settings("open", OPEN, CANNOT, "model_cfg.text_cfg.", layers=[0, 2], width=[16], heads=[0, 3, "x"],
               context_length=[0, "x"], vocab_size=[5]),
-    *settings("open", OPEN, "apart; is its context too short", "model_cfg.text_cfg.", context_length=[3]),
-    *settings("open", OPEN, FAILS, "preprocess_cfg.", mean=[[0.5] * 2, [0.5] * 4, "x"], std=[[0] * 3, [0.5] * 2, "x"]),
     *settings("open", OPEN, CANNOT + "AssertionError", "preprocess_cfg.", interpolation=["nobody"],
               resize_mode=["nobody"], mode=["L"]),
-    *rows("open", OPEN_WEIGHTS, *bad_tensors(WORD), (GONE, "open_clip_model.safetensors is missing")),
+    *rows("open", OPEN_WEIGHTS, *bad_tensors(WORD), (GONE, "weights .* could not be loaded")),
     *rows("fg", "config.json", *[(text, "download it again") for text in ("[]", "null", "{", "5", b"\xff")]),
     *settings("fg", "config.json", "download", "text_config.", num_hidden_layers=[3, "x"], hidden_size=[5, "wide", 0],
               num_attention_heads=[0, 3, "x"], hidden_act=["nobody"], intermediate_size=[3]),
@@ -350,12 +348,9 @@ BAD_CLIPS = [
     *settings("fg", "config.json", "Unexpected key", "text_config.", num_hidden_layers=[0, 1]),
     *settings("fg", "config.json", "Unexpected key", "vision_config.", num_hidden_layers=[0, 1]),
     *settings("fg", "config.json", "download", text_config=["x"], projection_dim=[5]),
-    *settings("fg", "preprocessor_config.json", FAILS, image_mean=[[0.5] * 2, [0.5] * 4, "x"],
-              image_std=[[0] * 3, "x"]),
     *rows("fg", "preprocessor_config.json", ("[]", "download"), ("{", "download")),
     *rows("fg", WEIGHTS, *bad_tensors(LAYER), (GONE, "neither an open_clip model"),
-          (lambda tensors: tensors.update({name: tensors[name][:3].clone() for name in POSITIONS}), "two descriptions"),
-          (put(POSITIONS[1], lambda tensor: tensor[0, 0]), "TypeError")),
+          (put(POSITIONS, lambda tensor: tensor[0, 0]), "TypeError")),
 ]
 # The weights do not say how many heads there are, and one number as mean is that of all three colours.
 GOOD_CLIPS = [
@@ -373,14 +368,6 @@ def test_a_bad_clip_folder_is_one_line_that_names_it(bases, tmp_path, base, file
 @pytest.mark.parametrize("base, file, change, _", GOOD_CLIPS, ids=names(GOOD_CLIPS))
 def test_an_odd_clip_folder_is_accepted(bases, tmp_path, base, file, change, _):
     load_clip(changed(bases[base], file, change, tmp_path), "cpu")
-
-
-def test_what_clip_cannot_score_is_named(clip_folders):
-    scorer = load_clip(clip_folders["fg"], "cpu")
-    with torch.no_grad():
-        scorer.model.text_projection.weight[:] = float("nan")
-    with pytest.raises(InputError, match="CLIP makes no finite numbers of 'a red circle'"):
-        scorer.encode(["a red circle"], scorer.tokenize, scorer.model.encode_text)
 
 
 # ------------------------------------------------------------------------------- flags that are bad
