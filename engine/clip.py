@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from huggingface_hub import snapshot_download
-from PIL import Image
 from safetensors.torch import load_file
 
 from data import InputError, load_image
@@ -69,15 +68,11 @@ class ClipScorer:
         return (means.repeat_interleave(G, dim=0) * described).sum(-1)                           # (N,) cosines
 
 
-# The long path has two tables of positions: the first 20 come from one, the rest, stretched to 248, from the other.
-KEPT_POSITIONS = 20
-ORIGINAL_POSITIONS = "text_model.embeddings.position_embedding_ori.weight"       # (248, W) rows 0..19 are used
-STRETCHED_POSITIONS = "text_model.embeddings.position_embedding_res.weight"      # (248, W) rows 20.. are used
-LONG_PROJECTION = "text_filip_projection.weight"                                 # (D, W)
-POSITIONS, PROJECTION = "text_model.embeddings.position_embedding.weight", "text_projection.weight"  # in a CLIPModel
+# The long path has two tables of positions, (248, W) each: rows 0..19 of "_ori" are used, and rows 20.. of "_res".
+POSITIONS, KEPT_POSITIONS = "text_model.embeddings.position_embedding", 20
 FG_CLIP_UNUSED = {                                 # the short text path, and scales of other training losses
-    POSITIONS, PROJECTION, "text_model.embeddings.position_ids", "vision_model.embeddings.position_ids",
-    "logit_scale_finegraind", "logit_scale_hardneg",
+    f"{POSITIONS}.weight", "text_projection.weight", "text_model.embeddings.position_ids",
+    "vision_model.embeddings.position_ids", "logit_scale_finegraind", "logit_scale_hardneg",
 }
 END_OF_TEXT = 49407                                # FG-CLIP pools at CLIP's end token, whatever its config.json says
 
@@ -85,9 +80,9 @@ END_OF_TEXT = 49407                                # FG-CLIP pools at CLIP's end
 def fg_clip_state(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """FG-CLIP's tensors as the state of a CLIPModel: the long text path in place of the short one."""
     state = {name: tensor for name, tensor in weights.items() if name not in FG_CLIP_UNUSED}
-    original, stretched = state.pop(ORIGINAL_POSITIONS), state.pop(STRETCHED_POSITIONS)
-    state[POSITIONS] = torch.cat([original[:KEPT_POSITIONS], stretched[KEPT_POSITIONS:]])
-    state[PROJECTION] = state.pop(LONG_PROJECTION)
+    original, stretched = (state.pop(f"{POSITIONS}_{name}.weight") for name in ("ori", "res"))
+    state[f"{POSITIONS}.weight"] = torch.cat([original[:KEPT_POSITIONS], stretched[KEPT_POSITIONS:]])
+    state["text_projection.weight"] = state.pop("text_filip_projection.weight")                # (D, W)
     return state
 
 
@@ -118,10 +113,10 @@ def load_fg_clip(folder: str, device: str) -> ClipScorer:
         statistics = json.loads(images.read_text("utf-8")) if images.is_file() else {}
         for path in sorted(Path(folder).glob("*.safetensors")):
             weights |= load_file(path)
-        if STRETCHED_POSITIONS not in weights:
+        if f"{POSITIONS}_res.weight" not in weights:
             raise InputError(f"CLIP model {folder}: neither an open_clip model (no open_clip_config.json) nor FG-CLIP "
-                             f"v1 ({STRETCHED_POSITIONS} is missing from its safetensors)")
-        context_length = len(weights[STRETCHED_POSITIONS])
+                             f"v1 ({POSITIONS}_res.weight is missing from its safetensors)")
+        context_length = len(weights[f"{POSITIONS}_res.weight"])
         model = fg_clip_model(config, context_length)
         model.load_state_dict(fg_clip_state(weights))                    # all of them, and no other
         # Squashed as in the release, not cut to the middle. Without mean and std open_clip takes CLIP's own.

@@ -145,8 +145,8 @@ def try_model(processor, config, path: str):
     made = list(prompt.pixel_values.shape)
     wanted = [tokens * vision.spatial_merge_size**2, 3 * vision.temporal_patch_size * vision.patch_size**2]
     if made != wanted:
-        raise InputError(f"model {path}: its processor makes patches {made} of a test image, config.json wants {wanted}; "
-                         f"{advice}")
+        raise InputError(f"model {path}: its processor makes patches {made} of a test image, config.json wants "
+                         f"{wanted}; {advice}")
 
 
 def compute_rope(model):
