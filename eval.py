@@ -26,8 +26,7 @@ import data
 from benchmarks import registry, report
 from data import InputError, Sample
 from engine.clip import load_clip
-from engine.memory import choose_slots
-from engine.plan import CLIP_PARAMETERS, bytes_of, shape_of
+from engine.plan import CLIP_PARAMETERS, bytes_of, choose_slots, shape_of
 from engine.policy import Policy
 from engine.weights import find_model, load_processor
 from grading.algebra import check_rule

@@ -43,8 +43,7 @@ import data
 import rewards
 from data import InputError, Prompt, Sample, seed_of
 from engine.clip import load_clip
-from engine.memory import fit_plan, load_models, make_optimizer
-from engine.plan import GB, shape_of, table
+from engine.plan import GB, fit_plan, load_models, make_optimizer, shape_of, table
 from engine.policy import Group, Policy, choose_loss, dummy_group, micro_batches, pack
 from engine.sampler import stream, sync
 from engine.weights import export, find_model, load_checkpoint, load_processor, save_checkpoint

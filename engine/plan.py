@@ -1,7 +1,9 @@
 """The memory plan: what one GPU holds in each phase of a stage, known before the first step.
 
-    python train.py --stage 1 --plan --gpus 8 --gpu_gb 80                the table, from config.json alone
-    plan = make_plan(config, shape_of(model), gpus, room)                the same as numbers
+    python train.py --stage 1 --plan --gpus 8 --gpu_gb 80      the table, from config.json alone
+    plan = make_plan(config, shape_of(model), gpus, room)      the same as numbers
+    config = fit_plan(config, folder, device)                  as many slots as it has room for
+    policy, ref_policy, replica = load_models(config, ..)      the models of a stage, no weight held twice
 
     always     master weights, Adam's moments, the sampler's copy of the weights, the reference policy, CLIP
     rollout    + the key-value cache of all slots, reading prompts, drawing tokens
@@ -19,16 +21,19 @@ import os
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 
+from data import InputError
 from engine.lora import chosen
-from engine.policy import policy_class
-from engine.weights import foreign, model_config
+from engine.policy import Policy, policy_class
 from engine.sampler import BURST, PREFILL
+from engine.weights import foreign, model_config
 from kernels.ops import CHUNK
-
+from plumbing.processes import print0
 
 GB = 2**30
 USABLE = 0.92  # of a GPU: the rest is the CUDA context, NCCL's buffers and holes between allocations
+CPU_SLOTS = 128  # where no plan is needed
 MOST_SLOTS = 256  # more rows hardly make decoding faster, and a longer tail of it waits for the last of them
 CLIP_PARAMETERS = 428e6  # open_clip's ViT-L-14-336, in float32
 PROMPT_TEXT = 100  # tokens of a prompt beside its image: instruction, template, a short question
@@ -267,3 +272,58 @@ def table(config, shape: Shape, gpus: int, room: float) -> str:
     else:
         lines.append(f"fits with {plan.slots} slots" + " (chosen)" * (config.slots == 0))
     return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------- living within it
+
+
+def choose_slots(config, shape: Shape, device: torch.device, planned: float) -> int:
+    """The slots of this run: as asked for, or as many as fit beside `planned` bytes. InputError: too many, or no group.
+
+    On a CPU nothing is planned.
+    """
+    if device.type == "cpu":
+        return config.slots or max(CPU_SLOTS, config.group_size)
+    room = torch.cuda.get_device_properties(device).total_memory
+    slots = config.slots or most_slots(config, shape, USABLE * room - planned) or config.group_size
+    needed = sum(rollout_bytes(config, shape, slots).values())
+    if needed > room - planned:
+        raise InputError(f"{slots} responses at a time need {needed / GB:.3g} GB beside {planned / GB:.3g} GB, of "
+                         f"{room / GB:.3g} GB: lower --slots, --group_size or --max_response, see --plan")
+    return slots
+
+
+def fit_plan(config, folder: str, device):
+    """Choose the slots that the memory plan has room for, and on a GPU say what it expects."""
+    shape, gpus = shape_of(folder), dist.get_world_size()
+    if config.stage != "sft" or config.eval_every:
+        planned = sum(always_bytes(config, shape, gpus).values())
+        config = dataclasses.replace(config, slots=choose_slots(config, shape, device, planned))
+    if device.type == "cuda":
+        print0(table(config, shape, gpus, torch.cuda.get_device_properties(device).total_memory))
+    return config
+
+
+def load_models(config, folder: str, device, mesh):
+    """The policy, the reference policy and the sampler's copy; None what a stage has no use for.
+
+    With LoRA the frozen weights are there once: the reference is the policy with its adapters off, and one process
+    that holds them whole also samples from them.
+    """
+    dtype, lora, policy, ref_policy, replica = getattr(torch, config.dtype), config.lora_rank > 0, None, None, None
+    adapters = config if lora and config.stage != "sample" else None
+    if config.stage != "sample":
+        policy = Policy.load(folder, device, dtype if lora else torch.float32, mesh, dtype, lora=adapters)
+        policy.prepare_training(config.freeze_vision, config.gradient_checkpointing)
+    if config.stage in ("1", "2") and config.kl_coef > 0:
+        ref_policy = policy if lora else Policy.load(folder, device, dtype, mesh, dtype).eval()
+    if config.stage != "sft" or config.eval_every:
+        shared = policy if adapters and dist.get_world_size() == 1 else None
+        replica = Policy.load(folder, device, dtype, lora=adapters, shared=shared).eval()
+    return policy, ref_policy, replica
+
+
+def make_optimizer(policy, config):
+    """AdamW over what is trained."""
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, config.lr, weight_decay=config.weight_decay, fused=True)

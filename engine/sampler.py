@@ -23,9 +23,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from data import Prompt
-from engine.lora import whole
 from engine.policy import Live, pack
 from kernels.ops import linear_logits, sample_tokens
 
@@ -259,4 +259,5 @@ def sync(policy, replica):
     policy.reshard()  # after a forward without a backward the root's weights are still gathered
     for master, copy in zip(policy.parameters(), replica.parameters(), strict=True):
         if master.requires_grad:
-            copy.copy_(whole(master.detach().to(copy.dtype)))  # cast before gathering: half the traffic
+            master = master.detach().to(copy.dtype)  # before gathering: half the traffic
+            copy.copy_(master.full_tensor() if isinstance(master, DTensor) else master)

@@ -3,7 +3,6 @@ import json
 import os
 import re
 from dataclasses import replace
-from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -13,7 +12,6 @@ from safetensors.torch import load_file, save_file
 import demo
 from data import InputError
 from engine.clip import load_clip
-from engine.memory import choose_slots
 from engine.plan import shape_of
 from engine.policy import Policy
 from engine.weights import export, load_processor, other_files
@@ -384,16 +382,6 @@ def test_a_number_that_is_none_or_out_of_range_is_one_line(name):
             check_sampling(replace(given, **{name: value}))
     with pytest.raises(InputError, match=f"^argument --{name}: invalid .* value: 'ten'$"):
         read_config(["--stage", "1", "--model", ".", "--data", ".", f"--{name}", "ten"])
-
-
-@pytest.mark.parametrize("given", [
-    dict(max_response=900_000_000), dict(group_size=10_000_000), dict(slots=1_000_000_000),
-    dict(max_prompt=900_000_000)])
-def test_sizes_that_no_memory_holds_are_refused_on_a_cpu_too(tiny_folder, given):
-    """The tiny model's cache: keys and values x 2 layers x 64 numbers x 4 bytes = 1 KB a token and slot."""
-    config = SimpleNamespace(**vars(Config(dtype="float32", stage="sample")) | given)
-    with pytest.raises(InputError, match="responses at a time need .* GB: lower --slots"):
-        choose_slots(config, shape_of(tiny_folder), torch.device("cpu"), 0.0)
 
 
 def test_files_beside_the_weights_are_neither_hidden_nor_huge(tmp_path):

@@ -19,8 +19,7 @@ import train
 from conftest import both_families
 from data import InputError
 from engine.lora import adapted, add_adapters, merged, save_adapter, start_adapters
-from engine.memory import load_models
-from engine.plan import GB, always_bytes, make_plan, shape_of, training_bytes
+from engine.plan import GB, always_bytes, load_models, make_plan, shape_of, training_bytes
 from engine.policy import Policy, pack
 from engine.sampler import sync
 from engine.weights import export

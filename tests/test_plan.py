@@ -17,12 +17,12 @@ import train
 import worst
 from data import InputError
 from engine import plan, sampler
-from engine.memory import make_optimizer
 from engine.plan import (
     GB,
     advice,
     always_bytes,
     head_bytes,
+    make_optimizer,
     make_plan,
     most_slots,
     rollout_bytes,
