@@ -26,7 +26,7 @@ import data
 from benchmarks import registry, report
 from data import InputError, Sample
 from engine.clip import load_clip
-from engine.plan import CLIP_PARAMETERS, bytes_of, choose_slots, shape_of
+from engine.plan import CLIP_PARAMETERS, choose_slots, shape_of
 from engine.policy import Policy
 from engine.weights import find_model, load_processor
 from grading.algebra import check_rule
@@ -91,7 +91,7 @@ def load(config: EvalConfig, device) -> tuple:
         questions = prepare_file(config, folder, processor)
     clip = load_clip(config.clip, device) if config.clip else None
     shape = shape_of(folder)
-    planned = bytes_of(config) * shape.total + 4 * CLIP_PARAMETERS * bool(config.clip)
+    planned = getattr(torch, config.dtype).itemsize * shape.total + 4 * CLIP_PARAMETERS * bool(config.clip)
     config = replace(config, slots=choose_slots(config, shape, device, planned))
     return config, Policy.load(folder, device, getattr(torch, config.dtype)).eval(), processor, clip, questions
 

@@ -105,10 +105,6 @@ def worst_row(config, vision) -> Row:
 # -------------------------------------------------------------------------------- bytes, per phase
 
 
-def bytes_of(config) -> int:
-    return getattr(torch, config.dtype).itemsize
-
-
 def with_copy(b: int) -> int:
     """Bytes of a float32 number and, if the compute dtype is another, of its copy in that."""
     return 4 + b * (b < 4)
@@ -123,7 +119,7 @@ def trained_parameters(config, shape: Shape) -> int:
 
 def always_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
     """What is there in every phase."""
-    b, trained = bytes_of(config), trained_parameters(config, shape)
+    b, trained = getattr(torch, config.dtype).itemsize, trained_parameters(config, shape)
     if config.stage == "sample":
         return {"sampler's copy of the weights": b * shape.total}
     lora = config.lora_rank > 0
@@ -140,7 +136,7 @@ def always_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
 
 def rollout_bytes(config, shape: Shape, slots: int) -> dict[str, float]:
     """The cache, which exists during a rollout only, and the larger of its two kinds of step."""
-    b, length = bytes_of(config), config.max_prompt + config.max_response + BURST
+    b, length = getattr(torch, config.dtype).itemsize, config.max_prompt + config.max_response + BURST
     T, Hv = PREFILL + config.max_prompt, shape.vision_hidden
     p = shape.vision_config.spatial_merge_size**2 * T  # at worst every token is an image's
     text = T * ((4 + 2.5 * b) * shape.hidden + 3 * b * shape.mlp)  # a layer's MLP and what it was made of
@@ -166,7 +162,8 @@ def training_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
     inputs of frozen weights, norms and patch embedding, are not kept. A vision block is the same, but for keys and
     values as wide as the queries and a rotation in fp32.
     """
-    b, row, lora = bytes_of(config), worst_row(config, shape.vision_config), config.lora_rank > 0
+    b, lora = getattr(torch, config.dtype).itemsize, config.lora_rank > 0
+    row = worst_row(config, shape.vision_config)
     T, p, H, Hv, V = row.tokens, row.prompts * row.patches, shape.hidden, shape.vision_hidden, shape.vocab
     keys = T + row.prompts * row.prompt * (config.group_size if config.stage != "sft" else 1)
     layer = T * ((8 if b < 4 else 4) * H + b * ((2 if lora else 4) * H + 3 * shape.queries + 4 * shape.mlp))
@@ -230,30 +227,23 @@ def make_plan(config, shape: Shape, gpus: int, room: float) -> Plan:
     return Plan(phases, peaks, slots, slots > 0 and max(peaks.values()) <= USABLE * room)
 
 
-def savings(config) -> dict:
-    """Settings that save memory, by name, the cheapest first; the last three change the training."""
-    budget = max(config.token_budget // 2, config.max_prompt + config.max_response)
-    values = dict(gradient_checkpointing=True, token_budget=budget, slots=0, kl_coef=0, freeze_vision=True,
-                  lora_rank=16)
-    return {name: value for name, value in values.items() if getattr(config, name) != value}
-
-
 def advice(config, shape: Shape, gpus: int, room: float) -> str:
     """What to change when a plan does not fit: as few and as cheap settings as do, and how many GPUs need none."""
     def fits(changes: dict, gpus: int = gpus) -> bool:
         return make_plan(dataclasses.replace(config, **changes), shape, gpus, room).fits
 
-    subsets = [{}]
-    for name, value in savings(config).items():  # those without a dearer setting come before all that have it
-        subsets += [subset | {name: value} for subset in subsets]
-    chosen, ways = next((subset for subset in subsets if fits(subset)), None), []
-    if chosen:
+    budget = max(config.token_budget // 2, config.max_prompt + config.max_response)
+    savings = dict(gradient_checkpointing=True, token_budget=budget, slots=0, kl_coef=0, freeze_vision=True,
+                   lora_rank=16)  # the cheapest first; the last three change the training
+    ways, subsets = [], [{}]
+    for name, value in savings.items():  # subsets without a dearer setting come before all that have it
+        if getattr(config, name) != value:
+            subsets += [subset | {name: value} for subset in subsets]
+    if chosen := next((subset for subset in subsets if fits(subset)), None):
         ways.append("with " + " ".join(f"--{name} {value}" for name, value in chosen.items()))
-    enough = next((gpus * 2**n for n in range(1, 11) if fits({}, gpus * 2**n)), None)
-    if enough:
+    if enough := next((gpus * 2**n for n in range(1, 11) if fits({}, gpus * 2**n)), None):
         ways.append(f"on {enough} such GPUs as it is")
-    return " or ".join(ways) or ("on no number of such GPUs: a smaller model is needed, or a smaller --max_prompt, "
-                                 "--max_response or --max_pixels")
+    return " or ".join(ways) or "on no number of such GPUs: take a smaller model, --max_prompt or --max_response"
 
 
 def table(config, shape: Shape, gpus: int, room: float) -> str:
