@@ -47,12 +47,6 @@ class Layout(NamedTuple):
     key_index: Tensor  # (keys,) int64
 
 
-class Live(NamedTuple):
-    """Which keys of its cache each row sees while decoding, one query per row; travels as `seen` too."""
-
-    length: Tensor  # (S,) int64: the first so many
-
-
 @functools.cache
 def has_flash(device) -> bool:
     """Whether a GPU has flash attention: from Ampere (compute capability 8.0) on. A T4 has 7.5."""
@@ -84,12 +78,12 @@ def attention(module, query, key, value, attention_mask, scaling=None, seen=None
               cu_seq_lens_k=None, max_length_q=None, max_length_k=None, **unused):
     """The one attention here, called by transformers' layers: query (B, heads, T, D), key, value (B, kv heads, L, D).
 
-    `seen` tells its three users apart: a Layout (packed training, and reading prompts), Live (decoding, one query per
-    row), None (the vision tower, which has cu_seq_lens). The mask is None: transformers makes none for an attention
-    that it does not know, and Qwen3-VL would drop what is not a tensor. Returns (B, T, heads, D), no weights.
+    `seen` tells its three users apart: a Layout (packed training, and reading prompts), a Tensor (S,) of how many keys
+    of its cache each row sees (decoding, one query per row), None (the vision tower, which has cu_seq_lens). The mask
+    is None: transformers makes none for an attention that it does not know. Returns (B, T, heads, D), no weights.
     """
-    if isinstance(seen, Live):
-        return decode_attention(query, key, value, seen.length, scaling), None
+    if isinstance(seen, Tensor):
+        return decode_attention(query, key, value, seen, scaling), None
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
     if isinstance(seen, Layout):
         key, value = key[seen.key_index], value[seen.key_index]  # its backward sums over a prompt's responses
@@ -259,7 +253,6 @@ class Policy:
 
         folder = find_model(path)
         config = model_config(folder)
-        generation = generation_config(folder, config)
         AttentionInterface.register(ATTENTION, attention)
         with torch.device("meta"):
             policy = policy_class(config.model_type)._from_config(config, dtype=dtype)
@@ -278,7 +271,7 @@ class Policy:
         if lora:
             start_adapters(policy, lora.seed)
         policy.files = other_files(folder)  # for the export, when the folder may be gone
-        policy.generation_config = generation
+        policy.generation_config = generation_config(folder, config)
         return policy
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from data import Prompt
-from engine.policy import Live, pack
+from engine.policy import pack
 from kernels.ops import linear_logits, sample_tokens
 
 
@@ -148,7 +148,7 @@ class Decoder:
         state = self.state
         position = (state.length + state.offset)[None, :, None].expand(3, -1, 1)  # (3, S, 1)
         embeddings = self.model.get_input_embeddings()(state.token)[:, None]  # (S, 1, H)
-        hidden = self.run(position, Live(state.length + 1), inputs_embeds=embeddings)
+        hidden = self.run(position, state.length + 1, inputs_embeds=embeddings)
         token, logprob = self.pick(hidden[:, 0], state.rows)
         state.token.copy_(token)
         state.length.add_(1).clamp_(max=state.keys[0].shape[2] - 1)

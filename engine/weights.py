@@ -60,10 +60,8 @@ def find_model(path: str, patterns=("*.json", "*.safetensors", "*.txt", "*.jinja
     """The local folder of a model: `path` itself, or the hub's copy of it, such files of it, downloaded once."""
     if os.path.isdir(path):
         if not os.path.exists(os.path.join(path, "config.json")):
-            adapter = os.path.exists(os.path.join(path, "adapter_config.json"))
-            raise InputError(f"{path} has no config.json: " + (
-                "it is an adapter: give the merged model, which training writes beside it" if adapter else
-                "give a Hugging Face model folder or a hub name"))
+            raise InputError(f"{path} has no config.json: give a hub name or a Hugging Face folder; of an adapter give "
+                             "the merged model, which training writes beside it")
         return path
     with foreign(f"model {path} is neither a folder nor to be had from the hub",
                  "give a folder, or download it first with `hf download`"):
@@ -93,13 +91,11 @@ def generation_config(folder: str, config):
     """The folder's GenerationConfig, or what config.json says of generation. InputError: no end token."""
     from transformers import GenerationConfig
 
-    found = GenerationConfig.from_model_config(config)
-    if os.path.exists(os.path.join(folder, "generation_config.json")):
-        with foreign(f"model {folder}: generation_config.json cannot be read", "take the file of the base model"):
-            found = GenerationConfig.from_pretrained(folder)
+    with foreign(f"model {folder}: generation_config.json cannot be read", "take the file of the base model"):
+        given = os.path.exists(os.path.join(folder, "generation_config.json"))
+        found = GenerationConfig.from_pretrained(folder) if given else GenerationConfig.from_model_config(config)
     if found.eos_token_id in (None, []):
-        raise InputError(f"model {folder}: neither generation_config.json nor config.json has an eos_token_id: take "
-                         "the base model's files")
+        raise InputError(f"model {folder} has no eos_token_id for generation: take the base model's files")
     return found
 
 

@@ -190,7 +190,7 @@ def settings(base, file, message, prefix="", **values):
 
 TYPE, BAD = "config.json cannot be read: Strict", "config.json describes no model: |config.json says"
 PATCHES = "its processor makes patches .* config.json wants"
-TEST, NONE, EOS = "template fails on a test prompt: ", "no processor found that works", "has an eos_token_id"
+TEST, NONE, EOS = "template fails on a test prompt: ", "no processor found that works", "has no eos_token_id"
 WEIGHTS = "model.safetensors"
 BAD_MODELS = [
     *rows("new", "config.json", ("{}", "is not that of"), ("[]", "config.json cannot be read: TypeError"),

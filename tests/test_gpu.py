@@ -13,7 +13,7 @@ import torch
 from compile_kernels import CARDS, CASES, passed_limits
 from engine import policy as policy_module
 from engine import sampler
-from engine.policy import Layout, Live, Policy, attention, choose_loss, pack, varlen
+from engine.policy import Layout, Policy, attention, choose_loss, pack, varlen
 from engine.sampler import Decoder, Slots, generate
 from engine.sampler import sync
 from tape import record
@@ -114,7 +114,7 @@ def test_decoding_attention_is_that_of_the_last_query_of_a_causal_row(device, si
     whole, _ = attention(None, query, key, value, None, seen=layout,
                          scaling=128**-0.5)
     length = torch.tensor([200], device=device)
-    last, _ = attention(None, query[:, :, -1:].contiguous(), key, value, None, seen=Live(length), scaling=128**-0.5)
+    last, _ = attention(None, query[:, :, -1:].contiguous(), key, value, None, seen=length, scaling=128**-0.5)
     close(last[:, 0], whole[:, -1].cpu().double(), sixteen)
 
 
