@@ -178,20 +178,17 @@ def read_weights(policy, folder: str):
     reader, wanted = HuggingFaceStorageReader(folder), {}
     with foreign(f"{folder}: its weights cannot be read", "download them again"):
         stored = {name: [*weight.size] for name, weight in reader.read_metadata().state_dict_metadata.items()}
-    if not stored:
-        raise InputError(f"{folder} has no weights in *.safetensors: convert them to safetensors")
     for name, parameter in base_weights(policy):  # a tied head appears once, as the embeddings
         key = name if name in stored else hub_name(policy.config, name)
         if stored.get(key) != [*parameter.shape]:
-            raise InputError(f"{folder}: {key} is {stored.get(key, 'missing')}, config.json says "
+            raise InputError(f"{folder}: in *.safetensors {key} is {stored.get(key, 'missing')}, config.json says "
                              f"{[*parameter.shape]}: take both of one model")
         wanted[key] = parameter.detach()
     unknown = sorted(key for key in stored if key not in wanted and not key.endswith(("lm_head.weight", "inv_freq")))
     if unknown:  # a tied head may be stored, and so may rope tables
         raise InputError(f"{folder}: config.json has no place for {unknown[0]} ({len(unknown)} such weights): take "
                          "both of one model")
-    with warnings.catch_warnings(action="ignore", category=UserWarning), \
-            foreign(f"{folder}: its weights cannot be read", "download them again"):
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
         dcp.load(wanted, storage_reader=reader, no_dist=True)  # that each rank reads for itself is meant
     check_weights(wanted.items(), folder, "download it again, or take an earlier model")
     compute_rope(policy)
@@ -206,8 +203,8 @@ def export(path: str, policy, processor, dtype=torch.bfloat16, file_bytes=4 << 3
     """
     here(f"export to {path}")
     policy.reshard()
-    named = [(hub_name(policy.config, name), weight) for name, weight in policy.named_parameters()]
-    on_every_rank(lambda: check_weights(named, f"nothing is exported to {path}", "start again with a lower --lr"))
+    on_every_rank(lambda: check_weights(policy.named_parameters(), f"nothing is exported to {path}",
+                                        "start again with a lower --lr"))
     weights = {}
     for name, _ in base_weights(policy):
         weight = merged(policy, name, dtype)  # a collective: all ranks call it
