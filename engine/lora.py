@@ -24,6 +24,8 @@ from plumbing.run_folder import replaced_folder, write_text
 class AdaptedLinear(nn.Linear):
     """A linear layer with adapters. Its class is exchanged, so its weight keeps its name, its file and its place."""
 
+    adapters_on = True  # of all layers: only a forward of the reference policy turns them off
+
     def forward(self, x: Tensor) -> Tensor:
         """(.., in) -> (.., out), in the type of the weight's product."""
         y = super().forward(x)
@@ -62,7 +64,7 @@ def add_adapters(model, config, dtype: torch.dtype) -> None:
     model.requires_grad_(False)
     for module in chosen(model, config).values():
         (rows, columns), make = module.weight.shape, dict(device=module.weight.device, dtype=dtype)
-        module.__class__, module.adapters_on, module.scale = AdaptedLinear, True, config.lora_alpha / config.lora_rank
+        module.__class__, module.scale = AdaptedLinear, config.lora_alpha / config.lora_rank
         module.lora_A = nn.Parameter(torch.empty(config.lora_rank, columns, **make))
         module.lora_B = nn.Parameter(torch.empty(rows, config.lora_rank, **make))
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from data import InputError, Prompt
-from engine.lora import add_adapters, share_frozen, start_adapters
+from engine.lora import AdaptedLinear, add_adapters, share_frozen, start_adapters
 from engine.weights import find_model, generation_config, model_config, other_files, read_weights, transformers_class
 from kernels.ops import (backend, check_linear_logprob, choose_grpo_loss, decode_attention, linear_logprob,
                          linear_logprob_loss)
@@ -47,15 +47,10 @@ class Layout(NamedTuple):
     key_index: Tensor  # (keys,) int64
 
 
-@functools.cache
-def has_flash(device) -> bool:
-    """Whether a GPU has flash attention: from Ampere (compute capability 8.0) on. A T4 has 7.5."""
-    return torch.cuda.get_device_capability(device) >= (8, 0)
-
-
 def varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale):
     """Attention over ragged segments. q (Tq, heads, D), k and v (Tk, kv heads, D) -> (Tq, heads, D)."""
-    if q.is_cuda and q.dtype.itemsize == 2 and has_flash(q.device):  # flash attention has no more than 16 bits
+    # Flash attention has no more than 16 bits, and needs Ampere (compute capability 8.0) or later: a T4 has 7.5.
+    if q.is_cuda and q.dtype.itemsize == 2 and torch.cuda.get_device_capability(q.device) >= (8, 0):
         from torch.nn.attention.varlen import varlen_attn
 
         window = (-1, 0) if causal else (-1, -1)
@@ -232,12 +227,9 @@ class Policy:
 
         Afterwards it is sharded as before: a forward without a backward leaves embeddings and head gathered.
         """
-        layers = [module for module in self.modules() if hasattr(module, "adapters_on")]
-        for module in layers:
-            module.adapters_on = False
+        AdaptedLinear.adapters_on = False
         yield
-        for module in layers:
-            module.adapters_on = True
+        AdaptedLinear.adapters_on = True
         if isinstance(self, FSDPModule):
             self.reshard()
 
@@ -307,7 +299,7 @@ def choose_loss(reference: Callable, fused: str, device, log=print) -> Callable:
     the fused log-probs are compared with their reference as well; InputError where they differ."""
     try:
         log(f"log-probs and loss by {backend(device)}")
-        if torch.device(device).type == "cuda" and not has_flash(device):
+        if torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
             log("this GPU is older than Ampere and has no flash attention: attention runs a segment at a time, slowly")
         check_linear_logprob(device)
         return choose_grpo_loss(reference, fused, device, log)

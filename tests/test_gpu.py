@@ -132,7 +132,6 @@ def test_a_gpu_before_ampere_attends_over_segments_as_a_cpu_does_and_says_so(mon
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(policy_module, "backend", lambda device: "triton")
     monkeypatch.setattr(policy_module, "check_linear_logprob", lambda device: None)
-    policy_module.has_flash.cache_clear()
     query, key, value = (torch.randn(n, 2, 16).bfloat16() for n in (5, 8, 8))
     rest = (torch.tensor([0, 3, 5]).int(), torch.tensor([0, 3, 8]).int(), 3, 5, True, 0.25)
     found = varlen(*(x.as_subclass(Pretended) for x in (query, key, value)), *rest)
@@ -140,7 +139,6 @@ def test_a_gpu_before_ampere_attends_over_segments_as_a_cpu_does_and_says_so(mon
     assert flash or torch.equal(found, varlen(query, key, value, *rest))
     choose_loss(None, "off", "cuda", said.append)
     assert len(said) == 1 + (not flash) and ("no flash attention" in said[-1]) != flash
-    policy_module.has_flash.cache_clear()
 
 
 def test_a_kernel_that_takes_more_than_a_card_has_or_spills_is_named():
