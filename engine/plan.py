@@ -23,7 +23,6 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from data import InputError
 from engine.lora import chosen
 from engine.policy import Policy, policy_class
 from engine.sampler import BURST, PREFILL
@@ -268,19 +267,11 @@ def table(config, shape: Shape, gpus: int, room: float) -> str:
 
 
 def choose_slots(config, shape: Shape, device: torch.device, planned: float) -> int:
-    """The slots of this run: as asked for, or as many as fit beside `planned` bytes. InputError: too many, or no group.
-
-    On a CPU nothing is planned.
-    """
+    """The slots of this run: as asked for, or as many as fit beside `planned` bytes; on a CPU nothing is planned."""
     if device.type == "cpu":
         return config.slots or max(CPU_SLOTS, config.group_size)
-    room = torch.cuda.get_device_properties(device).total_memory
-    slots = config.slots or most_slots(config, shape, USABLE * room - planned) or config.group_size
-    needed = sum(rollout_bytes(config, shape, slots).values())
-    if needed > room - planned:
-        raise InputError(f"{slots} responses at a time need {needed / GB:.3g} GB beside {planned / GB:.3g} GB, of "
-                         f"{room / GB:.3g} GB: lower --slots, --group_size or --max_response, see --plan")
-    return slots
+    room = USABLE * torch.cuda.get_device_properties(device).total_memory
+    return config.slots or most_slots(config, shape, room - planned) or config.group_size
 
 
 def fit_plan(config, folder: str, device):
