@@ -149,9 +149,8 @@ def compute_rope(model):
     """Rope tables are computed, not stored, so a model that was made on the meta device has lost them."""
     for module in model.modules():
         if hasattr(module, "original_inv_freq"):
-            fresh = type(module)(module.config)
-            module.inv_freq.copy_(fresh.inv_freq)
-            module.original_inv_freq.copy_(fresh.inv_freq)
+            for table, fresh in zip(module.buffers(), type(module)(module.config).buffers(), strict=True):
+                table.copy_(fresh)
 
 
 # --------------------------------------------------------------------------- weights in and out
@@ -271,8 +270,6 @@ def load_checkpoint(folder: str, policy, optimizer):
         return
     saved = state_of(policy, optimizer)  # also makes the optimiser's empty state, sharded as this run is
     path = os.path.join(folder, names[-1])
-    try:
+    with foreign(f"checkpoint {path} cannot be read", "delete it to resume from the one before"):
         dcp.load(saved, checkpoint_id=path)  # the weights in place
-    except dcp.api.CheckpointException as error:
-        raise InputError(f"checkpoint {path} cannot be read: delete it to resume from the one before") from error
     set_optimizer_state_dict(policy, optimizer, saved["optimizer"])
