@@ -107,10 +107,10 @@ def load_fg_clip(folder: str, device: str) -> ClipScorer:
     import open_clip  # two seconds, and only stage 1 needs it
     from transformers import CLIPConfig
 
-    weights, images = {}, Path(folder, "preprocessor_config.json")
+    weights = {}
     with foreign(f"CLIP model {folder}", "download it again"):
         config = CLIPConfig.from_pretrained(folder)
-        statistics = json.loads(images.read_text("utf-8")) if images.is_file() else {}
+        statistics = json.loads(Path(folder, "preprocessor_config.json").read_text("utf-8"))
         for path in sorted(Path(folder).glob("*.safetensors")):
             weights |= load_file(path)
         if f"{POSITIONS}_res.weight" not in weights:
@@ -119,7 +119,7 @@ def load_fg_clip(folder: str, device: str) -> ClipScorer:
         context_length = len(weights[f"{POSITIONS}_res.weight"])
         model = fg_clip_model(config, context_length)
         model.load_state_dict(fg_clip_state(weights))                    # all of them, and no other
-        # Squashed as in the release, not cut to the middle. Without mean and std open_clip takes CLIP's own.
+        # Squashed as in the release, not cut to the middle.
         preprocess = open_clip.image_transform(config.vision_config.image_size, False, statistics.get("image_mean"),
                                                statistics.get("image_std"), resize_mode="squash")
         return ClipScorer(model, preprocess, open_clip.SimpleTokenizer(context_length=context_length), device)
@@ -147,11 +147,11 @@ def load_clip(name: str, device: str) -> ClipScorer:
         with foreign(f"CLIP model {name}: no such folder, and the hub says",
                      "give a folder, a hub name (org/model), or an open_clip pair such as ViT-B-32:openai"):
             folder = snapshot_download(name, allow_patterns=["*.safetensors", "*.json"])         # no code, no pickle
-    if os.path.isfile(os.path.join(folder, "open_clip_config.json")):
-        scorer = load_open_clip(f"local-dir:{folder}", None, device)
-    elif os.path.isdir(folder):
-        scorer = load_fg_clip(folder, device)
-    else:
+    if not os.path.isdir(folder):
         scorer = load_open_clip(*name.split(":", 1), device)
+    elif os.path.isfile(os.path.join(folder, "open_clip_config.json")):
+        scorer = load_open_clip(f"local-dir:{folder}", None, device)
+    else:
+        scorer = load_fg_clip(folder, device)
     check_weights(scorer.model.named_parameters(), f"CLIP model {name}", "download it again")
     return scorer

@@ -354,7 +354,6 @@ BAD_CLIPS = [
 GOOD_CLIPS = [
     *settings("open", OPEN, "", "model_cfg.vision_cfg.", head_width=[8]),
     *settings("open", OPEN, "", "preprocess_cfg.", mean=[[0.5], None], size=["x"]),
-    *rows("fg", "preprocessor_config.json", (GONE, "")),
 ]
 
 
