@@ -43,16 +43,6 @@ class Response:
     logprobs: list[float]  # of the tokens under softmax(logits / temperature), before top-p
     finished: bool  # False: cut off at max_new_tokens
 
-    def take(self, ids: list[int], logprobs: list[float], end: set[int], limit: int) -> bool:
-        """Append drawn tokens up to the end of the response; returns whether it has ended."""
-        for token, logprob in zip(ids, logprobs):
-            self.ids.append(token)
-            self.logprobs.append(logprob)
-            self.finished = token in end
-            if self.finished or len(self.ids) == limit:
-                return True
-        return False
-
 
 def uniform_numbers(seed: int, group_size: int, tokens: int) -> Tensor:
     """The random stream of each response of a group: (G, tokens) in [0, 1)."""
@@ -192,9 +182,15 @@ def hand_out(live: dict[int, tuple[int, Response]], free: list[int], slots: list
              limit: int):
     """Give the tokens drawn in some slots to their responses; a response that has ended frees its slot."""
     for slot, tokens, scores in zip(slots, ids, logprobs):
-        if live[slot][1].take(tokens, scores, end, limit):
-            free.append(slot)
-            del live[slot]
+        _, response = live[slot]
+        for token, logprob in zip(tokens, scores):
+            response.ids.append(token)
+            response.logprobs.append(logprob)
+            response.finished = token in end
+            if response.finished or len(response.ids) == limit:
+                free.append(slot)
+                del live[slot]
+                break
 
 
 def generate(model, prompts: list[Prompt], seeds: list[int], *settings, **more) -> list[list[Response]]:
