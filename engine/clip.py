@@ -110,7 +110,6 @@ def load_fg_clip(folder: str, device: str) -> ClipScorer:
     weights = {}
     with foreign(f"CLIP model {folder}", "download it again"):
         config = CLIPConfig.from_pretrained(folder)
-        statistics = json.loads(Path(folder, "preprocessor_config.json").read_text("utf-8"))
         for path in sorted(Path(folder).glob("*.safetensors")):
             weights |= load_file(path)
         if f"{POSITIONS}_res.weight" not in weights:
@@ -119,6 +118,7 @@ def load_fg_clip(folder: str, device: str) -> ClipScorer:
         context_length = len(weights[f"{POSITIONS}_res.weight"])
         model = fg_clip_model(config, context_length)
         model.load_state_dict(fg_clip_state(weights))                    # all of them, and no other
+        statistics = json.loads(Path(folder, "preprocessor_config.json").read_text("utf-8"))
         # Squashed as in the release, not cut to the middle.
         preprocess = open_clip.image_transform(config.vision_config.image_size, False, statistics.get("image_mean"),
                                                statistics.get("image_std"), resize_mode="squash")
