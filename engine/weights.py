@@ -108,7 +108,10 @@ def other_files(folder: str) -> dict[str, bytes]:
 
 
 def load_processor(path: str, min_pixels: int, max_pixels: int, prompt: str = "own"):
-    """Tokenizer, image processor and chat template of a model folder; images get an area of min_pixels..max_pixels."""
+    """Tokenizer, image processor and chat template of a model folder; images get an area of min_pixels..max_pixels.
+
+    InputError: they do not fit together, or not to the folder's config.json.
+    """
     from transformers import AutoProcessor
 
     config = model_config(path)
@@ -117,32 +120,23 @@ def load_processor(path: str, min_pixels: int, max_pixels: int, prompt: str = "o
     size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     with foreign(f"model {path}: no processor found that works", "take the base model's files, or a hub name"):
         processor = AutoProcessor.from_pretrained(path, size=size, min_pixels=min_pixels, max_pixels=max_pixels)
-    if not hasattr(processor, "image_processor") or not processor.chat_template:
-        raise InputError(f"model {path}: no image processor or no chat template; copy the base model's files there")
     processor.release_prompt = RELEASE_PROMPT if prompt == "release" else ""  # for data.chat_text; never saved
-    try_model(processor, config, path)
-    return processor
-
-
-def try_model(processor, config, path: str):
-    """Send a grey image and a question through a processor; InputError where it does not fit to the model's config.
-
-    A folder may lack some of its files, or have them of another model, and load all the same.
-    """
+    # A folder may lack some of its files, or have them of another model, and load all the same: a prompt is tried.
     advice, grey = "take the base model's files", Image.new("RGB", (61, 45), "grey")
     sample = Sample("", "How many?", (grey,), where=f"model {path}: a test prompt")
     with foreign(f"model {path}: tokenizer, image processor or chat template fails on a test prompt", advice):
-        prompt = encode_prompt(sample, processor)
-        text, known = processor.tokenizer.decode(prompt.input_ids), len(processor.tokenizer)
-    tokens, vision = prompt.input_ids.count(config.image_token_id), config.vision_config
+        tried = encode_prompt(sample, processor)
+        text, known = processor.tokenizer.decode(tried.input_ids), len(processor.tokenizer)
+    tokens, vision = tried.input_ids.count(config.image_token_id), config.vision_config
     kept = sample.question in text and "<|im_end|>" in text
     if not (kept and tokens and known <= config.text_config.vocab_size):
         raise InputError(f"model {path}: its tokenizer of {known} tokens is not that of its config.json; {advice}")
-    made = list(prompt.pixel_values.shape)
+    made = list(tried.pixel_values.shape)
     wanted = [tokens * vision.spatial_merge_size**2, 3 * vision.temporal_patch_size * vision.patch_size**2]
     if made != wanted:
         raise InputError(f"model {path}: its processor makes patches {made} of a test image, config.json wants "
                          f"{wanted}; {advice}")
+    return processor
 
 
 def compute_rope(model):
