@@ -68,20 +68,21 @@ class ClipScorer:
         return (means.repeat_interleave(G, dim=0) * described).sum(-1)                           # (N,) cosines
 
 
-# The long path has two tables of positions, (248, W) each: rows 0..19 of "_ori" are used, and rows 20.. of "_res".
-POSITIONS, KEPT_POSITIONS = "text_model.embeddings.position_embedding", 20
+POSITIONS = "text_model.embeddings.position_embedding"
 FG_CLIP_UNUSED = {                                 # the short text path, and scales of other training losses
     f"{POSITIONS}.weight", "text_projection.weight", "text_model.embeddings.position_ids",
     "vision_model.embeddings.position_ids", "logit_scale_finegraind", "logit_scale_hardneg",
 }
-END_OF_TEXT = 49407                                # FG-CLIP pools at CLIP's end token, whatever its config.json says
 
 
 def fg_clip_state(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """FG-CLIP's tensors as the state of a CLIPModel: the long text path in place of the short one."""
+    """FG-CLIP's tensors as the state of a CLIPModel: the long text path in place of the short one.
+
+    It has two tables of positions, (248, W) each: rows 0..19 of "_ori" are used, and rows 20.. of "_res".
+    """
     state = {name: tensor for name, tensor in weights.items() if name not in FG_CLIP_UNUSED}
     original, stretched = (state.pop(f"{POSITIONS}_{name}.weight") for name in ("ori", "res"))
-    state[f"{POSITIONS}.weight"] = torch.cat([original[:KEPT_POSITIONS], stretched[KEPT_POSITIONS:]])
+    state[f"{POSITIONS}.weight"] = torch.cat([original[:20], stretched[20:]])
     state["text_projection.weight"] = state.pop("text_filip_projection.weight")                # (D, W)
     return state
 
@@ -98,7 +99,7 @@ def fg_clip_model(config, context_length: int):
             return self.text_projection(self.text_model(tokens).pooler_output)
 
     config.text_config.max_position_embeddings = context_length
-    config.text_config.eos_token_id = END_OF_TEXT
+    config.text_config.eos_token_id = 49407  # it pools at CLIP's end token, whatever its config.json says
     return Clip(config).float()
 
 
