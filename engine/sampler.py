@@ -43,11 +43,6 @@ class Response:
     finished: bool  # False: cut off at max_new_tokens
 
 
-def uniform_numbers(seed: int, group_size: int, tokens: int) -> Tensor:
-    """The random stream of each response of a group: (G, tokens) in [0, 1)."""
-    return torch.rand(group_size, tokens, generator=torch.Generator().manual_seed(seed))
-
-
 class Slots:
     """S rows of decoding state. To transformers' layers it is the cache: all they call is `update`."""
 
@@ -218,7 +213,8 @@ def stream(model, prompts: Iterable[Prompt], longest: int, seeds: list[int], gro
         if new:
             groups |= {q: [Response([], [], False) for _ in range(group_size)] for q in new}
             places = [[free.pop() for _ in range(group_size)] for _ in new]
-            uniform = torch.cat([uniform_numbers(seeds[q], group_size, max_new_tokens) for q in new])
+            random = [torch.Generator().manual_seed(seeds[q]) for q in new]
+            uniform = torch.cat([torch.rand(group_size, max_new_tokens, generator=numbers) for numbers in random])
             first = decoder.prefill(list(new.values()), places, uniform)
             rows = [slot for group in places for slot in group]
             live.update(zip(rows, ((q, response) for q in new for response in groups[q])))
