@@ -254,12 +254,8 @@ def table(config, shape: Shape, gpus: int, room: float) -> str:
         lines += [f"  {phase:<9} {name:<72} {size / GB:7.2f}" for name, size in rows.items()]
     lines += [f"  {'peak of ' + phase:<82} {peak / GB:7.2f}" for phase, peak in plan.peaks.items()]
     lines.append(f"  {f'usable, {USABLE:.0%} of {room / GB:.0f} GB':<82} {USABLE * room / GB:7.2f}")
-    if not plan.fits:
-        lines.append("does not fit; fits " + advice(config, shape, gpus, room))
-    elif "rollout" not in plan.phases:
-        lines.append("fits")
-    else:
-        lines.append(f"fits with {plan.slots} slots" + " (chosen)" * (config.slots == 0))
+    slots = f" with {plan.slots} slots" + " (chosen)" * (config.slots == 0) if "rollout" in plan.phases else ""
+    lines.append("fits" + slots if plan.fits else "does not fit; fits " + advice(config, shape, gpus, room))
     return "\n".join(lines)
 
 

@@ -77,8 +77,7 @@ def model_config(path: str):
     with foreign(f"model {path}: config.json cannot be read", "take the file of the base model"):
         kind = PreTrainedConfig.get_config_dict(path)[0].get("model_type", "qwen2_5_vl")
         if kind not in FAMILIES:
-            raise InputError(f"{path} holds a {kind} model; Qwen2-VL, Qwen2.5-VL and dense Qwen3-VL are supported: "
-                             "model_type " + ", ".join(FAMILIES))
+            raise InputError(f"{path} holds a {kind} model; supported is a model_type of {', '.join(FAMILIES)}")
         return transformers_class(kind, "Config").from_pretrained(path)
 
 

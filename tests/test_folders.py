@@ -197,7 +197,7 @@ BAD_MODELS = [
           ("null", "config.json cannot be read"), ("", "config.json cannot be read: OSError"),
           ('{"model_type": "qwen', "cannot be read"), (b"\xff\xfe\0", "cannot be read"), ("5", "cannot be read"),
           (GONE, "has no config.json"), (FOLDER, "IsADirectoryError")),
-    *settings("flat", "config.json", "model; Qwen2-VL, Qwen2.5-VL and dense Qwen3-VL are supported: model",
+    *settings("flat", "config.json", "model; supported is a model_type of qwen2_vl, qwen2_5_vl, qwen3_vl",
               model_type=["llama", "nobody", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen2_5_vl_text", 5, None]),
     *settings("flat", "config.json", "is missing, config.json says", model_type=["qwen3_vl"]),
     *settings("flat", "config.json", BAD, model_type=["qwen2_vl"]),
