@@ -13,6 +13,7 @@ Symbols: T tokens in a row, N response tokens, P prompt tokens, G responses of a
 """
 import contextlib
 import functools
+import os
 from collections.abc import Callable
 from itertools import groupby
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from data import InputError, Prompt
 from engine.lora import AdaptedLinear, add_adapters, share_frozen, start_adapters
-from engine.weights import find_model, generation_config, model_config, other_files, read_weights, transformers_class
+from engine.weights import find_model, foreign, model_config, other_files, read_weights, transformers_class
 from kernels.ops import (backend, check_linear_logprob, choose_grpo_loss, decode_attention, linear_logprob,
                          linear_logprob_loss)
 
@@ -241,7 +242,7 @@ class Policy:
         in float32 where there is a mesh; shared: a policy of one process whose frozen weights are used. Raises
         InputError for a missing model.
         """
-        from transformers import AttentionInterface  # its model code takes a second to import: not for --help
+        from transformers import AttentionInterface, GenerationConfig  # a second to import: not for --help
 
         folder = find_model(path)
         config = model_config(folder)
@@ -263,7 +264,9 @@ class Policy:
         if lora:
             start_adapters(policy, lora.seed)
         policy.files = other_files(folder)  # for the export, when the folder may be gone
-        policy.generation_config = generation_config(folder, config)
+        if os.path.exists(os.path.join(folder, "generation_config.json")):  # else it is what config.json says
+            with foreign(f"model {folder}: generation_config.json cannot be read", "take the file of the base model"):
+                policy.generation_config = GenerationConfig.from_pretrained(folder)
         return policy
 
 

@@ -86,18 +86,6 @@ def transformers_class(model_type: str, end: str):
     return getattr(transformers, FAMILIES[model_type] + end)
 
 
-def generation_config(folder: str, config):
-    """The folder's GenerationConfig, or what config.json says of generation. InputError: no end token."""
-    from transformers import GenerationConfig
-
-    with foreign(f"model {folder}: generation_config.json cannot be read", "take the file of the base model"):
-        given = os.path.exists(os.path.join(folder, "generation_config.json"))
-        found = GenerationConfig.from_pretrained(folder) if given else GenerationConfig.from_model_config(config)
-    if found.eos_token_id in (None, []):
-        raise InputError(f"model {folder} has no eos_token_id for generation: take the base model's files")
-    return found
-
-
 def other_files(folder: str) -> dict[str, bytes]:
     """A model folder's files besides its weights, links followed; none that are hidden, code or over 64 MB."""
     left_out = tuple(".safetensors .bin .pt .pth .ckpt .gguf .h5 .onnx .msgpack .pkl .index.json .py".split())
@@ -138,14 +126,6 @@ def load_processor(path: str, min_pixels: int, max_pixels: int, prompt: str = "o
     return processor
 
 
-def compute_rope(model):
-    """Rope tables are computed, not stored, so a model that was made on the meta device has lost them."""
-    for module in model.modules():
-        if hasattr(module, "original_inv_freq"):
-            for table, fresh in zip(module.buffers(), type(module)(module.config).buffers(), strict=True):
-                table.copy_(fresh)
-
-
 # --------------------------------------------------------------------------- weights in and out
 
 
@@ -183,7 +163,10 @@ def read_weights(policy, folder: str):
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         dcp.load(wanted, storage_reader=reader, no_dist=True)  # that each rank reads for itself is meant
     check_weights(wanted.items(), folder, "download it again, or take an earlier model")
-    compute_rope(policy)
+    for module in policy.modules():  # rope tables are computed, not stored: a model made on the meta device lacks them
+        if hasattr(module, "original_inv_freq"):
+            for table, fresh in zip(module.buffers(), type(module)(module.config).buffers(), strict=True):
+                table.copy_(fresh)
 
 
 @torch.no_grad()

@@ -31,9 +31,8 @@ LAYERS, BLOCKS = 4, 8  # of the decoder and of the vision tower; the last block 
 
 def load(path: str, device: str, mesh) -> Policy:
     """The shards of this rank as a run loads them, but that no file of weights is read."""
-    generation = SimpleNamespace(eos_token_id=0)
     with mock.patch.multiple(engine.policy, find_model=str, model_config=model_config, read_weights=lambda *_: None,
-                             generation_config=lambda *_: generation, other_files=lambda _: {}):
+                             other_files=lambda _: {}):
         return Policy.load(path, device, torch.float32, mesh, torch.bfloat16)
 
 

@@ -247,7 +247,8 @@ def test_a_captured_burst_sees_new_weights_after_sync(tiny_folder, prompts, voca
             parameter.mul_(factor)
         sync(policy, replica)
         for burst, decoder in zip(bursts, decoders):
-            decoder.prefill(prompts[:2], [[0, 1], [3, 2]], torch.rand(4, 16, generator=torch.Generator().manual_seed(5)))
+            numbers = torch.rand(4, 16, generator=torch.Generator().manual_seed(5))
+            decoder.prefill(prompts[:2], [[0, 1], [3, 2]], numbers)
             burst()
             drawn.append(decoder.state.ids.tolist())
     assert drawn[0] == drawn[1] and drawn[2] == drawn[3] and drawn[0] != drawn[2]
