@@ -138,11 +138,7 @@ def load_open_clip(name: str, pretrained: str | None, device: str) -> ClipScorer
 
 
 def load_clip(name: str, device: str) -> ClipScorer:
-    """The CLIP model of a folder, of a hub name (org/model), or of open_clip's architecture:pretrained.
-
-    A folder or hub model is FG-CLIP v1 (config.json, *.safetensors) or an open_clip model (open_clip_config.json,
-    open_clip_model.safetensors). Raises InputError when it is not there or not complete.
-    """
+    """The CLIP model of a folder or a hub name (org/model), or of open_clip's architecture:pretrained."""
     folder = name
     if not os.path.isdir(name) and ":" not in name:
         with foreign(f"CLIP model {name}: no such folder, and the hub says",
