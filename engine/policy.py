@@ -242,7 +242,7 @@ class Policy:
         in float32 where there is a mesh; shared: a policy of one process whose frozen weights are used. Raises
         InputError for a missing model.
         """
-        from transformers import AttentionInterface, GenerationConfig  # a second to import: not for --help
+        from transformers import AttentionInterface, GenerationConfig
 
         folder = find_model(path)
         config = model_config(folder)

@@ -180,8 +180,7 @@ def hand_out(live: dict[int, tuple[int, Response]], free: list[int], slots: list
 def generate(model, prompts: list[Prompt], seeds: list[int], *settings, **more) -> list[list[Response]]:
     """What `stream` yields, as a list: for each prompt its responses. The settings are those of `stream`."""
     longest = max((len(prompt.input_ids) for prompt in prompts), default=0)
-    groups = dict(stream(model, prompts, longest, seeds, *settings, **more))
-    return [groups[q] for q in range(len(prompts))]
+    return [responses for _, responses in sorted(stream(model, prompts, longest, seeds, *settings, **more))]
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@
     save_checkpoint, load_checkpoint    all that resuming needs; random numbers are functions of the step
 
 `export`, `save_checkpoint` and `load_checkpoint` are collectives: every rank calls them.
-Transformers is imported inside the functions: its model code takes a second, which --help need not wait for.
 """
 import contextlib
 import json
@@ -70,7 +69,7 @@ def find_model(path: str, patterns=("*.json", "*.safetensors", "*.txt", "*.jinja
 
 def model_config(path: str):
     """The config of a folder, a hub name or a bare config.json; no weight is read. InputError: of no known family."""
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig  # its model code takes a second to import: not for --help
 
     if not os.path.isfile(path):
         path = find_model(path, patterns=["config.json"])
@@ -158,8 +157,7 @@ def read_weights(policy, folder: str):
         wanted[key] = parameter.detach()
     unknown = sorted(key for key in stored if key not in wanted and not key.endswith(("lm_head.weight", "inv_freq")))
     if unknown:  # a tied head may be stored, and so may rope tables
-        raise InputError(f"{folder}: config.json has no place for {unknown[0]} ({len(unknown)} such weights): take "
-                         "both of one model")
+        raise InputError(f"{folder}: config.json has no place for {unknown[0]}: take both of one model")
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         dcp.load(wanted, storage_reader=reader, no_dist=True)  # that each rank reads for itself is meant
     check_weights(wanted.items(), folder, "download it again, or take an earlier model")
