@@ -52,7 +52,7 @@ def chosen(model, config) -> dict[str, nn.Linear]:
     known, asked = sorted(set(kinds.values())), config.lora_targets  # known: q_proj, .., gate_proj, ..
     targets = {"all-linear": known, "attention": ["q_proj", "k_proj", "v_proj", "o_proj"]}.get(asked, asked.split(","))
     if set(targets) - set(known):
-        raise InputError(f"--lora_targets {asked}: not all-linear, attention or some of {','.join(known)}")
+        raise InputError(f"--lora_targets {asked}: give all-linear, attention, or some of {','.join(known)}")
     layers = {name: linears[name] for name, kind in kinds.items() if kind in targets}
     if config.lora_vision:
         layers |= {name: module for name, module in linears.items() if name.startswith("model.visual.blocks.")}

@@ -239,8 +239,7 @@ class Policy:
         """Read a Hugging Face folder or hub name; with a mesh into FSDP2 shards, each rank its own rows only.
 
         dtype: what weights are kept in; compute_dtype: what shards compute in; lora: a Config whose adapters are added,
-        in float32 where there is a mesh; shared: a policy of one process whose frozen weights are used. Raises
-        InputError for a missing model.
+        in float32 where there is a mesh; shared: a policy of one process whose frozen weights are used.
         """
         from transformers import AttentionInterface, GenerationConfig
 

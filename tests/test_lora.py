@@ -93,8 +93,8 @@ def test_targets_choose_the_layers(processor, config, adapters):
 
 
 @pytest.mark.parametrize("config, reason", [
-    (lora(4, 8.0, "q_prj"), "q_prj: not all-linear, attention or some of .*q_proj"),
-    (lora(4, 8.0, "lm_head"), "lm_head: not all-linear")])
+    (lora(4, 8.0, "q_prj"), "q_prj: give all-linear, attention, or some of .*q_proj"),
+    (lora(4, 8.0, "lm_head"), "lm_head: give all-linear")])
 def test_a_target_that_no_layer_has_is_refused(processor, config, reason):
     with pytest.raises(InputError, match=reason):
         add_adapters(demo.make_model(processor), config, torch.float32)
@@ -291,7 +291,7 @@ def test_a_recipe_gives_way_to_the_command_line():
     (["--lora_rank", "-1"], "--lora_rank -1 is not in"),
     (["--lora_rank", "4", "--lora_alpha", "0"], "--lora_alpha 0.0 is not in"),
     (["--lora_rank", "4", "--lora_targets", "q_porj"], "some of down_proj,"),
-    (["--lora_rank", "4", "--lora_targets", ""], "not all-linear"),
+    (["--lora_rank", "4", "--lora_targets", ""], "give all-linear"),
     (["--recipe", "large"], "invalid choice: 'large'")])
 def test_bad_flags_of_adapters_are_one_line(tiny_folder, questions, tmp_path, capsys, flags, reason):
     assert train.main(stage_1(tiny_folder, questions, tmp_path, *flags)) == 2
