@@ -244,6 +244,8 @@ def load_checkpoint(folder: str, policy, optimizer):
         return
     saved = state_of(policy, optimizer)  # also makes the optimiser's empty state, sharded as this run is
     path = os.path.join(folder, names[-1])
-    with foreign(f"checkpoint {path} cannot be read", "delete it to resume from the one before"):
+    try:
         dcp.load(saved, checkpoint_id=path)  # the weights in place
+    except dcp.api.CheckpointException as error:
+        raise InputError(f"checkpoint {path} cannot be read: delete it to resume from the one before") from error
     set_optimizer_state_dict(policy, optimizer, saved["optimizer"])
