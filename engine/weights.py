@@ -114,8 +114,7 @@ def load_processor(path: str, min_pixels: int, max_pixels: int, prompt: str = "o
         tried = encode_prompt(sample, processor)
         text, known = processor.tokenizer.decode(tried.input_ids), len(processor.tokenizer)
     tokens, vision = tried.input_ids.count(config.image_token_id), config.vision_config
-    kept = sample.question in text and "<|im_end|>" in text
-    if not (kept and tokens and known <= config.text_config.vocab_size):
+    if not (tokens and known <= config.text_config.vocab_size and sample.question in text and "<|im_end|>" in text):
         raise InputError(f"model {path}: its tokenizer of {known} tokens is not that of its config.json; {advice}")
     made = list(tried.pixel_values.shape)
     wanted = [tokens * vision.spatial_merge_size**2, 3 * vision.temporal_patch_size * vision.patch_size**2]
