@@ -171,7 +171,7 @@ FIXED_PHRASES = ["user\n", "assistant\n", *(f" {digit}" for digit in range(10)),
 def make_processor(texts: list[str], family: str = "qwen2_5_vl", phrases: tuple[str, ...] = ()):
     """A family's processor whose byte-level BPE of 512 tokens is trained on `texts`; a phrase is one token."""
     from tokenizers import AddedToken, pre_tokenizers, trainers
-    from transformers import Qwen2Tokenizer, image_utils
+    from transformers import Qwen2Tokenizer
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
@@ -185,9 +185,9 @@ def make_processor(texts: list[str], family: str = "qwen2_5_vl", phrases: tuple[
         extra_special_tokens=[TURN_START, *VISION_TOKENS], padding_side="left", model_max_length=2048)
     tokenizer.add_tokens([AddedToken(phrase, normalized=False, special=False) for phrase in (*FIXED_PHRASES, *phrases)])
     pixels = {"shortest_edge": 28 * 28, "longest_edge": 802816}  # explicit: the class's default is shared and mutable
-    mean, std = (getattr(image_utils, f"{FAMILIES[family].statistics}_{name}") for name in ("MEAN", "STD"))
+    normal = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3) if family == "qwen3_vl" else {}  # else those of CLIP
     patch = transformers_class(family, "Config")().vision_config.patch_size
-    images = Qwen2VLImageProcessor(size=pixels, patch_size=patch, image_mean=mean, image_std=std)
+    images = Qwen2VLImageProcessor(size=pixels, patch_size=patch, **normal)
     return transformers_class(family, "Processor")(
         image_processor=images, video_processor=Qwen2VLVideoProcessor(), tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATE)

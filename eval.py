@@ -27,8 +27,7 @@ import data
 from benchmarks import registry, report
 from data import InputError, Sample
 from engine.clip import load_clip
-from engine.memory import choose_slots
-from engine.plan import CLIP_PARAMETERS, bytes_of, shape_of
+from engine.plan import CLIP_PARAMETERS, choose_slots, shape_of
 from engine.policy import Policy
 from engine.weights import find_model, load_processor
 from grading.algebra import check_rule
@@ -86,11 +85,11 @@ def load(config: EvalConfig, device) -> tuple:
     """(config with as many slots as there is room for, model, processor, clip, what `prepare` returns for each set of
     questions). All questions are checked first, because loading a model takes minutes."""
     folder = find_model(config.model)
-    processor = load_processor(folder, config.min_pixels, config.max_pixels, config.prompt, log=print0)
+    processor = load_processor(folder, config.min_pixels, config.max_pixels, config.prompt)
     sets = [prepare(config, name, folder, processor) for name in registry.chosen(config.benchmark) or [""]]
     clip = load_clip(config.clip, device) if config.clip else None
     shape = shape_of(folder)
-    planned = bytes_of(config) * shape.total + 4 * CLIP_PARAMETERS * bool(config.clip)
+    planned = getattr(torch, config.dtype).itemsize * shape.total + 4 * CLIP_PARAMETERS * bool(config.clip)
     config = replace(config, slots=choose_slots(config, shape, device, planned))
     return config, Policy.load(folder, device, getattr(torch, config.dtype)).eval(), processor, clip, sets
 

@@ -41,8 +41,7 @@ import data
 import rewards
 from data import InputError, Prompt, Sample, seed_of
 from engine.clip import load_clip
-from engine.memory import fit_plan, load_models, make_optimizer
-from engine.plan import GB, shape_of, table
+from engine.plan import GB, fit_plan, load_models, make_optimizer, shape_of, table
 from engine.policy import Group, Policy, choose_loss, dummy_group, micro_batches, pack
 from engine.sampler import stream, sync
 from engine.weights import export, find_model, load_checkpoint, load_processor, save_checkpoint
@@ -360,7 +359,7 @@ def start(config: Config) -> Run:
     device, mesh = start_processes()  # joined in main; here for its device and mesh
     print0(f"{dist.get_world_size()} process(es) on {device.type}")
     folder = find_model(config.model)
-    processor = load_processor(folder, config.min_pixels, config.max_pixels, config.prompt, log=print0)
+    processor = load_processor(folder, config.min_pixels, config.max_pixels, config.prompt)
     samples = data.load_samples(config.data, config.image_root, config.split)
     samples = filters.usable(samples, config, processor, correct, log=print0)
     held_out = filters.held_out(config, processor, log=print0)

@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from huggingface_hub import snapshot_download
-from PIL import Image
 from safetensors.torch import load_file
 
 from data import InputError, load_image
-from engine.weights import check_weights, foreign, stored_shapes
+from engine.weights import check_weights, foreign
 from plumbing.processes import ahead
 
 
@@ -40,11 +39,7 @@ class ClipScorer:
     def encode(self, items: list, prepare, encoder) -> torch.Tensor:
         chunks = [items[i:i + CHUNK] for i in range(0, len(items), CHUNK)]
         features = [encoder(prepare(chunk).to(self.device)).cpu() for chunk in chunks]
-        vectors = F.normalize(torch.cat(features), dim=-1)               # (items, D) unit vectors
-        for item, finite in zip(items, vectors.isfinite().all(-1).tolist()):
-            if not finite:
-                raise InputError(f"CLIP makes no finite numbers of {item!r:.80}: check it and the CLIP model's files")
-        return vectors
+        return F.normalize(torch.cat(features), dim=-1)                  # (items, D) unit vectors
 
     def score(self, images: list, descriptions: list[str | None], empty: bool = False) -> torch.Tensor:
         """Cosine of each description with the images of its question; 0 without a description or without an image.
@@ -73,25 +68,22 @@ class ClipScorer:
         return (means.repeat_interleave(G, dim=0) * described).sum(-1)                           # (N,) cosines
 
 
-# The long path has two tables of positions: the first 20 come from one, the rest, stretched to 248, from the other.
-KEPT_POSITIONS = 20
-ORIGINAL_POSITIONS = "text_model.embeddings.position_embedding_ori.weight"       # (248, W) rows 0..19 are used
-STRETCHED_POSITIONS = "text_model.embeddings.position_embedding_res.weight"      # (248, W) rows 20.. are used
-LONG_PROJECTION = "text_filip_projection.weight"                                 # (D, W)
-POSITIONS, PROJECTION = "text_model.embeddings.position_embedding.weight", "text_projection.weight"  # in a CLIPModel
+POSITIONS = "text_model.embeddings.position_embedding"
 FG_CLIP_UNUSED = {                                 # the short text path, and scales of other training losses
-    POSITIONS, PROJECTION, "text_model.embeddings.position_ids", "vision_model.embeddings.position_ids",
-    "logit_scale_finegraind", "logit_scale_hardneg",
+    f"{POSITIONS}.weight", "text_projection.weight", "text_model.embeddings.position_ids",
+    "vision_model.embeddings.position_ids", "logit_scale_finegraind", "logit_scale_hardneg",
 }
-END_OF_TEXT = 49407                                # FG-CLIP pools at CLIP's end token, whatever its config.json says
 
 
 def fg_clip_state(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """FG-CLIP's tensors as the state of a CLIPModel: the long text path in place of the short one."""
+    """FG-CLIP's tensors as the state of a CLIPModel: the long text path in place of the short one.
+
+    It has two tables of positions, (248, W) each: rows 0..19 of "_ori" are used, and rows 20.. of "_res".
+    """
     state = {name: tensor for name, tensor in weights.items() if name not in FG_CLIP_UNUSED}
-    original, stretched = state.pop(ORIGINAL_POSITIONS), state.pop(STRETCHED_POSITIONS)
-    state[POSITIONS] = torch.cat([original[:KEPT_POSITIONS], stretched[KEPT_POSITIONS:]])
-    state[PROJECTION] = state.pop(LONG_PROJECTION)
+    original, stretched = (state.pop(f"{POSITIONS}_{name}.weight") for name in ("ori", "res"))
+    state[f"{POSITIONS}.weight"] = torch.cat([original[:20], stretched[20:]])
+    state["text_projection.weight"] = state.pop("text_filip_projection.weight")                # (D, W)
     return state
 
 
@@ -107,7 +99,7 @@ def fg_clip_model(config, context_length: int):
             return self.text_projection(self.text_model(tokens).pooler_output)
 
     config.text_config.max_position_embeddings = context_length
-    config.text_config.eos_token_id = END_OF_TEXT
+    config.text_config.eos_token_id = 49407  # it pools at CLIP's end token, whatever its config.json says
     return Clip(config).float()
 
 
@@ -116,19 +108,19 @@ def load_fg_clip(folder: str, device: str) -> ClipScorer:
     import open_clip  # two seconds, and only stage 1 needs it
     from transformers import CLIPConfig
 
-    weights, images = {}, Path(folder, "preprocessor_config.json")
+    weights = {}
     with foreign(f"CLIP model {folder}", "download it again"):
         config = CLIPConfig.from_pretrained(folder)
-        statistics = json.loads(images.read_text("utf-8")) if images.is_file() else {}
         for path in sorted(Path(folder).glob("*.safetensors")):
             weights |= load_file(path)
-        if STRETCHED_POSITIONS not in weights:
+        if f"{POSITIONS}_res.weight" not in weights:
             raise InputError(f"CLIP model {folder}: neither an open_clip model (no open_clip_config.json) nor FG-CLIP "
-                             f"v1 ({STRETCHED_POSITIONS} is missing from its safetensors)")
-        context_length = len(weights[STRETCHED_POSITIONS])
+                             f"v1 ({POSITIONS}_res.weight is missing from its safetensors)")
+        context_length = len(weights[f"{POSITIONS}_res.weight"])
         model = fg_clip_model(config, context_length)
         model.load_state_dict(fg_clip_state(weights))                    # all of them, and no other
-        # Squashed as in the release, not cut to the middle. Without mean and std open_clip takes CLIP's own.
+        statistics = json.loads(Path(folder, "preprocessor_config.json").read_text("utf-8"))
+        # Squashed as in the release, not cut to the middle.
         preprocess = open_clip.image_transform(config.vision_config.image_size, False, statistics.get("image_mean"),
                                                statistics.get("image_std"), resize_mode="squash")
         return ClipScorer(model, preprocess, open_clip.SimpleTokenizer(context_length=context_length), device)
@@ -145,38 +137,18 @@ def load_open_clip(name: str, pretrained: str | None, device: str) -> ClipScorer
         return ClipScorer(model, preprocess, open_clip.get_tokenizer(name), device)
 
 
-def try_clip(scorer: ClipScorer, name: str) -> ClipScorer:
-    """The scorer, if it can score and tell two images and two descriptions apart; else InputError.
-
-    The descriptions differ in their last word: a context that is too short for them would see no difference.
-    """
-    check_weights(scorer.model.named_parameters(), f"CLIP model {name}", "download it again")
-    images = [[Image.new("RGB", (40, 30), colour)] for colour in ("black", "white")]
-    with foreign(f"CLIP model {name} fails on a test image", "take its files from one model"):
-        scores = scorer.score(images, ["one red circle, one blue square", "one red circle, one blue triangle"] * 2)
-    black, white = scores.view(2, 2)                                     # each with both descriptions
-    if torch.equal(black, white) or torch.equal(scores[::2], scores[1::2]):
-        raise InputError(f"CLIP model {name}: cosines {scores.tolist()} do not tell two images and two descriptions "
-                         "apart; is its context too short, or is it of another model?")
-    return scorer
-
-
 def load_clip(name: str, device: str) -> ClipScorer:
-    """The CLIP model of a folder, of a hub name (org/model), or of open_clip's architecture:pretrained.
-
-    A folder or hub model is FG-CLIP v1 (config.json, *.safetensors) or an open_clip model (open_clip_config.json,
-    open_clip_model.safetensors). Raises InputError when it is not there or not complete.
-    """
+    """The CLIP model of a folder or a hub name (org/model), or of open_clip's architecture:pretrained."""
     folder = name
-    if not os.path.isdir(name):
-        if ":" in name:
-            return try_clip(load_open_clip(*name.split(":", 1), device), name)
+    if not os.path.isdir(name) and ":" not in name:
         with foreign(f"CLIP model {name}: no such folder, and the hub says",
                      "give a folder, a hub name (org/model), or an open_clip pair such as ViT-B-32:openai"):
             folder = snapshot_download(name, allow_patterns=["*.safetensors", "*.json"])         # no code, no pickle
-    stored_shapes(folder)  # which refuses torn files, and numbers that are not floating-point
-    if not os.path.isfile(os.path.join(folder, "open_clip_config.json")):
-        return try_clip(load_fg_clip(folder, device), name)
-    if not os.path.isfile(os.path.join(folder, "open_clip_model.safetensors")):
-        raise InputError(f"CLIP model {name}: open_clip_model.safetensors is missing beside open_clip_config.json")
-    return try_clip(load_open_clip(f"local-dir:{folder}", None, device), name)
+    if not os.path.isdir(folder):
+        scorer = load_open_clip(*name.split(":", 1), device)
+    elif os.path.isfile(os.path.join(folder, "open_clip_config.json")):
+        scorer = load_open_clip(f"local-dir:{folder}", None, device)
+    else:
+        scorer = load_fg_clip(folder, device)
+    check_weights(scorer.model.named_parameters(), f"CLIP model {name}", "download it again")
+    return scorer

@@ -1,7 +1,9 @@
 """The memory plan: what one GPU holds in each phase of a stage, known before the first step.
 
-    python train.py --stage 1 --plan --gpus 8 --gpu_gb 80                the table, from config.json alone
-    plan = make_plan(config, shape_of(model), gpus, room)                the same as numbers
+    python train.py --stage 1 --plan --gpus 8 --gpu_gb 80      the table, from config.json alone
+    plan = make_plan(config, shape_of(model), gpus, room)      the same as numbers
+    config = fit_plan(config, folder, device)                  as many slots as it has room for
+    policy, ref_policy, replica = load_models(config, ..)      the models of a stage, no weight held twice
 
     always     master weights, Adam's moments, the sampler's copy of the weights, the reference policy, CLIP
     rollout    + the key-value cache of all slots, reading prompts, drawing tokens
@@ -19,16 +21,18 @@ import os
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 
 from engine.lora import chosen
-from engine.policy import policy_class
-from engine.weights import foreign, model_config
+from engine.policy import Policy, policy_class
 from engine.sampler import BURST, PREFILL
+from engine.weights import foreign, model_config
 from kernels.ops import CHUNK
-
+from plumbing.processes import print0
 
 GB = 2**30
 USABLE = 0.92  # of a GPU: the rest is the CUDA context, NCCL's buffers and holes between allocations
+CPU_SLOTS = 128  # where no plan is needed
 MOST_SLOTS = 256  # more rows hardly make decoding faster, and a longer tail of it waits for the last of them
 CLIP_PARAMETERS = 428e6  # open_clip's ViT-L-14-336, in float32
 PROMPT_TEXT = 100  # tokens of a prompt beside its image: instruction, template, a short question
@@ -100,10 +104,6 @@ def worst_row(config, vision) -> Row:
 # -------------------------------------------------------------------------------- bytes, per phase
 
 
-def bytes_of(config) -> int:
-    return getattr(torch, config.dtype).itemsize
-
-
 def with_copy(b: int) -> int:
     """Bytes of a float32 number and, if the compute dtype is another, of its copy in that."""
     return 4 + b * (b < 4)
@@ -118,7 +118,7 @@ def trained_parameters(config, shape: Shape) -> int:
 
 def always_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
     """What is there in every phase."""
-    b, trained = bytes_of(config), trained_parameters(config, shape)
+    b, trained = getattr(torch, config.dtype).itemsize, trained_parameters(config, shape)
     if config.stage == "sample":
         return {"sampler's copy of the weights": b * shape.total}
     lora = config.lora_rank > 0
@@ -135,7 +135,7 @@ def always_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
 
 def rollout_bytes(config, shape: Shape, slots: int) -> dict[str, float]:
     """The cache, which exists during a rollout only, and the larger of its two kinds of step."""
-    b, length = bytes_of(config), config.max_prompt + config.max_response + BURST
+    b, length = getattr(torch, config.dtype).itemsize, config.max_prompt + config.max_response + BURST
     T, Hv = PREFILL + config.max_prompt, shape.vision_hidden
     p = shape.vision_config.spatial_merge_size**2 * T  # at worst every token is an image's
     text = T * ((4 + 2.5 * b) * shape.hidden + 3 * b * shape.mlp)  # a layer's MLP and what it was made of
@@ -161,7 +161,8 @@ def training_bytes(config, shape: Shape, gpus: int) -> dict[str, float]:
     inputs of frozen weights, norms and patch embedding, are not kept. A vision block is the same, but for keys and
     values as wide as the queries and a rotation in fp32.
     """
-    b, row, lora = bytes_of(config), worst_row(config, shape.vision_config), config.lora_rank > 0
+    b, lora = getattr(torch, config.dtype).itemsize, config.lora_rank > 0
+    row = worst_row(config, shape.vision_config)
     T, p, H, Hv, V = row.tokens, row.prompts * row.patches, shape.hidden, shape.vision_hidden, shape.vocab
     keys = T + row.prompts * row.prompt * (config.group_size if config.stage != "sft" else 1)
     layer = T * ((8 if b < 4 else 4) * H + b * ((2 if lora else 4) * H + 3 * shape.queries + 4 * shape.mlp))
@@ -225,30 +226,23 @@ def make_plan(config, shape: Shape, gpus: int, room: float) -> Plan:
     return Plan(phases, peaks, slots, slots > 0 and max(peaks.values()) <= USABLE * room)
 
 
-def savings(config) -> dict:
-    """Settings that save memory, by name, the cheapest first; the last three change the training."""
-    budget = max(config.token_budget // 2, config.max_prompt + config.max_response)
-    values = dict(gradient_checkpointing=True, token_budget=budget, slots=0, kl_coef=0, freeze_vision=True,
-                  lora_rank=16)
-    return {name: value for name, value in values.items() if getattr(config, name) != value}
-
-
 def advice(config, shape: Shape, gpus: int, room: float) -> str:
     """What to change when a plan does not fit: as few and as cheap settings as do, and how many GPUs need none."""
     def fits(changes: dict, gpus: int = gpus) -> bool:
         return make_plan(dataclasses.replace(config, **changes), shape, gpus, room).fits
 
-    subsets = [{}]
-    for name, value in savings(config).items():  # those without a dearer setting come before all that have it
-        subsets += [subset | {name: value} for subset in subsets]
-    chosen, ways = next((subset for subset in subsets if fits(subset)), None), []
-    if chosen:
+    budget = max(config.token_budget // 2, config.max_prompt + config.max_response)
+    savings = dict(gradient_checkpointing=True, token_budget=budget, slots=0, kl_coef=0, freeze_vision=True,
+                   lora_rank=16)  # the cheapest first; the last three change the training
+    ways, subsets = [], [{}]
+    for name, value in savings.items():  # subsets without a dearer setting come before all that have it
+        if getattr(config, name) != value:
+            subsets += [subset | {name: value} for subset in subsets]
+    if chosen := next((subset for subset in subsets if fits(subset)), None):
         ways.append("with " + " ".join(f"--{name} {value}" for name, value in chosen.items()))
-    enough = next((gpus * 2**n for n in range(1, 11) if fits({}, gpus * 2**n)), None)
-    if enough:
+    if enough := next((gpus * 2**n for n in range(1, 11) if fits({}, gpus * 2**n)), None):
         ways.append(f"on {enough} such GPUs as it is")
-    return " or ".join(ways) or ("on no number of such GPUs: a smaller model is needed, or a smaller --max_prompt, "
-                                 "--max_response or --max_pixels")
+    return " or ".join(ways) or "on no number of such GPUs: take a smaller model, --max_prompt or --max_response"
 
 
 def table(config, shape: Shape, gpus: int, room: float) -> str:
@@ -260,10 +254,53 @@ def table(config, shape: Shape, gpus: int, room: float) -> str:
         lines += [f"  {phase:<9} {name:<72} {size / GB:7.2f}" for name, size in rows.items()]
     lines += [f"  {'peak of ' + phase:<82} {peak / GB:7.2f}" for phase, peak in plan.peaks.items()]
     lines.append(f"  {f'usable, {USABLE:.0%} of {room / GB:.0f} GB':<82} {USABLE * room / GB:7.2f}")
-    if not plan.fits:
-        lines.append("does not fit; fits " + advice(config, shape, gpus, room))
-    elif "rollout" not in plan.phases:
-        lines.append("fits")
-    else:
-        lines.append(f"fits with {plan.slots} slots" + " (chosen)" * (config.slots == 0))
+    slots = f" with {plan.slots} slots" + " (chosen)" * (config.slots == 0) if "rollout" in plan.phases else ""
+    lines.append("fits" + slots if plan.fits else "does not fit; fits " + advice(config, shape, gpus, room))
     return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------- living within it
+
+
+def choose_slots(config, shape: Shape, device: torch.device, planned: float) -> int:
+    """The slots of this run: as asked for, or as many as fit beside `planned` bytes; on a CPU nothing is planned."""
+    if device.type == "cpu":
+        return config.slots or max(CPU_SLOTS, config.group_size)
+    room = USABLE * torch.cuda.get_device_properties(device).total_memory
+    return config.slots or most_slots(config, shape, room - planned) or config.group_size
+
+
+def fit_plan(config, folder: str, device):
+    """Choose the slots that the memory plan has room for, and on a GPU say what it expects."""
+    shape, gpus = shape_of(folder), dist.get_world_size()
+    if config.stage != "sft" or config.eval_every:
+        planned = sum(always_bytes(config, shape, gpus).values())
+        config = dataclasses.replace(config, slots=choose_slots(config, shape, device, planned))
+    if device.type == "cuda":
+        print0(table(config, shape, gpus, torch.cuda.get_device_properties(device).total_memory))
+    return config
+
+
+def load_models(config, folder: str, device, mesh):
+    """The policy, the reference policy and the sampler's copy; None what a stage has no use for.
+
+    With LoRA the frozen weights are there once: the reference is the policy with its adapters off, and one process
+    that holds them whole also samples from them.
+    """
+    dtype, lora, policy, ref_policy, replica = getattr(torch, config.dtype), config.lora_rank > 0, None, None, None
+    adapters = config if lora and config.stage != "sample" else None
+    if config.stage != "sample":
+        policy = Policy.load(folder, device, dtype if lora else torch.float32, mesh, dtype, lora=adapters)
+        policy.prepare_training(config.freeze_vision, config.gradient_checkpointing)
+    if config.stage in ("1", "2") and config.kl_coef > 0:
+        ref_policy = policy if lora else Policy.load(folder, device, dtype, mesh, dtype).eval()
+    if config.stage != "sft" or config.eval_every:
+        shared = policy if adapters and dist.get_world_size() == 1 else None
+        replica = Policy.load(folder, device, dtype, lora=adapters, shared=shared).eval()
+    return policy, ref_policy, replica
+
+
+def make_optimizer(policy, config):
+    """AdamW over what is trained."""
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, config.lr, weight_decay=config.weight_decay, fused=True)

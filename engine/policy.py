@@ -13,6 +13,7 @@ Symbols: T tokens in a row, N response tokens, P prompt tokens, G responses of a
 """
 import contextlib
 import functools
+import os
 from collections.abc import Callable
 from itertools import groupby
 from typing import NamedTuple
@@ -24,8 +25,8 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from data import InputError, Prompt
-from engine.lora import add_adapters, share_frozen, start_adapters
-from engine.weights import find_model, generation_config, model_config, other_files, read_weights, transformers_class
+from engine.lora import AdaptedLinear, add_adapters, share_frozen, start_adapters
+from engine.weights import find_model, foreign, model_config, other_files, read_weights, transformers_class
 from kernels.ops import (backend, check_linear_logprob, choose_grpo_loss, decode_attention, linear_logprob,
                          linear_logprob_loss)
 
@@ -47,21 +48,10 @@ class Layout(NamedTuple):
     key_index: Tensor  # (keys,) int64
 
 
-class Live(NamedTuple):
-    """Which keys of its cache each row sees while decoding, one query per row; travels as `seen` too."""
-
-    length: Tensor  # (S,) int64: the first so many
-
-
-@functools.cache
-def has_flash(device) -> bool:
-    """Whether a GPU has flash attention: from Ampere (compute capability 8.0) on. A T4 has 7.5."""
-    return torch.cuda.get_device_capability(device) >= (8, 0)
-
-
 def varlen(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale):
     """Attention over ragged segments. q (Tq, heads, D), k and v (Tk, kv heads, D) -> (Tq, heads, D)."""
-    if q.is_cuda and q.dtype.itemsize == 2 and has_flash(q.device):  # flash attention has no more than 16 bits
+    # Flash attention has no more than 16 bits, and needs Ampere (compute capability 8.0) or later: a T4 has 7.5.
+    if q.is_cuda and q.dtype.itemsize == 2 and torch.cuda.get_device_capability(q.device) >= (8, 0):
         from torch.nn.attention.varlen import varlen_attn
 
         window = (-1, 0) if causal else (-1, -1)
@@ -84,12 +74,12 @@ def attention(module, query, key, value, attention_mask, scaling=None, seen=None
               cu_seq_lens_k=None, max_length_q=None, max_length_k=None, **unused):
     """The one attention here, called by transformers' layers: query (B, heads, T, D), key, value (B, kv heads, L, D).
 
-    `seen` tells its three users apart: a Layout (packed training, and reading prompts), Live (decoding, one query per
-    row), None (the vision tower, which has cu_seq_lens). The mask is None: transformers makes none for an attention
-    that it does not know, and Qwen3-VL would drop what is not a tensor. Returns (B, T, heads, D), no weights.
+    `seen` tells its three users apart: a Layout (packed training, and reading prompts), a Tensor (S,) of how many keys
+    of its cache each row sees (decoding, one query per row), None (the vision tower, which has cu_seq_lens). The mask
+    is None: transformers makes none for an attention that it does not know. Returns (B, T, heads, D), no weights.
     """
-    if isinstance(seen, Live):
-        return decode_attention(query, key, value, seen.length, scaling), None
+    if isinstance(seen, Tensor):
+        return decode_attention(query, key, value, seen, scaling), None
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
     if isinstance(seen, Layout):
         key, value = key[seen.key_index], value[seen.key_index]  # its backward sums over a prompt's responses
@@ -238,12 +228,9 @@ class Policy:
 
         Afterwards it is sharded as before: a forward without a backward leaves embeddings and head gathered.
         """
-        layers = [module for module in self.modules() if hasattr(module, "adapters_on")]
-        for module in layers:
-            module.adapters_on = False
+        AdaptedLinear.adapters_on = False
         yield
-        for module in layers:
-            module.adapters_on = True
+        AdaptedLinear.adapters_on = True
         if isinstance(self, FSDPModule):
             self.reshard()
 
@@ -252,14 +239,12 @@ class Policy:
         """Read a Hugging Face folder or hub name; with a mesh into FSDP2 shards, each rank its own rows only.
 
         dtype: what weights are kept in; compute_dtype: what shards compute in; lora: a Config whose adapters are added,
-        in float32 where there is a mesh; shared: a policy of one process whose frozen weights are used. Raises
-        InputError for a missing model.
+        in float32 where there is a mesh; shared: a policy of one process whose frozen weights are used.
         """
-        from transformers import AttentionInterface  # its model code takes a second to import: not for --help
+        from transformers import AttentionInterface, GenerationConfig
 
         folder = find_model(path)
         config = model_config(folder)
-        generation = generation_config(folder, config)
         AttentionInterface.register(ATTENTION, attention)
         with torch.device("meta"):
             policy = policy_class(config.model_type)._from_config(config, dtype=dtype)
@@ -278,7 +263,9 @@ class Policy:
         if lora:
             start_adapters(policy, lora.seed)
         policy.files = other_files(folder)  # for the export, when the folder may be gone
-        policy.generation_config = generation
+        if os.path.exists(os.path.join(folder, "generation_config.json")):  # else it is what config.json says
+            with foreign(f"model {folder}: generation_config.json cannot be read", "take the file of the base model"):
+                policy.generation_config = GenerationConfig.from_pretrained(folder)
         return policy
 
 
@@ -314,7 +301,7 @@ def choose_loss(reference: Callable, fused: str, device, log=print) -> Callable:
     the fused log-probs are compared with their reference as well; InputError where they differ."""
     try:
         log(f"log-probs and loss by {backend(device)}")
-        if torch.device(device).type == "cuda" and not has_flash(device):
+        if torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
             log("this GPU is older than Ampere and has no flash attention: attention runs a segment at a time, slowly")
         check_linear_logprob(device)
         return choose_grpo_loss(reference, fused, device, log)

@@ -16,7 +16,6 @@ uses the uniform number (g, t) that the seed gives. Slots, neighbours and ranks 
 
 Symbols: S slots, Q prompts, G responses per prompt, V vocabulary, L length of the cache, D head size.
 """
-import functools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from data import Prompt
-from engine.policy import Live, pack
+from engine.policy import pack
 from kernels.ops import linear_logits, sample_tokens
 
 
@@ -42,21 +41,6 @@ class Response:
     ids: list[int]
     logprobs: list[float]  # of the tokens under softmax(logits / temperature), before top-p
     finished: bool  # False: cut off at max_new_tokens
-
-    def take(self, ids: list[int], logprobs: list[float], end: set[int], limit: int) -> bool:
-        """Append drawn tokens up to the end of the response; returns whether it has ended."""
-        for token, logprob in zip(ids, logprobs):
-            self.ids.append(token)
-            self.logprobs.append(logprob)
-            self.finished = token in end
-            if self.finished or len(self.ids) == limit:
-                return True
-        return False
-
-
-def uniform_numbers(seed: int, group_size: int, tokens: int) -> Tensor:
-    """The random stream of each response of a group: (G, tokens) in [0, 1)."""
-    return torch.rand(group_size, tokens, generator=torch.Generator().manual_seed(seed))
 
 
 class Slots:
@@ -148,7 +132,7 @@ class Decoder:
         state = self.state
         position = (state.length + state.offset)[None, :, None].expand(3, -1, 1)  # (3, S, 1)
         embeddings = self.model.get_input_embeddings()(state.token)[:, None]  # (S, 1, H)
-        hidden = self.run(position, Live(state.length + 1), inputs_embeds=embeddings)
+        hidden = self.run(position, state.length + 1, inputs_embeds=embeddings)
         token, logprob = self.pick(hidden[:, 0], state.rows)
         state.token.copy_(token)
         state.length.add_(1).clamp_(max=state.keys[0].shape[2] - 1)
@@ -167,23 +151,13 @@ class Decoder:
                                                use_cache=True).last_hidden_state
 
 
-@functools.cache
-def capture_stream():
-    """One for all captures: cuBLAS keeps a workspace for each stream it has seen."""
-    return torch.cuda.Stream()
-
-
 def capture(decoder: Decoder):
     """A function that does what `decoder.burst` does; on a GPU as one CUDA graph. All slots have to be free."""
     if not decoder.state.rows.is_cuda:
         return decoder.burst
-    stream = capture_stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        decoder.burst()  # once for real: kernels are compiled and libraries set up, which a capture does not allow
-    torch.cuda.current_stream().wait_stream(stream)
+    decoder.burst()  # once for real: kernels are compiled and libraries set up, which a capture does not allow
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):  # NCCL's threads may go on
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL's threads may go on
         decoder.burst()
     return graph.replay
 
@@ -192,16 +166,21 @@ def hand_out(live: dict[int, tuple[int, Response]], free: list[int], slots: list
              limit: int):
     """Give the tokens drawn in some slots to their responses; a response that has ended frees its slot."""
     for slot, tokens, scores in zip(slots, ids, logprobs):
-        if live[slot][1].take(tokens, scores, end, limit):
-            free.append(slot)
-            del live[slot]
+        _, response = live[slot]
+        for token, logprob in zip(tokens, scores):
+            response.ids.append(token)
+            response.logprobs.append(logprob)
+            response.finished = token in end
+            if response.finished or len(response.ids) == limit:
+                free.append(slot)
+                del live[slot]
+                break
 
 
 def generate(model, prompts: list[Prompt], seeds: list[int], *settings, **more) -> list[list[Response]]:
     """What `stream` yields, as a list: for each prompt its responses. The settings are those of `stream`."""
     longest = max((len(prompt.input_ids) for prompt in prompts), default=0)
-    groups = dict(stream(model, prompts, longest, seeds, *settings, **more))
-    return [groups[q] for q in range(len(prompts))]
+    return [responses for _, responses in sorted(stream(model, prompts, longest, seeds, *settings, **more))]
 
 
 @torch.no_grad()
@@ -233,7 +212,8 @@ def stream(model, prompts: Iterable[Prompt], longest: int, seeds: list[int], gro
         if new:
             groups |= {q: [Response([], [], False) for _ in range(group_size)] for q in new}
             places = [[free.pop() for _ in range(group_size)] for _ in new]
-            uniform = torch.cat([uniform_numbers(seeds[q], group_size, max_new_tokens) for q in new])
+            random = [torch.Generator().manual_seed(seeds[q]) for q in new]
+            uniform = torch.cat([torch.rand(group_size, max_new_tokens, generator=numbers) for numbers in random])
             first = decoder.prefill(list(new.values()), places, uniform)
             rows = [slot for group in places for slot in group]
             live.update(zip(rows, ((q, response) for q in new for response in groups[q])))

@@ -7,34 +7,28 @@
     save_checkpoint, load_checkpoint    all that resuming needs; random numbers are functions of the step
 
 `export`, `save_checkpoint` and `load_checkpoint` are collectives: every rank calls them.
-Transformers is imported inside the functions: its model code takes a second, which --help need not wait for.
 """
 import contextlib
 import json
 import os
 import shutil
 import warnings
-from glob import escape, glob
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
 import transformers
-from huggingface_hub import snapshot_download
+from huggingface_hub import save_torch_state_dict, snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.tensor import DTensor
 
 from data import InputError, Sample, encode_prompt
 from engine.lora import base_weights, merged, save_adapter
-from plumbing.flags import refuse
 from plumbing.processes import barrier, broadcast, is_main, on_every_rank
 from plumbing.release import RELEASE_PROMPT
 from plumbing.run_folder import checkpoints, replaced_folder
@@ -42,48 +36,31 @@ from plumbing.run_folder import checkpoints, replaced_folder
 # ------------------------------------------------------------------- what a model folder says of itself
 
 # What the loaders of transformers, huggingface_hub, safetensors, torch, jinja and open_clip raise on bad files.
-# RuntimeError includes endless recursion, LookupError an unknown activation, ArithmeticError a division by no heads.
-FOREIGN = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError,
-           ImportError, AssertionError, StopIteration, SafetensorError, StrictDataclassError, TemplateError,
-           UnpicklingError, dcp.api.CheckpointException)
+FOREIGN = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, AssertionError,
+           SafetensorError, StrictDataclassError, TemplateError, dcp.api.CheckpointException)
+# model_type -> how the names of transformers' classes begin; all else about a family is read from config.json.
+FAMILIES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
+RENAMED = ("qwen2_vl", "qwen2_5_vl")  # whose files on the hub call the two towers "visual" and "model"
 
 
-class Family(NamedTuple):
-    """What a family of models has that its config.json does not say; all else is read from there."""
-
-    name: str  # how the names of transformers' classes begin
-    renamed: bool  # whether the hub's files call the two towers "visual" and "model"
-    statistics: str  # transformers' name for the mean and standard deviation that its images are normalised with
-
-
-FAMILIES = {"qwen2_vl": Family("Qwen2VL", True, "OPENAI_CLIP"), "qwen2_5_vl": Family("Qwen2_5_VL", True, "OPENAI_CLIP"),
-            "qwen3_vl": Family("Qwen3VL", False, "IMAGENET_STANDARD")}
-
-
-class foreign:
+@contextlib.contextmanager
+def foreign(what: str, advice: str):
     """Around a loader that is not ours: whatever bad files make it raise becomes one line, `what`: why; `advice`."""
-
-    def __init__(self, what: str, advice: str):
-        self.what, self.advice = what, advice
-
-    def __enter__(self):
-        pass
-
-    def __exit__(self, kind, error, _):
-        # tokenizers raises Exception itself, of which everything is a kind; only the class as such is meant.
-        if kind is Exception or isinstance(error, FOREIGN) and not isinstance(error, InputError):
-            why = " ".join(f"{kind.__name__}: {error}".split())
-            raise InputError(f"{self.what}: {why[:200]}; {self.advice}") from error
+    try:
+        yield
+    except InputError:
+        raise
+    except FOREIGN as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{what}: {why[:200]}; {advice}") from error
 
 
 def find_model(path: str, patterns=("*.json", "*.safetensors", "*.txt", "*.jinja")) -> str:
     """The local folder of a model: `path` itself, or the hub's copy of it, such files of it, downloaded once."""
     if os.path.isdir(path):
         if not os.path.exists(os.path.join(path, "config.json")):
-            adapter = os.path.exists(os.path.join(path, "adapter_config.json"))
-            raise InputError(f"{path} has no config.json: " + (
-                "it is an adapter: give the merged model, which training writes beside it" if adapter else
-                "give a Hugging Face model folder or a hub name"))
+            raise InputError(f"{path} has no config.json: give a hub name or a Hugging Face folder; of an adapter give "
+                             "the merged model, which training writes beside it")
         return path
     with foreign(f"model {path} is neither a folder nor to be had from the hub",
                  "give a folder, or download it first with `hf download`"):
@@ -92,35 +69,20 @@ def find_model(path: str, patterns=("*.json", "*.safetensors", "*.txt", "*.jinja
 
 def model_config(path: str):
     """The config of a folder, a hub name or a bare config.json; no weight is read. InputError: of no known family."""
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig  # its model code takes a second to import: not for --help
 
     if not os.path.isfile(path):
         path = find_model(path, patterns=["config.json"])
     with foreign(f"model {path}: config.json cannot be read", "take the file of the base model"):
         kind = PreTrainedConfig.get_config_dict(path)[0].get("model_type", "qwen2_5_vl")
         if kind not in FAMILIES:
-            raise InputError(f"{path} holds a {kind} model; Qwen2-VL, Qwen2.5-VL and dense Qwen3-VL are supported: "
-                             "model_type " + ", ".join(FAMILIES))
+            raise InputError(f"{path} holds a {kind} model; supported is a model_type of {', '.join(FAMILIES)}")
         return transformers_class(kind, "Config").from_pretrained(path)
 
 
 def transformers_class(model_type: str, end: str):
     """A class of a family in transformers, which is imported only now: Config, Model, ForConditionalGeneration."""
-    return getattr(transformers, FAMILIES[model_type].name + end)
-
-
-def generation_config(folder: str, config):
-    """The folder's GenerationConfig, or what config.json says of generation. InputError: no end token."""
-    from transformers import GenerationConfig
-
-    found = GenerationConfig.from_model_config(config)
-    if os.path.exists(os.path.join(folder, "generation_config.json")):
-        with foreign(f"model {folder}: generation_config.json cannot be read", "take the file of the base model"):
-            found = GenerationConfig.from_pretrained(folder)
-    if found.eos_token_id in (None, []):
-        raise InputError(f"model {folder}: neither generation_config.json nor config.json has an eos_token_id: take "
-                         "the base model's files")
-    return found
+    return getattr(transformers, FAMILIES[model_type] + end)
 
 
 def other_files(folder: str) -> dict[str, bytes]:
@@ -131,81 +93,35 @@ def other_files(folder: str) -> dict[str, bytes]:
             and not path.name.startswith(".") and not path.name.endswith(left_out)}
 
 
-def image_settings(files: dict[str, bytes]):
-    """(name, content, the part about images) of each of a model folder's files that say how images are prepared."""
-    for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
-        content = json.loads(files.get(name, "{}"))
-        if images := content.get(part) if part else content:
-            yield name, content, images
-
-
-def load_processor(path: str, min_pixels: int, max_pixels: int, prompt: str = "own", log=print):
+def load_processor(path: str, min_pixels: int, max_pixels: int, prompt: str = "own"):
     """Tokenizer, image processor and chat template of a model folder; images get an area of min_pixels..max_pixels.
 
-    Says so when images will not have the size that this model was trained with: scores would suffer in silence.
+    InputError: they do not fit together, or not to the folder's config.json.
     """
     from transformers import AutoProcessor
 
-    config = model_config(path) if os.path.exists(os.path.join(path, "config.json")) else None
+    config = model_config(path)
     # size alone would lose to the min_pixels in a hub folder's own config; without size, transformers would write the
     # limits into the dict that all its image processors share.
     size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     with foreign(f"model {path}: no processor found that works", "take the base model's files, or a hub name"):
         processor = AutoProcessor.from_pretrained(path, size=size, min_pixels=min_pixels, max_pixels=max_pixels)
-        for _, _, images in image_settings(other_files(path)):
-            edges = size | (images.get("size") or {})
-            low = images.get("min_pixels") or edges["shortest_edge"]
-            high = images.get("max_pixels") or edges["longest_edge"]
-            if (low, high) != (min_pixels, max_pixels):
-                log(f"note: {path} was made with images of {low} to {high} pixels, here they have {min_pixels} to "
-                    f"{max_pixels} (--min_pixels, --max_pixels)")
-    if not hasattr(processor, "image_processor") or not processor.chat_template:
-        raise InputError(f"model {path}: no image processor or no chat template; copy the base model's files there")
     processor.release_prompt = RELEASE_PROMPT if prompt == "release" else ""  # for data.chat_text; never saved
-    if config:
-        generation_config(path, config)
-        try_model(processor, config, path)
-    return processor
-
-
-def try_model(processor, config, path: str):
-    """Send a grey image and a question through a processor; InputError where it does not fit to the model's config.
-
-    A folder may lack some of its files, or have them of another model, and load all the same.
-    """
-    from transformers import image_utils
-
-    advice, grey = "take the base model's files", Image.new("RGB", (61, 45), (128, 128, 128))
+    # A folder may lack some of its files, or have them of another model, and load all the same: a prompt is tried.
+    advice, grey = "take the base model's files", Image.new("RGB", (61, 45), "grey")
     sample = Sample("", "How many?", (grey,), where=f"model {path}: a test prompt")
     with foreign(f"model {path}: tokenizer, image processor or chat template fails on a test prompt", advice):
-        prompt = encode_prompt(sample, processor)
-        text, known = processor.tokenizer.decode(prompt.input_ids), len(processor.tokenizer)
-        found = prompt.pixel_values.view(len(prompt.pixel_values), 3, -1).mean((0, 2))  # (3,) red, green, blue
-    tokens, vocab = prompt.input_ids.count(config.image_token_id), config.text_config.vocab_size
-    vision, made = config.vision_config, list(prompt.pixel_values.shape)
+        tried = encode_prompt(sample, processor)
+        text, known = processor.tokenizer.decode(tried.input_ids), len(processor.tokenizer)
+    tokens, vision = tried.input_ids.count(config.image_token_id), config.vision_config
+    if not (tokens and known <= config.text_config.vocab_size and sample.question in text and "<|im_end|>" in text):
+        raise InputError(f"model {path}: its tokenizer of {known} tokens is not that of its config.json; {advice}")
+    made = list(tried.pixel_values.shape)
     wanted = [tokens * vision.spatial_merge_size**2, 3 * vision.temporal_patch_size * vision.patch_size**2]
-    mean, std = (torch.tensor(getattr(image_utils, f"{FAMILIES[config.model_type].statistics}_{name}"))
-                 for name in ("MEAN", "STD"))
-    needed = (128 / 255 - mean) / std
-    refuse([(holds, f"model {path}: {message}; {advice}") for holds, message in [
-        (sample.question in text and "<|im_end|>" in text, f"its tokenizer of {known} tokens does not keep a prompt"),
-        (known <= vocab, f"its tokenizer has {known} tokens, and config.json has {vocab}"),
-        (tokens > 0, "config.json and tokenizer have different image tokens"),
-        (made == wanted, f"its processor makes patches {made} of a test image, config.json wants {wanted}"),
-        ("sliding_attention" not in getattr(config.text_config, "layer_types", ()),
-         "config.json has sliding attention, and packing knows full attention only"),
-        (torch.allclose(found, needed, atol=0.01),
-         f"image_mean or image_std is wrong: grey becomes {found.tolist()}, this model takes {needed.tolist()}"),
-    ]])
-
-
-def compute_rope(model):
-    """Rope tables are computed, not stored, so a model that was made on the meta device has lost them."""
-    for module in model.modules():
-        if hasattr(module, "original_inv_freq"):
-            fresh = type(module)(module.config)
-            module.inv_freq.copy_(fresh.inv_freq)
-            module.original_inv_freq.copy_(fresh.inv_freq)
+    if made != wanted:
+        raise InputError(f"model {path}: its processor makes patches {made} of a test image, config.json wants "
+                         f"{wanted}; {advice}")
+    return processor
 
 
 # --------------------------------------------------------------------------- weights in and out
@@ -213,117 +129,66 @@ def compute_rope(model):
 
 def hub_name(config, name: str) -> str:
     """transformers' name of a parameter -> its name in the files of the hub (and in what vLLM loads)."""
-    if not FAMILIES[config.model_type].renamed:
+    if config.model_type not in RENAMED:
         return name
     return name.replace("model.visual.", "visual.", 1).replace("model.language_model.", "model.", 1)
 
 
-@torch.no_grad()
 def check_weights(named, where: str, advice: str):
-    """InputError: a weight of this rank holds a number that is not finite, or a matrix of it holds zeros only.
-
-    A bias may be zero, and so may an adapter's B that nothing has trained. The largest number of each weight is fetched
-    from the device once, for all weights together.
-    """
-    local = {name: weight.to_local() if isinstance(weight, DTensor) else weight for name, weight in named}
-    local = {name: weight for name, weight in local.items() if weight.numel()}  # a rank may have no row
-    largest = torch.stack([norm.float() for norm in torch._foreach_norm(list(local.values()), float("inf"))]).tolist()
-    for (name, weight), most in zip(local.items(), largest):
-        if not most < float("inf") or most == 0 and weight.dim() > 1 and "lora_B" not in name:
-            found = "nothing but zeros" if most == 0 else "numbers that are not finite"
-            raise InputError(f"{where}: {name} holds {found}; {advice}")
-
-
-def stored_shapes(folder: str) -> dict[str, list[int]]:
-    """The shapes of the weights in a folder's safetensors files. InputError: a torn file, numbers of another kind."""
-    shapes = {}
-    for path in sorted(glob(os.path.join(escape(folder), "*.safetensors"))):
-        with foreign(f"{path} is torn or no safetensors file", "download it again"), safe_open(path, "pt") as file:
-            for name in file.keys():
-                part = file.get_slice(name)
-                shapes[name] = part.get_shape()
-                if part.get_dtype() not in ("F64", "F32", "F16", "BF16") and not name.endswith("position_ids"):
-                    raise InputError(f"{path}: {name} is stored as {part.get_dtype()}, not as floating-point numbers "
-                                     "of 16 bits or more: give the model before it was quantised")
-    return shapes
+    """InputError: a weight of this rank holds a number that is not finite."""
+    for name, weight in named:
+        local = weight.to_local() if isinstance(weight, DTensor) else weight
+        if not local.isfinite().all():
+            raise InputError(f"{where}: {name} holds numbers that are not finite; {advice}")
 
 
 @torch.no_grad()
 def read_weights(policy, folder: str):
     """Fill an empty policy from safetensors files; of a sharded weight a rank reads its own rows and no more."""
-    stored, wanted = stored_shapes(folder), {}
-    if not stored:
-        raise InputError(f"{folder} has no weights in *.safetensors: convert them to safetensors")
+    reader, wanted = HuggingFaceStorageReader(folder), {}
+    with foreign(f"{folder}: its weights cannot be read", "download them again"):
+        stored = {name: [*weight.size] for name, weight in reader.read_metadata().state_dict_metadata.items()}
     for name, parameter in base_weights(policy):  # a tied head appears once, as the embeddings
-        key = hub_name(policy.config, name)
-        key = key if key in stored else name
-        if key not in stored:
-            raise InputError(f"{folder} has no weight {hub_name(policy.config, name)}: is it a complete model?")
-        if stored[key] != [*parameter.shape]:
-            raise InputError(f"{folder}: {key} is {stored[key]}, config.json says {[*parameter.shape]}")
+        key = name if name in stored else hub_name(policy.config, name)
+        if stored.get(key) != [*parameter.shape]:
+            raise InputError(f"{folder}: in *.safetensors {key} is {stored.get(key, 'missing')}, config.json says "
+                             f"{[*parameter.shape]}: take both of one model")
         wanted[key] = parameter.detach()
     unknown = sorted(key for key in stored if key not in wanted and not key.endswith(("lm_head.weight", "inv_freq")))
     if unknown:  # a tied head may be stored, and so may rope tables
-        raise InputError(f"{folder}: config.json has no place for {unknown[0]} ({len(unknown)} such weights): take "
-                         "both of one model")
-    reader = HuggingFaceStorageReader(folder)
-    with warnings.catch_warnings(action="ignore", category=UserWarning), \
-            foreign(f"{folder}: its weights cannot be read", "download them again"):
+        raise InputError(f"{folder}: config.json has no place for {unknown[0]}: take both of one model")
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
         dcp.load(wanted, storage_reader=reader, no_dist=True)  # that each rank reads for itself is meant
     check_weights(wanted.items(), folder, "download it again, or take an earlier model")
-    compute_rope(policy)
+    for module in policy.modules():  # rope tables are computed, not stored: a model made on the meta device lacks them
+        if hasattr(module, "original_inv_freq"):
+            for table, fresh in zip(module.buffers(), type(module)(module.config).buffers(), strict=True):
+                table.copy_(fresh)
 
 
 @torch.no_grad()
 def export(path: str, policy, processor, dtype=torch.bfloat16, file_bytes=4 << 30):
     """Write a Hugging Face folder: weights in the hub's naming, and beside them what the folder of the start had.
 
-    Rank 0 holds one file's worth in host memory at a time; what is being gathered lies on the device. InputError,
-    before anything is written: a weight is not finite, which training's skipped steps should have prevented.
+    Rank 0 holds all weights of this type in host memory. InputError, before anything is written: a weight is not
+    finite, which training's skipped steps should have prevented.
     """
     policy.reshard()
-    named = [(hub_name(policy.config, name), weight) for name, weight in policy.named_parameters()]
-    on_every_rank(lambda: check_weights(named, f"nothing is exported to {path}", "start again with a lower --lr"))
-    writer = is_main()
-    with replaced_folder(path) if writer else contextlib.nullcontext() as folder:
-        parts, part, size, total = [], {}, 0, 0  # parts: names in each file; part: the file being filled
-
-        def flush():
-            save_file(part, os.path.join(folder, f"part-{len(parts)}"), metadata={"format": "pt"})
-            parts.append(list(part))
-            part.clear()
-
-        for name, parameter in base_weights(policy):
-            nbytes = parameter.numel() * dtype.itemsize
-            if part and size + nbytes > file_bytes:  # before the next is gathered: an embedding is half a gigabyte
-                flush()
-                size = 0
-            tensor = merged(policy, name, dtype)  # a collective: all ranks call it
-            if writer:
-                part[hub_name(policy.config, name)] = tensor.cpu().contiguous()
-                size, total = size + nbytes, total + nbytes
-        if writer:
-            flush()
-            finish_export(folder, policy, processor, dtype, parts, total)
-    save_adapter(os.path.join(os.path.dirname(path), "adapter"), policy, policy.name_or_path, writer)
+    on_every_rank(lambda: check_weights(policy.named_parameters(), f"nothing is exported to {path}",
+                                        "start again with a lower --lr"))
+    weights = {}
+    for name, _ in base_weights(policy):
+        weight = merged(policy, name, dtype)  # a collective: all ranks call it
+        if is_main():
+            weights[hub_name(policy.config, name)] = weight.to("cpu", copy=True)  # rows may be a part of their storage
+    if is_main():
+        size, number = processor.image_processor.size, str(dtype).removeprefix("torch.")
+        with replaced_folder(path) as folder:
+            save_torch_state_dict(weights, folder, max_shard_size=file_bytes)
+            for name, content in changed_files(policy.files, number, size.shortest_edge, size.longest_edge).items():
+                Path(folder, name).write_bytes(content)
+    save_adapter(os.path.join(os.path.dirname(path), "adapter"), policy, policy.name_or_path, is_main())
     barrier()
-
-
-def finish_export(folder, policy, processor, dtype, parts, total):
-    """Give the weight files their final names and put everything else of a Hugging Face folder beside them."""
-    file_names = [f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors" for i in range(len(parts))]
-    if len(parts) == 1:
-        file_names = ["model.safetensors"]
-    for i, file_name in enumerate(file_names):
-        os.rename(os.path.join(folder, f"part-{i}"), os.path.join(folder, file_name))
-    if len(parts) > 1:
-        weight_map = {name: file_name for names, file_name in zip(parts, file_names) for name in names}
-        with open(os.path.join(folder, "model.safetensors.index.json"), "w") as f:
-            json.dump({"metadata": {"total_size": total}, "weight_map": weight_map}, f, indent=1)
-    size, number = processor.image_processor.size, str(dtype).removeprefix("torch.")
-    for name, content in changed_files(policy.files, number, size.shortest_edge, size.longest_edge).items():
-        with open(os.path.join(folder, name), "wb") as f:
-            f.write(content)
 
 
 def changed_files(files: dict[str, bytes], dtype: str, min_pixels: int, max_pixels: int) -> dict[str, bytes]:
@@ -335,11 +200,12 @@ def changed_files(files: dict[str, bytes], dtype: str, min_pixels: int, max_pixe
     for part in (contents["config.json"], *contents["config.json"].values()):
         if isinstance(part, dict):
             part.update({key: dtype for key in ("dtype", "torch_dtype") if key in part})
-    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    places = limits | {"size": {"shortest_edge": min_pixels, "longest_edge": max_pixels}}
-    for name, content, images in image_settings(files):
-        images.update({key: value for key, value in places.items() if key in images} or limits)
-        contents[name] = content
+    places = {"min_pixels": min_pixels, "max_pixels": max_pixels,
+              "size": {"shortest_edge": min_pixels, "longest_edge": max_pixels}}
+    for name in {"preprocessor_config.json", "processor_config.json"} & files.keys():
+        contents[name] = json.loads(files[name])
+        images = contents[name].get("image_processor", contents[name])
+        images.update({key: value for key, value in places.items() if key in images})
     return files | {name: json.dumps(content, indent=2, ensure_ascii=False).encode()
                     for name, content in contents.items()}
 

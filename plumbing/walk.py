@@ -16,7 +16,7 @@ import data
 import rewards
 import train
 from engine import policy
-from engine.memory import make_optimizer
+from engine.plan import make_optimizer
 from engine.sampler import Response
 
 TENSORS = {  # function -> its tensors, as they are called there (a.b: an attribute, or an item), with their shapes

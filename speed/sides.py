@@ -25,8 +25,7 @@ import data
 import rewards
 import train
 from train import Config
-from engine.memory import make_optimizer
-from engine.plan import GB, make_plan, shape_of
+from engine.plan import GB, make_optimizer, make_plan, shape_of
 from engine.policy import choose_loss
 from engine.weights import load_processor
 from plumbing.log import peak_memory

@@ -103,15 +103,6 @@ def test_every_question_is_asked_and_stored(tiny_folder, questions, tmp_path, ca
     assert rows == read(f"{out}/responses.jsonl")
 
 
-def test_other_pixel_limits_than_in_training_are_noted(tiny_folder, questions, tmp_path, capsys):
-    """The tiny folder's processor says 784 to 802,816."""
-    argv = ["--model", tiny_folder, "--data", questions, "--out", str(tmp_path / "out"), *SMALL]
-    assert evaluation.main([*argv, "--min_pixels", "784"]) == 0
-    assert "note:" not in capsys.readouterr().out
-    assert evaluation.main([*argv, "--min_pixels", "784", "--max_pixels", "1000"]) == 0
-    assert "images of 784 to 802816 pixels, here they have 784 to 1000" in capsys.readouterr().out
-
-
 # ---------------------------------------------------------------- a benchmark from end to end
 
 

@@ -3,7 +3,6 @@ import json
 import os
 import re
 from dataclasses import replace
-from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -13,7 +12,6 @@ from safetensors.torch import load_file, save_file
 import demo
 from data import InputError
 from engine.clip import load_clip
-from engine.memory import choose_slots
 from engine.plan import shape_of
 from engine.policy import Policy
 from engine.weights import export, load_processor, other_files
@@ -151,7 +149,6 @@ def test_an_export_keeps_every_file_but_number_type_and_pixel_limits(bases, proc
 @pytest.mark.parametrize("images, expected", [
     ({"size": {"shortest_edge": 1, "longest_edge": 2}}, {"size": {"shortest_edge": 784, "longest_edge": 12544}}),
     ({"min_pixels": 1, "max_pixels": 2}, {"min_pixels": 784, "max_pixels": 12544}),
-    ({"patch_size": 14}, {"patch_size": 14, "min_pixels": 784, "max_pixels": 12544}),
 ])
 def test_pixel_limits_are_written_where_they_have_stood(tiny_folder, processes, processor, tmp_path, images, expected):
     policy = Policy.load(tiny_folder, processes[0], torch.float32, processes[1], torch.float32)
@@ -160,18 +157,11 @@ def test_pixel_limits_are_written_where_they_have_stood(tiny_folder, processes, 
     assert read(tmp_path / "made" / "preprocessor_config.json") == expected
 
 
-def test_the_note_about_pixels_comes_for_files_of_both_generations(bases):
-    for name, limits in (("flat", "3136 to 12845056"), ("new", "784 to 802816")):
-        said = []
-        load_processor(bases[name], 784, 12544, log=said.append)
-        assert len(said) == 1 and limits in said[0] and "784 to 12544" in said[0]
-
-
 @pytest.mark.parametrize("number", ["nan", "inf"])
 def test_weights_that_are_not_finite_are_not_exported(policy, processor, tmp_path, number):
     with torch.no_grad():
         policy.model.language_model.norm.weight.to_local()[3] = float(number)
-    with pytest.raises(InputError, match="nothing is exported to .*: model.norm.weight holds numbers that are not"):
+    with pytest.raises(InputError, match="nothing is exported to .* holds numbers that are not"):
         export(str(tmp_path / "model"), policy, processor)
     assert not list(tmp_path.iterdir())
 
@@ -200,16 +190,16 @@ def settings(base, file, message, prefix="", **values):
 
 TYPE, BAD = "config.json cannot be read: Strict", "config.json describes no model: |config.json says"
 PATCHES = "its processor makes patches .* config.json wants"
-TEST, NONE, EOS = "template fails on a test prompt: ", "no processor found that works", "has an eos_token_id"
-WEIGHTS, GREY = "model.safetensors", "image_mean or image_std is wrong"
+TEST, NONE = "template fails on a test prompt: ", "no processor found that works"
+WEIGHTS = "model.safetensors"
 BAD_MODELS = [
-    *rows("new", "config.json", ("{}", "different image tokens"), ("[]", "config.json cannot be read: TypeError"),
+    *rows("new", "config.json", ("{}", "is not that of"), ("[]", "config.json cannot be read: TypeError"),
           ("null", "config.json cannot be read"), ("", "config.json cannot be read: OSError"),
           ('{"model_type": "qwen', "cannot be read"), (b"\xff\xfe\0", "cannot be read"), ("5", "cannot be read"),
           (GONE, "has no config.json"), (FOLDER, "IsADirectoryError")),
-    *settings("flat", "config.json", "model; Qwen2-VL, Qwen2.5-VL and dense Qwen3-VL are supported: model",
+    *settings("flat", "config.json", "model; supported is a model_type of qwen2_vl, qwen2_5_vl, qwen3_vl",
               model_type=["llama", "nobody", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen2_5_vl_text", 5, None]),
-    *settings("flat", "config.json", "makes patches|image_mean or image_std is wrong", model_type=["qwen3_vl"]),
+    *settings("flat", "config.json", "is missing, config.json says", model_type=["qwen3_vl"]),
     *settings("flat", "config.json", BAD, model_type=["qwen2_vl"]),
     *settings("flat", "config.json", TYPE, num_hidden_layers=["2", None, 2.5, -1], hidden_size=["128", None],
               intermediate_size=["x"], num_attention_heads=["4"], num_key_value_heads=["2"], vocab_size=["288"],
@@ -228,36 +218,30 @@ BAD_MODELS = [
               intermediate_size=[0], out_hidden_size=[64, 0], hidden_act=["nobody"]),
     *settings("flat", "config.json", PATCHES, "vision_config.", patch_size=[0, 16, 7], spatial_merge_size=[0, 1, 3],
               temporal_patch_size=[0, 1]),
-    *settings("new", "config.json", "packing knows full attention only", "text_config.",
-              layer_types=[["full_attention", "sliding_attention"]]),
     *settings("new", "config.json", BAD, "text_config.rope_parameters.", rope_type=["nobody"]),
-    *settings("flat", "config.json", "its tokenizer has 286 tokens, and config.json has", vocab_size=[0, -1, 10, 270]),
-    *settings("flat", "config.json", "different image tokens", image_token_id=[0, 10**6, -1, GONE]),
+    *settings("flat", "config.json", "its tokenizer of 286 tokens is not that of", vocab_size=[0, -1, 10, 270]),
+    *settings("flat", "config.json", "is not that of its config.json", image_token_id=[0, 10**6, -1, GONE]),
     *settings("flat", "config.json", "cannot be read: AttributeError", torch_dtype=["float99"]),
-    *settings("flat", "config.json", "has no weight", num_hidden_layers=[3], tie_word_embeddings=[False, GONE]),
-    *settings("flat", "config.json", "has no weight visual", "vision_config.", depth=[3]),
-    *settings("flat", "config.json", "no place for model.layers.1.input_layernorm.weight .12 such",
+    *settings("flat", "config.json", "is missing, config.json says", num_hidden_layers=[3],
+              tie_word_embeddings=[False, GONE]),
+    *settings("flat", "config.json", "visual.blocks.2.* is missing", "vision_config.", depth=[3]),
+    *settings("flat", "config.json", "no place for model.layers.1.input_layernorm.weight",
               num_hidden_layers=[1]),
     *settings("flat", "config.json", "no place for visual.blocks.1", "vision_config.", depth=[1]),
-    *settings("flat", "generation_config.json", EOS, eos_token_id=[[], None]),
     *rows("flat", "generation_config.json", *[(text, "generation_config.json cannot be read")
                                               for text in ("[]", "{", "5", b"\xff", FOLDER)]),
-    *rows("new", WEIGHTS, (GONE, "has no weights"), (FOLDER, "model.safetensors is torn"), ("", "torn"),
-          ("text", "torn"),
-          (b"\xff" * 100, "is torn"), (b"\x08\0\0\0\0\0\0\0{}      ", "has no weights"),
+    *rows("new", WEIGHTS, (GONE, r"in \*.safetensors .* is missing"), *[(text, "its weights cannot be read")
+                                                      for text in (FOLDER, "", "text", b"\xff" * 100)],
+          (b"\x08\0\0\0\0\0\0\0{}      ", "is missing"),
           (put(NORM, with_number("nan")), f"{NORM} holds numbers that are not finite"),
           (put(EMBEDDINGS, with_number("nan")), f"{EMBEDDINGS} holds numbers that"),
           (put(MLP, with_number("inf")), f"{MLP} holds numbers that are not finite"),
-          (put(MLP, torch.zeros_like), f"{MLP} holds nothing but zeros"),
-          *[(put(MLP, lambda tensor, kind=kind: tensor.to(kind)), f"{MLP} is stored as")
-            for kind in (torch.int8, torch.uint8, torch.bool, torch.int64, torch.float8_e4m3fn, torch.complex64)],
           (put(MLP, lambda tensor: tensor[:-1]), r"is \[255, 128\], config.json says \[256, 128\]"),
           (put(MLP, lambda tensor: tensor.T), r"is \[128, 256\]"), (put(MLP, lambda tensor: tensor[0, 0]), r"is \[\]"),
-          (lambda tensors: tensors.pop(MLP), f"no weight {MLP}"),
+          (lambda tensors: tensors.pop(MLP), f"{MLP} is missing, config.json says"),
           (lambda tensors: tensors.update({"v_head.weight": tensors[MLP].clone()}), "no place for v_head.weight")),
     *rows("new", "tokenizer.json", *[(text, NONE) for text in ("{}", "[]", "{", "5", b"\xff", '{"model": 5}')],
-          (GONE, "tokenizer of 8 tokens does not keep"), (FOLDER, "tokenizer of 8 tokens does not keep")),
-    *rows("flat", "tokenizer.json", ("{}", "Exception: Model missing")),
+          (GONE, "tokenizer of 8 tokens is not that of"), (FOLDER, "tokenizer of 8 tokens is not that of")),
     *rows("flat", "tokenizer_config.json", *[(text, NONE) for text in ("[]", "{", "5", b"\xff")]),
     *settings("flat", "tokenizer_config.json", NONE, tokenizer_class=[5], added_tokens_decoder=[5], eos_token=[5],
               padding_side=["up"]),
@@ -269,22 +253,19 @@ BAD_MODELS = [
           ("{{ ''.__class__.__mro__ }}", TEST + "SecurityError"), ("{{ nobody() }}", TEST + "UndefinedError"),
           ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", TEST + "RecursionError"),
           ("{{ messages + 5 }}", TEST + "TypeError"),
-          ("{{ 'a' * 10 ** 13 }}", TEST + "MemoryError"), ("{{ strftime_now(5) }}", TEST + "TypeError"),
-          ("{{ messages[7]['role'] }}", TEST + "UndefinedError"), ("", "no chat template"), (b"\xff", NONE),
-          ("{{ messages[0]['role'] }}", "does not keep a prompt"), (FOLDER, "no chat template"),
-          (demo.CHAT_TEMPLATE.replace("<|image_pad|>", "<|image_pad|>" * 2), TEST + "StopIteration"),
-          (demo.CHAT_TEMPLATE.replace("{{ part['text'] }}", ""), "does not keep a prompt")),
+          ("{{ strftime_now(5) }}", TEST + "TypeError"),
+          ("{{ messages[7]['role'] }}", TEST + "UndefinedError"), ("", TEST), (b"\xff", NONE),
+          ("{{ messages[0]['role'] }}", "0 image tokens for 1 images"), (FOLDER, TEST),
+          (demo.CHAT_TEMPLATE.replace("<|image_pad|>", "<|image_pad|>" * 2), "2 image tokens for 1 images"),
+          (demo.CHAT_TEMPLATE.replace("{{ part['text'] }}", ""), "is not that of")),
     *rows("flat", "preprocessor_config.json", *[(text, NONE) for text in ("[]", "{", b"\xff", GONE, FOLDER)]),
     *settings("flat", "preprocessor_config.json", PATCHES, patch_size=[16, 7], merge_size=[1, 4],
               temporal_patch_size=[0, 1, 3]),
     *settings("flat", "preprocessor_config.json", TEST, patch_size=[0, "x"], merge_size=[0],
               image_mean=[[0.5] * 2, "x"], image_std=[[1.0] * 4], do_resize=[False], rescale_factor=["x"],
-              resample=[99],
-              image_processor_type=["CLIPImageProcessor"]),
-    *settings("flat", "preprocessor_config.json", GREY, image_mean=[[0.5] * 3, 5], image_std=[[0] * 3, [0.5] * 3],
-              do_rescale=[False], do_normalize=[False], rescale_factor=[1]),
-    *settings("flat", "preprocessor_config.json", NONE, image_processor_type=["Nobody", 5], size=[5]),
-    *settings("flat", "preprocessor_config.json", "no image processor", processor_class=["Nobody"]),
+              resample=[99]),
+    *settings("flat", "preprocessor_config.json", NONE, image_processor_type=["Nobody", 5]),
+    *settings("flat", "preprocessor_config.json", TEST, processor_class=["Nobody"]),
 ]
 # What loads and is meant to: an index is not read, since every *.safetensors is; our own limits replace the folder's.
 GOOD_MODELS = [
@@ -302,7 +283,7 @@ GOOD_MODELS = [
 
 def load_model(folder: str):
     """What train.py and eval.py do with a model's folder, in their order."""
-    load_processor(folder, 784, 12544, log=lambda *_: None)
+    load_processor(folder, 784, 12544)
     shape_of(folder)
     return Policy.load(folder, "cpu", torch.float32)
 
@@ -333,21 +314,18 @@ def test_an_odd_model_folder_is_accepted(bases, tmp_path, base, file, change, _)
 
 # ------------------------------------------------------------------------------- CLIPs that are bad
 WORD, LAYER = "transformer.resblocks.0.mlp.c_fc.weight", "text_model.encoder.layers.0.mlp.fc1.weight"
-OPEN, OPEN_WEIGHTS, FAILS = "open_clip_config.json", "open_clip_model.safetensors", "fails on a test image"
+OPEN, OPEN_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 CANNOT = "open_clip cannot load it: "
 
 
 def bad_tensors(name):
     return [(put(name, with_number("nan")), f"{name} holds numbers that are not finite"),
-            (put(name, torch.zeros_like), f"{name} holds nothing but zeros"),
-            (put(name, lambda tensor: tensor.to(torch.int8)), f"{name} is stored as I8"),
-            (put(name, lambda tensor: tensor.bool()), f"{name} is stored as BOOL"),
             (lambda tensors: tensors.pop(name), name), (put(name, lambda tensor: tensor[:-1]), f"{name}|size mismatch"),
             (lambda tensors: tensors.update(other=tensors[name].clone()), "other"),
-            (b"\xff" * 100, "is torn"), (FOLDER, "is torn|is missing")]
+            (b"\xff" * 100, "SafetensorError"), (FOLDER, "CLIP model")]
 
 
-POSITIONS = [f"text_model.embeddings.position_embedding_{name}.weight" for name in ("ori", "res")]
+POSITIONS = "text_model.embeddings.position_embedding_res.weight"
 BAD_CLIPS = [
     *rows("open", OPEN, *[(text, CANNOT) for text in ("{}", "[]", "{", "5", b"\xff")]),
     *settings("open", OPEN, CANNOT, model_cfg=[GONE, 5]),
@@ -356,11 +334,9 @@ BAD_CLIPS = [
               head_width=[5, 0, "x"], patch_size=[0, 7, 100], image_size=[0, "x"], nobody=[1]),
     *settings("open", OPEN, CANNOT, "model_cfg.text_cfg.", layers=[0, 2], width=[16], heads=[0, 3, "x"],
               context_length=[0, "x"], vocab_size=[5]),
-    *settings("open", OPEN, "apart; is its context too short", "model_cfg.text_cfg.", context_length=[3]),
-    *settings("open", OPEN, FAILS, "preprocess_cfg.", mean=[[0.5] * 2, [0.5] * 4, "x"], std=[[0] * 3, [0.5] * 2, "x"]),
     *settings("open", OPEN, CANNOT + "AssertionError", "preprocess_cfg.", interpolation=["nobody"],
               resize_mode=["nobody"], mode=["L"]),
-    *rows("open", OPEN_WEIGHTS, *bad_tensors(WORD), (GONE, "open_clip_model.safetensors is missing")),
+    *rows("open", OPEN_WEIGHTS, *bad_tensors(WORD), (GONE, "weights .* could not be loaded")),
     *rows("fg", "config.json", *[(text, "download it again") for text in ("[]", "null", "{", "5", b"\xff")]),
     *settings("fg", "config.json", "download", "text_config.", num_hidden_layers=[3, "x"], hidden_size=[5, "wide", 0],
               num_attention_heads=[0, 3, "x"], hidden_act=["nobody"], intermediate_size=[3]),
@@ -369,18 +345,14 @@ BAD_CLIPS = [
     *settings("fg", "config.json", "Unexpected key", "text_config.", num_hidden_layers=[0, 1]),
     *settings("fg", "config.json", "Unexpected key", "vision_config.", num_hidden_layers=[0, 1]),
     *settings("fg", "config.json", "download", text_config=["x"], projection_dim=[5]),
-    *settings("fg", "preprocessor_config.json", FAILS, image_mean=[[0.5] * 2, [0.5] * 4, "x"],
-              image_std=[[0] * 3, "x"]),
     *rows("fg", "preprocessor_config.json", ("[]", "download"), ("{", "download")),
     *rows("fg", WEIGHTS, *bad_tensors(LAYER), (GONE, "neither an open_clip model"),
-          (lambda tensors: tensors.update({name: tensors[name][:3].clone() for name in POSITIONS}), "two descriptions"),
-          (put(POSITIONS[1], lambda tensor: tensor[0, 0]), "TypeError")),
+          (put(POSITIONS, lambda tensor: tensor[0, 0]), "TypeError")),
 ]
 # The weights do not say how many heads there are, and one number as mean is that of all three colours.
 GOOD_CLIPS = [
     *settings("open", OPEN, "", "model_cfg.vision_cfg.", head_width=[8]),
     *settings("open", OPEN, "", "preprocess_cfg.", mean=[[0.5], None], size=["x"]),
-    *rows("fg", "preprocessor_config.json", (GONE, "")),
 ]
 
 
@@ -392,14 +364,6 @@ def test_a_bad_clip_folder_is_one_line_that_names_it(bases, tmp_path, base, file
 @pytest.mark.parametrize("base, file, change, _", GOOD_CLIPS, ids=names(GOOD_CLIPS))
 def test_an_odd_clip_folder_is_accepted(bases, tmp_path, base, file, change, _):
     load_clip(changed(bases[base], file, change, tmp_path), "cpu")
-
-
-def test_what_clip_cannot_score_is_named(clip_folders):
-    scorer = load_clip(clip_folders["fg"], "cpu")
-    with torch.no_grad():
-        scorer.model.text_projection.weight[:] = float("nan")
-    with pytest.raises(InputError, match="CLIP makes no finite numbers of 'a red circle'"):
-        scorer.encode(["a red circle"], scorer.tokenize, scorer.model.encode_text)
 
 
 # ------------------------------------------------------------------------------- flags that are bad
@@ -416,16 +380,6 @@ def test_a_number_that_is_none_or_out_of_range_is_one_line(name):
             check_sampling(replace(given, **{name: value}))
     with pytest.raises(InputError, match=f"^argument --{name}: invalid .* value: 'ten'$"):
         read_config(["--stage", "1", "--model", ".", "--data", ".", f"--{name}", "ten"])
-
-
-@pytest.mark.parametrize("given", [
-    dict(max_response=900_000_000), dict(group_size=10_000_000), dict(slots=1_000_000_000),
-    dict(max_prompt=900_000_000)])
-def test_sizes_that_no_memory_holds_are_refused_on_a_cpu_too(tiny_folder, given):
-    """The tiny model's cache: keys and values x 2 layers x 64 numbers x 4 bytes = 1 KB a token and slot."""
-    config = SimpleNamespace(**vars(Config(dtype="float32", stage="sample")) | given)
-    with pytest.raises(InputError, match="responses at a time need .* GB: lower --slots"):
-        choose_slots(config, shape_of(tiny_folder), torch.device("cpu"), 0.0)
 
 
 def test_files_beside_the_weights_are_neither_hidden_nor_huge(tmp_path):

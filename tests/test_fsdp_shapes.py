@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import engine.policy
-from engine.plan import always_bytes, bytes_of, shape_of
+from engine.plan import always_bytes, shape_of
 from engine.policy import Policy
 from engine.weights import model_config
 from ranks import ROOT, ranks
@@ -31,9 +31,8 @@ LAYERS, BLOCKS = 4, 8  # of the decoder and of the vision tower; the last block 
 
 def load(path: str, device: str, mesh) -> Policy:
     """The shards of this rank as a run loads them, but that no file of weights is read."""
-    generation = SimpleNamespace(eos_token_id=0)
     with mock.patch.multiple(engine.policy, find_model=str, model_config=model_config, read_weights=lambda *_: None,
-                             generation_config=lambda *_: generation, other_files=lambda _: {}):
+                             other_files=lambda _: {}):
         return Policy.load(path, device, torch.float32, mesh, torch.bfloat16)
 
 
@@ -117,7 +116,7 @@ def numbers(shapes) -> int:
 def test_the_plan_counts_what_is_held_and_what_is_gathered(model):
     """Gathered weights exactly; the fullest rank has at most .1 % more than the eighth that is planned."""
     config, shape = Config(stage="1"), model.shape
-    b, sizes = bytes_of(config), [unit["bytes"] for unit in model.units]
+    b, sizes = getattr(torch, config.dtype).itemsize, [unit["bytes"] for unit in model.units]
     assert sorted(sizes) == sorted([b * shape.root] + [b * shape.block] * BLOCKS + [b * shape.layer] * LAYERS)
     assert max(sizes) == sizes[0] == b * shape.root
     held, planned = [4 * numbers(shapes) for shapes in model.local], always_bytes(config, shape, W)

@@ -13,7 +13,7 @@ import torch
 from compile_kernels import CARDS, CASES, passed_limits
 from engine import policy as policy_module
 from engine import sampler
-from engine.policy import Layout, Live, Policy, attention, choose_loss, pack, varlen
+from engine.policy import Layout, Policy, attention, choose_loss, pack, varlen
 from engine.sampler import Decoder, Slots, generate
 from engine.sampler import sync
 from tape import record
@@ -114,7 +114,7 @@ def test_decoding_attention_is_that_of_the_last_query_of_a_causal_row(device, si
     whole, _ = attention(None, query, key, value, None, seen=layout,
                          scaling=128**-0.5)
     length = torch.tensor([200], device=device)
-    last, _ = attention(None, query[:, :, -1:].contiguous(), key, value, None, seen=Live(length), scaling=128**-0.5)
+    last, _ = attention(None, query[:, :, -1:].contiguous(), key, value, None, seen=length, scaling=128**-0.5)
     close(last[:, 0], whole[:, -1].cpu().double(), sixteen)
 
 
@@ -132,7 +132,6 @@ def test_a_gpu_before_ampere_attends_over_segments_as_a_cpu_does_and_says_so(mon
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(policy_module, "backend", lambda device: "triton")
     monkeypatch.setattr(policy_module, "check_linear_logprob", lambda device: None)
-    policy_module.has_flash.cache_clear()
     query, key, value = (torch.randn(n, 2, 16).bfloat16() for n in (5, 8, 8))
     rest = (torch.tensor([0, 3, 5]).int(), torch.tensor([0, 3, 8]).int(), 3, 5, True, 0.25)
     found = varlen(*(x.as_subclass(Pretended) for x in (query, key, value)), *rest)
@@ -140,7 +139,6 @@ def test_a_gpu_before_ampere_attends_over_segments_as_a_cpu_does_and_says_so(mon
     assert flash or torch.equal(found, varlen(query, key, value, *rest))
     choose_loss(None, "off", "cuda", said.append)
     assert len(said) == 1 + (not flash) and ("no flash attention" in said[-1]) != flash
-    policy_module.has_flash.cache_clear()
 
 
 def test_a_kernel_that_takes_more_than_a_card_has_or_spills_is_named():
@@ -249,7 +247,8 @@ def test_a_captured_burst_sees_new_weights_after_sync(tiny_folder, prompts, voca
             parameter.mul_(factor)
         sync(policy, replica)
         for burst, decoder in zip(bursts, decoders):
-            decoder.prefill(prompts[:2], [[0, 1], [3, 2]], sampler.uniform_numbers(5, 4, 16))
+            numbers = torch.rand(4, 16, generator=torch.Generator().manual_seed(5))
+            decoder.prefill(prompts[:2], [[0, 1], [3, 2]], numbers)
             burst()
             drawn.append(decoder.state.ids.tolist())
     assert drawn[0] == drawn[1] and drawn[2] == drawn[3] and drawn[0] != drawn[2]

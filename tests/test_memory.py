@@ -11,7 +11,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import train
-from engine import memory, sampler
+from engine import plan, sampler
 from plumbing.processes import stop_processes
 from ranks import start_server
 from test_train import compare_metrics, largest_difference, metrics, one_process, questions, stage_1, weights
@@ -118,5 +118,5 @@ def test_torchrun_restarts_a_run_from_its_own_checkpoint_although_it_was_told_to
 
 def test_slots_are_chosen_where_none_are_asked_for(tiny_folder, questions, tmp_path):
     config = read_config(stage_1(tiny_folder, questions, tmp_path, "--slots", "0"))
-    assert memory.fit_plan(config, tiny_folder, torch.device("cpu")).slots == 128
+    assert plan.fit_plan(config, tiny_folder, torch.device("cpu")).slots == 128
     assert json.dumps(dataclasses.asdict(config))  # and 0 is what config.json keeps

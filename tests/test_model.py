@@ -394,7 +394,7 @@ def test_missing_and_wrong_models_are_one_line(tiny_folder, tmp_path):
         Policy.load(str(tmp_path), "cpu")
     for name in ("config.json",):
         (tmp_path / name).write_bytes(open(os.path.join(tiny_folder, name), "rb").read())
-    with pytest.raises(InputError, match="has no .*safetensors"):
+    with pytest.raises(InputError, match="in .*safetensors .* is missing"):
         Policy.load(str(tmp_path), "cpu")
     weights = load_file(os.path.join(tiny_folder, "model.safetensors"))
     weights["visual.merger.mlp.0.bias"] = weights["visual.merger.mlp.0.bias"][:-1].clone()
@@ -403,7 +403,7 @@ def test_missing_and_wrong_models_are_one_line(tiny_folder, tmp_path):
         Policy.load(str(tmp_path), "cpu")
     del weights["visual.merger.mlp.0.bias"]
     save_file(weights, str(tmp_path / "model.safetensors"))
-    with pytest.raises(InputError, match="no weight visual.merger.mlp.0.bias"):
+    with pytest.raises(InputError, match="visual.merger.mlp.0.bias is missing, config.json says"):
         Policy.load(str(tmp_path), "cpu")
     config = json.load(open(tmp_path / "config.json"))
     json.dump(config | {"model_type": "llama"}, open(tmp_path / "config.json", "w"))

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText
 
 from engine import sampler
 from engine.policy import pack
-from engine.sampler import Decoder, Response, Slots, capture, generate, stream
+from engine.sampler import Decoder, Slots, capture, generate, stream
 from engine.sampler import sync
 from kernels import decode, logprob, ops, sample
 from kernels.ops import draw, linear_logits
@@ -119,15 +119,16 @@ def test_every_path_samples_the_same(replica, prompts, vocab_size, path, top_p, 
 
 def planted(monkeypatch, lengths):
     """Responses of so many tokens, in the order of their prompts; returns a list that grows with every burst."""
-    lengths, bursts, burst = iter(lengths), [], Decoder.burst
+    lengths, limits, bursts, burst, hand_out = iter(lengths), {}, [], Decoder.burst, sampler.hand_out
 
-    class Planted(Response):
-        def take(self, ids, logprobs, end, limit):
-            if not self.ids:
-                self.length = next(lengths)
-            return super().take(ids, logprobs, set(), self.length)
+    def hand_out_planted(live, free, slots, ids, logprobs, end, limit):
+        for slot, tokens, scores in zip(slots, ids, logprobs):
+            _, response = live[slot]
+            if not response.ids:
+                limits[slot] = next(lengths)
+            hand_out(live, free, [slot], [tokens], [scores], set(), limits[slot])
 
-    monkeypatch.setattr(sampler, "Response", Planted)
+    monkeypatch.setattr(sampler, "hand_out", hand_out_planted)
     monkeypatch.setattr(Decoder, "burst", lambda self: bursts.append(1) or burst(self))
     return bursts
 
@@ -197,7 +198,7 @@ def burst_of(replica, vocab_size, begin):
 
 def burst_tokens(burst, decoder, prompts):
     """Two prompts read into two slots each and continued by a burst: (4, BURST) tokens."""
-    decoder.prefill(prompts[:2], [[0, 1], [3, 2]], sampler.uniform_numbers(5, 4, 16))
+    decoder.prefill(prompts[:2], [[0, 1], [3, 2]], torch.rand(4, 16, generator=torch.Generator().manual_seed(5)))
     burst()
     return decoder.state.ids.clone()
 

@@ -385,8 +385,8 @@ def test_bad_input_is_one_line_exit_code_2_and_changes_nothing(one_process, tiny
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"image_token_id": 5}))
     cases = [
         ([*good, "--model", str(tmp_path / "bare"), "--out", str(tmp_path / "out")], "tokenizer"),
-        ([*good, "--model", str(tmp_path / "torn"), "--out", str(tmp_path / "out")], "model.safetensors is torn"),
-        ([*good, "--model", str(tmp_path / "other"), "--out", str(tmp_path / "out")], "different image tokens"),
+        ([*good, "--model", str(tmp_path / "torn"), "--out", str(tmp_path / "out")], "its weights cannot be read"),
+        ([*good, "--model", str(tmp_path / "other"), "--out", str(tmp_path / "out")], "is not that of its config.json"),
         ([*good, "--model", str(tmp_path / "no")], "neither a folder nor"),
         ([*good, "--data", str(tmp_path / "no.jsonl")], "no.jsonl"),
         ([*good, "--group_size", "1"], "--group_size 1"),

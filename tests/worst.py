@@ -5,7 +5,7 @@ import torch
 
 from data import Prompt, mrope_positions
 from engine.plan import largest_image, worst_row
-from engine.sampler import BURST, PREFILL, Decoder, Slots, capture, uniform_numbers
+from engine.sampler import BURST, PREFILL, Decoder, Slots, capture
 
 
 def blank_prompt(images: int, image_tokens: int, length: int, model_config) -> Prompt:
@@ -48,5 +48,5 @@ def worst_rollout(config, replica, vocab_size: int):
     decoder = Decoder(replica, state, config.temperature, config.top_p, vocab_size)
     burst = capture(decoder) if config.cuda_graphs else decoder.burst
     slots = torch.arange(len(prompts) * G).view(-1, G).tolist()
-    decoder.prefill(prompts, slots, uniform_numbers(0, len(prompts) * G, config.max_response))
+    decoder.prefill(prompts, slots, torch.rand(len(prompts) * G, config.max_response))
     burst()
