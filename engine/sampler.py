@@ -16,6 +16,7 @@ uses the uniform number (g, t) that the seed gives. Slots, neighbours and ranks 
 
 Symbols: S slots, Q prompts, G responses per prompt, V vocabulary, L length of the cache, D head size.
 """
+import functools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -151,13 +152,23 @@ class Decoder:
                                                use_cache=True).last_hidden_state
 
 
+@functools.cache
+def capture_stream():
+    """One for all captures: cuBLAS keeps a workspace for each stream it has seen."""
+    return torch.cuda.Stream()
+
+
 def capture(decoder: Decoder):
     """A function that does what `decoder.burst` does; on a GPU as one CUDA graph. All slots have to be free."""
     if not decoder.state.rows.is_cuda:
         return decoder.burst
-    decoder.burst()  # once for real: kernels are compiled and libraries set up, which a capture does not allow
+    stream = capture_stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        decoder.burst()  # once for real: kernels are compiled and libraries set up, which a capture does not allow
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL's threads may go on
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):  # NCCL's threads may go on
         decoder.burst()
     return graph.replay
 

@@ -151,6 +151,10 @@ def launch(kernel, *args, grid, warmup=False, run=InterpretedFunction.run, **kwa
         tapes[-1].operations.append((launch, (kernel, *args), dict(grid=grid, **kwargs), None))
 
 
+def make_stream():
+    return SimpleNamespace(wait_stream=lambda other: None, tape=Tape())  # tape: what has run on it
+
+
 @contextmanager
 def record(tape, before=None):
     """Run and record. What is captured has to be what ran before: no other operation has been tried."""
@@ -175,22 +179,15 @@ def recompute(function, *args):
 @contextmanager
 def pretend_cuda(*modules):
     """Within, GPU is a device, also for these Triton files. Yields what the host has waited at, a Counter."""
-    generator, decode, last = torch.Generator, sampler.Decoder.burst, SimpleNamespace(burst=Tape())
-
-    def burst(decoder):
-        if tapes:  # it is captured
-            return decode(decoder)
-        last.burst = Tape()
-        with record(last.burst):
-            decode(decoder)
-
+    generator = torch.Generator
     with interpreted(*modules), pytest.MonkeyPatch.context() as patch, Devices():
         patch.setattr(InterpretedFunction, "run", launch)
-        patch.setattr(sampler.Decoder, "burst", burst)
+        patch.setattr(sampler, "capture_stream", make_stream)  # which would keep one for good
         patch.setattr(checkpoint, "_run_fn_with_dynamo_disabled", recompute)
         patch.setattr(torch, "Generator", lambda device="cpu": generator())
         for name, ours in dict(
-                CUDAGraph=Tape, graph=lambda tape, capture_error_mode: record(tape, last.burst),
+                stream=lambda stream: record(stream.tape), current_stream=make_stream, CUDAGraph=Tape,
+                graph=lambda tape, stream, capture_error_mode: record(tape, stream.tape),
                 get_device_capability=lambda device=None: (9, 0),
                 get_device_properties=lambda device=None: SimpleNamespace(total_memory=80 << 30)).items():
             patch.setattr(torch.cuda, name, ours)
