@@ -37,7 +37,8 @@ from plumbing.run_folder import checkpoints, replaced_folder
 
 # What the loaders of transformers, huggingface_hub, safetensors, torch, jinja and open_clip raise on bad files.
 FOREIGN = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, AssertionError,
-           SafetensorError, StrictDataclassError, TemplateError, dcp.api.CheckpointException)
+           MemoryError, StopIteration, SafetensorError, StrictDataclassError, TemplateError,
+           dcp.api.CheckpointException)
 # model_type -> how the names of transformers' classes begin; all else about a family is read from config.json.
 FAMILIES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
 RENAMED = ("qwen2_vl", "qwen2_5_vl")  # whose files on the hub call the two towers "visual" and "model"
