@@ -31,6 +31,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 import data
 import eval as evaluation
@@ -404,6 +406,17 @@ def run(out: str, seed: int, world: World, say=print0, family: str = "qwen2_5_vl
         say(f"\n{sum(seconds.values()):.0f} seconds; open {out}/view.html: curves, and what was written about an image")
 
 
+def launch(processes: int, argv: list[str]) -> int:
+    """`torchrun --nproc_per_node PROCESSES demo.py ..`; returns 0, or the exit code of what failed first."""
+    try:
+        torchrun.main(["--standalone", "--nproc_per_node", str(processes), __file__, *argv])
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
+    except SignalException as stop:  # Ctrl-C
+        return 128 + stop.sigval
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/demo", help="everything is written here (default: %(default)s)")
@@ -415,7 +428,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lora_rank", type=int, default=0, help="of adapters, which alone are trained in RL; 0: all")
     parser.add_argument("--walk", action="store_true", help="only print every tensor of one RL step")
     args = parser.parse_args(argv)
+    from transformers.utils.logging import disable_progress_bar  # of transformers, when it saves the tiny model
     from variants import ablation  # which imports this file
+    disable_progress_bar()
     if args.walk:
         from plumbing.walk import show_step  # only here
         return show_step(args.seed)
@@ -424,9 +439,7 @@ def main(argv: list[str] | None = None) -> int:
         return ablation.run(args.out, args.world, args.only, parser.error)
     processes, world = min(4, torch.cuda.device_count() or os.cpu_count()), ablation.WORLDS[args.world]
     if processes > 1 and "RANK" not in os.environ:  # we have been started by hand, not by torchrun
-        argv = sys.argv[1:] if argv is None else argv
-        torchrun.main(["--standalone", "--nproc_per_node", str(processes), __file__, *argv])
-        return 0
+        return launch(processes, sys.argv[1:] if argv is None else argv)
     with log_to(f"{args.out}/log.txt") as say:
         say(f"this takes minutes; the log is {args.out}/log.txt")
         run(args.out, args.seed, world, say, args.family, args.lora_rank)

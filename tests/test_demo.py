@@ -1,14 +1,17 @@
 """The demo at a tiny size: every stage runs through train.py and eval.py, and the summary has the promised shape."""
 import json
 import os
+import signal
 from unittest import mock
 
 import pytest
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import data
 import demo
 import train
-from plumbing.console import log_to
+from plumbing.console import learned, log_to
 from ranks import ranks
 
 
@@ -65,14 +68,26 @@ def test_a_quiet_demo_says_little_and_its_log_has_everything(tmp_path, capsys):
     assert "warm-up  9 s\n" in log.read_text() and "$ python train.py --stage sft" in log.read_text()
 
 
+def test_a_stages_line_has_the_means_of_its_first_and_its_last_three_steps(tmp_path):
+    # (0 + 1 + 2) / 3 and (7 + 8 + 9) / 3
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"reward/clip": i}) + "\n" for i in range(10)))
+    assert learned(str(tmp_path), ("reward/clip",)) == "clip 1.00 -> 8.00"
+    for i, name in enumerate(("easy", "medium", "hard")):
+        (tmp_path / f"{name}.jsonl").write_text("{}\n" * i)
+    assert learned(str(tmp_path), ()) == "0 easy, 1 medium, 2 hard"
+
+
+@pytest.mark.parametrize("end, code", [
+    (None, 0), (ChildFailedError("demo.py", {0: ProcessFailure(0, 7, 2, "")}), 2),
+    (SignalException("stopped", signal.SIGINT), 130)], ids=["well", "bad input", "ctrl-c"])
 @pytest.mark.parametrize("cores, processes", [(2, 2), (64, 4)])
-def test_started_by_hand_the_demo_starts_a_process_for_each_of_up_to_four_cores(cores, processes, tmp_path,
-                                                                               monkeypatch):
-    launched = mock.Mock()
+def test_started_by_hand_the_demo_starts_a_process_for_each_of_up_to_four_cores(cores, processes, end, code,
+                                                                               tmp_path, monkeypatch):
+    launched = mock.Mock(side_effect=end)
     monkeypatch.setattr(demo.torchrun, "main", launched)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(demo.torch.cuda, "device_count", lambda: 0)
     monkeypatch.chdir(tmp_path)
-    assert demo.main(["--seed", "3"]) == 0
+    assert demo.main(["--seed", "3"]) == code
     [argv] = launched.call_args.args
     assert argv == ["--standalone", "--nproc_per_node", str(processes), demo.__file__, "--seed", "3"]
