@@ -13,7 +13,7 @@ WINDOW = 10  # steps that a judgement looks back on
 
 
 class Doctor:
-    """Looks at each step of one stage. config: a train.Config, or an object with its names."""
+    """Looks at each step of an RL stage; of a warm-up it says nothing. config: has the names of train.Config."""
 
     def __init__(self, config):
         self.weights = {name.removesuffix("_weight"): weight for name, weight in vars(config).items()
@@ -29,7 +29,7 @@ class Doctor:
         self.held_out += [metrics["eval/accuracy"]] if metrics.get("eval/accuracy") is not None else []
         if len(self.first) < WINDOW // 2:
             self.first.append(metrics)
-        if len(self.last) < WINDOW:
+        if len(self.last) < WINDOW or not self.weights:  # a warm-up may and should become sure of itself
             return []
         new = {name: line for name, shows, line in self.symptoms() if shows and name not in self.said}
         self.said |= new

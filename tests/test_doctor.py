@@ -71,5 +71,10 @@ def test_a_healthy_run_hears_nothing(settings):
     assert doctor_after({}, settings)[1] == []
 
 
+def test_a_warm_up_that_becomes_sure_of_itself_hears_nothing():
+    doctor = Doctor(types.SimpleNamespace(**CONFIG | dict(stage="sft")))
+    assert not any(doctor.look({"opt/loss": 6 / step, "policy/entropy": 6 / step**2}) for step in range(1, 99))
+
+
 def test_a_young_run_hears_nothing():
     assert doctor_after({"policy/kl": 2.0}, {}, steps=WINDOW - 1)[1] == []
