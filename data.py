@@ -99,7 +99,8 @@ def opened(image):
     """The PIL image of a path, bytes or PIL image. What Pillow raises on a bad one becomes an ImageError."""
     name, source = (f"of {len(image)} bytes", io.BytesIO(image)) if isinstance(image, bytes) else (image, image)
     try:
-        with image if isinstance(image, Image.Image) else Image.open(source, formats=FORMATS) as picture:
+        given = isinstance(image, Image.Image)
+        with contextlib.nullcontext(image) if given else Image.open(source, formats=FORMATS) as picture:
             if picture.mode[0] in "IF":
                 raise ValueError("its colours have more than 8 bits, and it does not say which is white; convert it")
             yield picture
@@ -174,6 +175,9 @@ def texts(row: dict, where: str, *names: str) -> tuple[str, ...]:
     """A column with a list of texts, or such a list as one text, in brackets and quotes or not."""
     values = column(row, where, *names, types=(str, list), default=[])
     if isinstance(values, str):
+        with contextlib.suppress(ValueError):  # as JSON
+            values = json.loads(values if values.strip()[0] == "[" else "")
+    if isinstance(values, str):
         parts = re.split(r"[，、;；|\n]|,(?!\d{3}(?!\d))", values.strip("[] "))  # 1,000 is a number
         values = [part.strip("\"' ") for part in parts]
     return tuple(str(checked(value, TEXT, f"{where}: {names[0]} has an item of", "texts")).strip() for value in values)
@@ -193,6 +197,7 @@ def first_turns(turns: list, where: str) -> tuple[str, str]:
     stage here asks with INSTRUCTION, so theirs is removed; the <image> markers in front of it stay."""
     first = {}
     for turn in turns:
+        checked(turn, (dict,), f"{where}: a turn has", "an object with role and content")
         first.setdefault(column(turn, where, "role", "from"), column(turn, where, "content", "value", default=""))
     turn = str(column(first, f"{where} messages", "user", "human"))
     instruction, _, question = turn.rpartition(f"### {ANSWER}:")
@@ -227,9 +232,14 @@ def named_rows(source: str, image_root: str, split: str) -> Iterator[tuple]:
     from image_root. Of several files, with commas between, each may have an image root of its own, and the number of
     its file stands in front of each qid."""
     paths, roots = list(filter(str.strip, source.split(","))), image_root.split(",")
+    if not paths or len(roots) not in (1, len(paths)):
+        raise InputError(f"--image_root has {len(roots)} folders for {len(paths)} of --data; give one each, or one")
     for number, (path, root) in enumerate(zip(paths, roots * len(paths)), 1):
         root = root or (os.path.dirname(path) if os.path.isfile(path) else path)
-        for name, row in read_rows(path, split):
+        rows = read_rows(path, split)
+        if not rows:
+            raise InputError(f"{path}: no rows; give a file that has some")
+        for name, row in rows:
             yield row, f"{path} row {name}", str(name), root, f"{number}/" if len(paths) > 1 else ""
 
 
@@ -237,8 +247,6 @@ def load_samples(source: str, image_root: str = "", split: str = "train") -> lis
     """The rows of --data as Samples. Image files are not opened: plumbing/filters.py looks at them. InputError: what
     `sample_from_row` refuses, or a qid that two rows share."""
     samples, first = [sample_from_row(*row) for row in named_rows(source, image_root, split)], {}
-    if not samples:
-        raise InputError(f"--data {source}: no rows; give a file that has some")
     for sample in samples:
         twin = first.setdefault(sample.qid, sample)
         if twin is not sample:
@@ -347,7 +355,9 @@ def write_buckets(folder: str, samples: list[Sample], correct: dict[str, int], g
         paths = [image if isinstance(image, str) else save_image(image, os.path.join(folder, "images"))
                  for image in sample.images]
         images = [os.path.relpath(path, folder) for path in paths]
-        lines[bucket].append(json.dumps(vars(sample) | {"images": images, "correct": count}) + "\n")
+        row = vars(sample) | {"images": images, "correct": count}
+        del row["where"]
+        lines[bucket].append(json.dumps(row) + "\n")
     os.makedirs(folder, exist_ok=True)
     for bucket in lines:
         with open(os.path.join(folder, f"{bucket}.jsonl"), "w") as file:
@@ -363,7 +373,8 @@ def batches(n: int, batch_size: int, epochs: int, seed: int, drop_last: bool = F
     epoch_orders = [numpy.random.default_rng([seed, epoch]).permutation(n).tolist() for epoch in range(epochs)]
     order = [index for epoch_order in epoch_orders for index in epoch_order[: n - n % batch_size * drop_last]]
     if len(order) < batch_size:
-        raise InputError(f"{n} questions x {epochs} epochs do not fill one batch of {batch_size}: make it smaller")
+        raise InputError(f"{n} questions x {epochs} epochs do not fill one batch of {batch_size}: lower "
+                         "--questions_per_rollout")
     return [order[i:i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]
 
 

@@ -3,7 +3,7 @@
     python demo.py                 warm-up, sampling, stage 1, stage 2, and evaluations: about 3 minutes on 2 cores
     python demo.py --family qwen3_vl        the same with a tiny Qwen3-VL
     python demo.py --walk          every tensor of one RL step, in seconds (docs/walk.txt)
-    python demo.py --world busy    more mistakes to mend, in 6 minutes; with --ablate two stages against one, in an hour
+    python demo.py --world busy    more mistakes to mend, in 6 minutes; with --ablate two stages against one, in hours
 
 The world is a 2x2 grid of coloured shapes with questions that are answered by seeing first and counting second. Its
 warm-up teacher errs on purpose, so that reinforcement learning has something to correct: it often takes green for blue

@@ -17,7 +17,6 @@ training data: accuracy, pass@n, format and the other reward parts. Intervals ta
 """
 import json
 import os
-import shutil
 import sys
 from dataclasses import asdict, dataclass, field, replace
 
@@ -37,7 +36,7 @@ from plumbing.log import records
 from plumbing.processes import (TOLD, barrier, ending_together, is_main, on_every_rank, print0, start_processes,
                                 stop_processes)
 from plumbing.release import prompt_id
-from plumbing.run_folder import complete_files, fingerprints, kept, open_folder, run_id, write_text
+from plumbing.run_folder import complete_files, drop_kept, fingerprints, kept, open_folder, run_id, write_text
 from train import PARTS, Sampling, ask
 
 
@@ -94,9 +93,9 @@ def load(config: EvalConfig, device) -> tuple:
     return config, Policy.load(folder, device, getattr(torch, config.dtype)).eval(), processor, clip, sets
 
 
-def prepare(config: EvalConfig, name: str, model_folder: str, processor) -> tuple[str, dict, list[Sample], str]:
-    """(name, items, samples within --max_prompt, the folder of responses that have come so far) of a benchmark, or of a
-    file of questions, which has neither name nor items."""
+def prepare(config: EvalConfig, name: str, model_folder: str, processor) -> tuple:
+    """(name, items, samples within --max_prompt, how many are over it, the folder of responses that have come so far)
+    of a benchmark, or of a file of questions, which has neither name nor items."""
     if name:
         rows = registry.load_rows(name, config.data, config.split)
         items = registry.load_items(name, rows)
@@ -112,13 +111,14 @@ def prepare(config: EvalConfig, name: str, model_folder: str, processor) -> tupl
     prints = fingerprints(asking, model_folder, samples, processor.chat_template)
     out = os.path.join(config.out, name)
     open_folder(out)
-    return name, items, near, os.path.join(out, f"asked-{run_id(asking, prints)}")
+    return name, items, near, len(samples) - len(near), os.path.join(out, f"asked-{run_id(asking, prints)}")
 
 
 # ---------------------------------------------------------------- asking: responses go to disk as they come
 
 
-def run(config: EvalConfig, model, processor, clip, name: str, items: dict, samples: list[Sample], folder: str):
+def run(config: EvalConfig, model, processor, clip, name: str, items: dict, samples: list[Sample], dropped: int,
+        folder: str):
     """All passes over one set of questions, and what is said of them."""
     def respond(asked: list[Sample], way: str) -> dict[str, dict]:
         """All rows by qid, of which those without a response are asked."""
@@ -134,8 +134,8 @@ def run(config: EvalConfig, model, processor, clip, name: str, items: dict, samp
     if name:
         write_report(config, name, items, {way: single(rows) for way, rows in passes.items()})
     else:
-        write_figures(config, list(passes["responses"].values()))
-        shutil.rmtree(folder)
+        write_figures(config, list(passes["responses"].values()), dropped)
+        drop_kept(folder)
 
 
 def described(samples: list[Sample], rows: dict[str, dict]) -> list[Sample]:
@@ -155,13 +155,14 @@ def single(rows: dict[str, dict]) -> dict[str, dict]:
 # ---------------------------------------------------------------- reports
 
 
-def write_figures(config: EvalConfig, rows: list[dict]):
+def write_figures(config: EvalConfig, rows: list[dict], dropped: int):
     """Of a file of questions: report.json and responses.jsonl, in the order of the file, and a table on the screen."""
     for row in rows:
         for response in row["responses"]:
             del response["reward"]  # a weighted sum, and evaluation has no weights
     figures = report.figures(rows, [part for part in PARTS if part != "clip" or config.clip])
-    result = dict(questions=len(rows), config=asdict(config), prompt_id=prompt_id(config.prompt), figures=figures)
+    result = dict(questions=len(rows), dropped_prompts=dropped, config=asdict(config),
+                  prompt_id=prompt_id(config.prompt), figures=figures)
     write_text(os.path.join(config.out, "responses.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
     write_text(os.path.join(config.out, "report.json"), json.dumps(result, indent=1))
     print(f"{config.model} on {config.data}: {len(rows)} questions x {config.group_size}; mean and 95 % interval")
@@ -174,7 +175,7 @@ def write_report(config: EvalConfig, name: str, items: dict, passes: dict[str, d
     """Judge a benchmark's responses of all passes, each of which gets a file: responses.jsonl, caption_only.jsonl,
     blind.jsonl. Then report.json, report.md, and the tables on the screen, unless gold answers are withheld."""
     folder = os.path.join(config.out, f"{name}-scored" if config.score else name)
-    about = dict(model=config.model or config.score, config=asdict(config),
+    about = dict(model=config.model or config.score, config=None if config.score else asdict(config),
                  prompt_id="unknown" if config.score else prompt_id(config.prompt))
     judged = {way: report.judge_all(name, rows, items) for way, rows in passes.items()}
     for way, rows in judged.items():
@@ -199,6 +200,8 @@ def score(config: EvalConfig):
     items = registry.load_items(name, registry.load_rows(name, config.data, config.split))
     if not responses.keys() & items.keys():
         raise InputError(f"--score {config.score}: none of its {len(responses)} pids is in this split of {name}")
+    if strangers := [pid for pid in responses if pid not in items]:
+        print(f"note: {len(strangers)} responses belong to no question of this split, the first has pid {strangers[0]}")
     open_folder(os.path.join(config.out, f"{name}-scored"))
     write_report(config, name, items, {"responses": responses})
 

@@ -52,7 +52,7 @@ from plumbing.flags import complain, read_stage
 from plumbing.log import Log, check_skipped, mean, records, step_metrics
 from plumbing.processes import (TOLD, Stopped, Timer, ahead, barrier, broadcast, ending_together, fair_shares, gather,
                                 is_main, on_every_rank, print0, progress, shard_of_rank, start_processes,
-                                stop_processes, stop_together, sum_over_ranks)
+                                stop_processes, stop_together, sum_over_ranks, told_to_stop)
 from plumbing.run_folder import (check_folder, check_space, checkpoints, complete_files, fingerprints, kept,
                                  prepare_folder, replace_buckets, run_id)
 
@@ -239,7 +239,7 @@ def collect(replica, processor, clip, samples: list[Sample], prompts: Iterable[P
     groups = stream(replica, prompts, longest, seeds, config.group_size, config.max_response, config.temperature,
                     config.top_p, config.slots, len(processor.tokenizer), config.cuda_graphs)
     for _ in range(0, len(samples), CHUNK):
-        if timer.stoppable and TOLD.signal:
+        if timer.stoppable and told_to_stop():
             break
         with timer("rollout"):
             finished = list(islice(groups, CHUNK))
@@ -372,7 +372,8 @@ def start(config: Config) -> Run:
     prints = fingerprints(config, folder, samples, processor.chat_template)
     check_folder(config, out, prints)
     config = fit_plan(config, folder, device)  # chooses the slots
-    policy, ref_policy, replica = load_models(config, folder, device, mesh)
+    with Timer("the start")("loading"):
+        policy, ref_policy, replica = load_models(config, folder, device, mesh)
     return Run(config, out, prints, device, processor, samples, held_out, batches, policy, ref_policy, replica, clip,
                choose_loss(grpo_loss, config.fused_loss, device, log=print0))
 

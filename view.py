@@ -1,6 +1,6 @@
 """One page of a run: its curves, what the model wrote about which image, what each response earned, and what was wrong.
 
-    python view.py runs/demo                      writes runs/demo/view.html; also while the run goes on, or cut off
+    python view.py runs/demo                      writes runs/demo/view.html; also while training goes on, or cut off
     python view.py runs/eval/mathvista            an evaluation alone
 
 It reads the files that a run leaves (metrics.jsonl, rollouts/, report.json, responses.jsonl) and needs neither model
@@ -66,7 +66,8 @@ def read_lines(path: str) -> list[dict]:
 
 def find(run: str, name: str) -> list[str]:
     """The folders in a run that hold a file of this name."""
-    return sorted(map(os.path.dirname, glob.glob(os.path.join(glob.escape(run), "**", name), recursive=True)))
+    found = glob.glob(os.path.join(glob.escape(run), "**", name), recursive=True)
+    return sorted(folder for folder in map(os.path.dirname, found) if not folder.endswith(".writing"))
 
 
 def training_stages(run: str) -> list[dict]:
@@ -87,7 +88,7 @@ def training_stages(run: str) -> list[dict]:
 
 def group_of(row: dict, page: Page, stage: str, step: int) -> dict:
     """A row of a rollout, or of an evaluation's responses, as the page shows it."""
-    return row | dict(stage=stage, step=step, images=list(filter(None, map(page.picture, row["images"]))))
+    return row | dict(stage=stage, step=step, images=list(filter(None, map(page.picture, row["images"] or []))))
 
 
 def rollouts(stage: dict, count: int, page: Page) -> list[dict]:
@@ -156,8 +157,9 @@ def main(argv: list[str] | None = None) -> int:
         text = json.dumps(content, ensure_ascii=True).replace("<", "\\u003c")
         Path(path).write_text(PAGE.read_text(encoding="utf-8").replace("{{content}}", text), encoding="utf-8")
         print(f"{path}: {os.path.getsize(path) / 1e6:.1f} MB; open it in a browser")
-    except (OSError, ValueError, KeyError) as error:
-        reason = f"{args.run} is of another version, which wrote no {error}" if isinstance(error, KeyError) else error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        other = isinstance(error, (KeyError, AttributeError, TypeError))
+        reason = f"{args.run} is of another version, or not of a run ({error!r})" if other else error
         print(f"error: {reason}", file=sys.stderr)
         return 2
     return 0

@@ -154,6 +154,7 @@ SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n")
 CONCLUSION = re.compile(r"\b(?:therefore|thus|hence|so|in conclusion|overall|answer|in summary|finally)\b|"
                         r"因此|所以|故|答案|综上", re.IGNORECASE)
 DECLINES = re.compile(r"\b(?:cannot|can't|(?:im|not )possible to|unable to) (?:be )?(?:determin|answer|tell)|\bN/A\b|"
+                      r"\bnot (?:among|provided|given|listed|enough)\b|\bnone of the (?:options|choices|above)|"
                       r"不能确定|无法确定", re.IGNORECASE)  # said in the end of the answer, this is none
 NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|cannot)\b|n't\b|不|没有", re.IGNORECASE)
 

@@ -16,7 +16,7 @@ def item_from_row(row: dict, number: int) -> Item:
     """A figure, and a question, is named by its id within category, subcategory and set: 346 and 455 of them."""
     question, *place = (text_of(row, name) for name in ("question", *NAMES[:3]))
     groups = {name: (" ".join([*place, text_of(row, f"{name}_id")]),) for name in ("figure", "question")}
-    answer = "Yes" if text_of(row, "gt_answer").lower() in ("1", "yes") else "No"
+    answer = "Yes" if text_of(row, "gt_answer").lower() in ("1", "1.0", "yes") else "No"
     return Item(pid=str(number), question=question, kind="yesno", answer=answer,
                 query=f"{question} Please answer yes or no.", labels=labels_of(row, "category", "subcategory") | groups)
 

@@ -53,7 +53,7 @@ def load_rows(name: str, source: str, split: str) -> list[tuple[str, dict]]:
 
 def load_items(name: str, rows: list[tuple[str, dict]]) -> dict[str, Item]:
     """pid -> Item in the order of the data set. InputError: a column that is missing or of another kind, with the name
-    of the benchmark of which this is a row, if of any; or two rows with one pid."""
+    of the benchmark of which this is a row, if of any; a question that lacks something; or two rows with one pid."""
     items = {}
     for number, (where, row) in enumerate(rows, 1):
         row = plain(row)
@@ -62,8 +62,11 @@ def load_items(name: str, rows: list[tuple[str, dict]]) -> dict[str, Item]:
             advice = f"a row of {others[0]}: give --benchmark {others[0]}" if others else f"no row of {name}: fix it"
             raise InputError(f"{where}: {wrong}; this is {advice}, or give other --data")
         item = BENCHMARKS[name].item(row, number)
-        if item.pid in items:
-            raise InputError(f"{where}: pid {item.pid} is there twice; fix or remove the row")
+        for wrong, message in ((item.kind == "choice" and not item.choices, "a choice without choices"),
+                               (item.kind == "float" and not item.precision, "a float without precision"),
+                               (item.pid in items, f"pid {item.pid} is there twice")):
+            if wrong:
+                raise InputError(f"{where}: {message}; fix or remove the row")
         items[item.pid] = item
     return items
 

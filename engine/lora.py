@@ -56,6 +56,8 @@ def chosen(model, config) -> dict[str, nn.Linear]:
     layers = {name: linears[name] for name, kind in kinds.items() if kind in targets}
     if config.lora_vision:
         layers |= {name: module for name, module in linears.items() if name.startswith("model.visual.blocks.")}
+    if config.lora_rank > (most := min(min(module.weight.shape) for module in layers.values())):
+        raise InputError(f"--lora_rank {config.lora_rank}: a layer has only {most} rows or columns: at most {most}")
     return layers
 
 

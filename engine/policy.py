@@ -266,6 +266,8 @@ class Policy:
         if os.path.exists(os.path.join(folder, "generation_config.json")):  # else it is what config.json says
             with foreign(f"model {folder}: generation_config.json cannot be read", "take the file of the base model"):
                 policy.generation_config = GenerationConfig.from_pretrained(folder)
+        if policy.generation_config.eos_token_id is None:
+            raise InputError(f"model {folder} has no eos_token_id: take the base model's generation_config.json")
         return policy
 
 

@@ -14,6 +14,7 @@ import os
 import shutil
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -37,7 +38,7 @@ from plumbing.run_folder import checkpoints, replaced_folder
 
 # What the loaders of transformers, huggingface_hub, safetensors, torch, jinja and open_clip raise on bad files.
 FOREIGN = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, AssertionError,
-           MemoryError, StopIteration, SafetensorError, StrictDataclassError, TemplateError,
+           MemoryError, StopIteration, UnpicklingError, SafetensorError, StrictDataclassError, TemplateError,
            dcp.api.CheckpointException)
 # model_type -> how the names of transformers' classes begin; all else about a family is read from config.json.
 FAMILIES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
@@ -158,7 +159,8 @@ def read_weights(policy, folder: str):
     unknown = sorted(key for key in stored if key not in wanted and not key.endswith(("lm_head.weight", "inv_freq")))
     if unknown:  # a tied head may be stored, and so may rope tables
         raise InputError(f"{folder}: config.json has no place for {unknown[0]}: take both of one model")
-    with warnings.catch_warnings(action="ignore", category=UserWarning):
+    with (warnings.catch_warnings(action="ignore", category=UserWarning),
+          foreign(f"{folder}: its weights cannot be read", "download them again")):
         dcp.load(wanted, storage_reader=reader, no_dist=True)  # that each rank reads for itself is meant
     check_weights(wanted.items(), folder, "download it again, or take an earlier model")
     for module in policy.modules():  # rope tables are computed, not stored: a model made on the meta device lacks them

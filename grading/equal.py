@@ -133,9 +133,9 @@ ONES = ("zero one two three four five six seven eight nine ten eleven twelve thi
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 WORDS = {word: Fraction(i) for i, word in enumerate(ONES)} | {word: Fraction(10 * i) for i, word in enumerate(TENS, 2)}
 WORDS |= {f"{ten}{dash}{one}": WORDS[ten] + WORDS[one] for ten in TENS for dash in " -" for one in ONES[1:10]}
-# The longest first; neither the one nor the five of one hundred and five.
-IN_WORDS = re.compile(rf"(?<![\w-])(?<!and )(?:{'|'.join(reversed(WORDS))})(?!-?\w| (?:{'|'.join(SCALE)}))",
-                      re.IGNORECASE)
+# The longest first; neither the one nor the five of one hundred five, or of one hundred and five.
+IN_WORDS = re.compile("".join(rf"(?<!{word} )" for word in ("and", *SCALE))
+                      + rf"(?<![\w-])(?:{'|'.join(reversed(WORDS))})(?!-?\w| (?:{'|'.join(SCALE)}))", re.IGNORECASE)
 
 
 def value_of(match: re.Match) -> Fraction | None:
@@ -194,7 +194,8 @@ def unit_of(text: str) -> tuple[tuple, Fraction] | None:
         match = UNIT.fullmatch(part)
         name = match[1] if match else ""
         if name not in UNITS and len(name) > 2:                      # "ms" is not "m"
-            name = name.casefold().removesuffix("s")
+            name = name.casefold()
+            name = name if name in UNITS else name.removesuffix("s")
         if name not in UNITS:
             return None
         power = int(match[2] or 1) * (-1 if i else 1)
@@ -212,7 +213,7 @@ def quantity(text: str) -> tuple[Fraction, tuple | None] | None:
     if number is None or re.match(r"[+-]?0\d", text):                # 1 and 000 are 1,000 misread
         return None
     rest = text[match.end():].strip()
-    if not rest or WORDS.get(rest.strip("()").casefold()) == number:  # 25 (twenty-five)
+    if not rest or rest[0] == "(" and WORDS.get(rest.strip("()").casefold()) == number:  # 25 (twenty-five)
         currency = re.match(r"[+-]?([€£$])", text)
         return number, unit_of(currency[1]) if currency else None
     unit = unit_of(rest)
@@ -335,6 +336,20 @@ def same_letter(given: str, letter: str, choices: tuple[str, ...]) -> bool:
     return same(match[2], right) or not others
 
 
+def lettered(text: str) -> tuple[str, str]:
+    """("B", "30°") of `B. 30°`, ("B", "") of `B`, and ("", the text) where no letter stands apart."""
+    match = LETTERED.fullmatch(text)
+    return (match[1], match[2] or "") if match and match[1].isupper() and not match[3] else ("", text)
+
+
+def same_lettered(given: str, wanted: str) -> bool:
+    """Without options: gold "B. 30°" or 30°, answered by B, B. 30° or 30°, but not by a letter with another text."""
+    (letter, text), (wanted_letter, wanted_text) = lettered(given), lettered(wanted)
+    if letter and wanted_letter and letter != wanted_letter:
+        return False
+    return same(text, wanted_text) if text else bool(letter and wanted_letter)
+
+
 def same_yes_no(given: str, wanted: str) -> bool:
     """The first word decides, unless the other word follows; that there is no cube is not the other word."""
     words = re.findall("[a-z]+", re.sub(r"\b(is|are|was|were|has|have) no\b", r"\1", given.casefold()))
@@ -354,7 +369,7 @@ def correct(candidate: str | None, gold: str, choices: tuple[str, ...] = ()) -> 
         return said
     if wanted.casefold() in ("yes", "no"):
         return same_yes_no(given, wanted)
-    return same(given, wanted)
+    return same(given, wanted) or not choices and same_lettered(given, wanted)
 
 
 # ---------------------------------------------------------------- with algebra

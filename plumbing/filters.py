@@ -135,4 +135,4 @@ def held_out(config, processor, log=print) -> list[Sample]:
     chosen = sorted(samples, key=lambda sample: seed_of("held out", sample.qid))[: config.eval_questions]
     check_images(chosen)
     require(chosen, "answer", config.eval_data)
-    return drop_long(chosen, processor, config.max_prompt, log)
+    return drop_long(chosen, processor, config.max_prompt, log) if processor else chosen

@@ -73,8 +73,9 @@ class Flags(HfArgumentParser):
 RANGES = [  # (low, high, the settings that have to lie there); nan lies nowhere
     (1, 1e9, "group_size max_prompt max_response length_limit questions_per_rollout questions_per_update epochs "
              "token_budget eval_questions clip_ratio_c gpus gpu_gb min_pixels max_pixels"),
-    (0, 1e9, "slots max_steps save_every eval_every lr weight_decay kl_coef cutoff lora_rank seed temperature "
+    (0, 1e9, "slots max_steps save_every eval_every lr weight_decay kl_coef cutoff lora_rank temperature "
              "clip_ratio_high"),
+    (0, 2**31, "seed"),
     (1e-6, 1e9, "max_grad_norm lora_alpha patience grace"),
     (1e-6, 1, "top_p clip_target"),
     (0, 1, "clip_ratio_low warmup_ratio"),
@@ -134,10 +135,10 @@ def read_stage(argv: list[str], doc: str, kind, stages: dict, recipes: dict, fol
         raise InputError(f"--stage {stage or 'is missing'}: give one of {', '.join(stages)}")
     release = RELEASE[stage] if stage in stages and words.get("--parity") == "release" else {}
     settings = stages.get(stage, {}) | recipes.get(words.get("--recipe"), {}) | release
-    if "--plan" in words:  # needs the shape of a model only, and the stage before may not have made one yet
-        settings = settings | {"model": stages["sft"]["model"]}
     config = Flags(kind, doc).read(argv, settings)
     given = {name: getattr(config, name).replace("{out}", config.out) for name in ("model", "data")}
+    if config.plan and given["model"].startswith(config.out) and not os.path.exists(given["model"]):
+        given["model"] = stages["sft"]["model"]  # a plan needs its shape only, and the stage before has yet to make it
     config = dataclasses.replace(config, **given)
     if not config.plan:
         check_inputs(config, stages, folders)

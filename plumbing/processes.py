@@ -75,8 +75,11 @@ def stop_processes(code: int) -> int:
     if dist.is_initialized():
         gc.collect()  # gloo aborts when a sharded model outlives its group
         if code == 0:
-            barrier()
-            dist.barrier()  # the store may live in rank 0: it leaves after all others have read from it
+            try:
+                barrier()
+                dist.barrier()  # the store may live in rank 0: it leaves after all others have read from it
+            except SharedError:  # a rank that was still writing has failed and said so
+                code = 2
         dist.destroy_process_group()
     return code
 
@@ -237,6 +240,13 @@ class Stopped(SharedError):
     def __init__(self, number: int, where: str = ""):
         super().__init__(f"{signal.Signals(number).name}: ended{where}; the same command goes on from there")
         self.number, self.code = number, 128 + number
+
+
+def told_to_stop() -> bool:
+    """Whether a signal has come to this rank, or to another that has looked; to be asked where work can be left off."""
+    if TOLD.signal:
+        group_store().set("stop", "")
+    return bool(TOLD.signal) or group_store().check(["stop"])
 
 
 def stop_together():

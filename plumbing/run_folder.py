@@ -12,7 +12,6 @@ import os
 import shutil
 import socket
 import time
-import zlib
 from collections.abc import Callable, Iterable
 from glob import escape, glob
 
@@ -31,7 +30,7 @@ SAME_RESULT = {"restart", "token_budget", "slots", "cuda_graphs", "fused_loss", 
                "eval_questions", "gradient_checkpointing", "patience", "plan", "gpus", "gpu_gb", "grace", "tracker",
                "recipe"}
 HELD = contextlib.ExitStack()  # the locks of this program
-NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
+NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE}
 
 
 @contextlib.contextmanager
@@ -56,8 +55,7 @@ def check_space(config, policy):
     checkpoint holds the float32 master and Adam's two moments."""
     size = getattr(torch, config.dtype).itemsize
     needed = sum(weight.numel() * (12 * weight.requires_grad + size) for weight in policy.parameters())
-    free = shutil.disk_usage(config.out).free
-    if is_main() and free < needed:
+    if is_main() and (free := shutil.disk_usage(config.out or ".").free) < needed:
         print(f"warning: --out {config.out} has {free / 1e9:.3g} GB free; a checkpoint and the model take "
               f"{needed / 1e9:.3g}", flush=True)
 
@@ -117,8 +115,11 @@ def checkpoints(folder: str) -> list[str]:
 
 
 def digest(*parts) -> str:
-    """Twelve hex digits that stand for anything printable."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+    """Twelve hex digits that stand for bytes as they are, and for anything else as it is printed."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(hashlib.sha256(part if isinstance(part, bytes) else repr(part).encode()).digest())
+    return whole.hexdigest()[:12]
 
 
 def weights_id(folder: str) -> str:
@@ -140,7 +141,7 @@ def fingerprints(config, model_folder: str, samples: list[Sample], *prompt: str)
     """What a run depends on and its flags do not say. Of an image file only the name counts, since the folder may be
     mounted elsewhere, and a file that has gone bad may be replaced."""
     rows = ((sample.qid, sample.question, sample.answer, sample.key_words, sample.choices, sample.solution,
-             [zlib.crc32(each) if isinstance(each, bytes) else os.path.basename(str(each)) for each in sample.images])
+             [digest(image) if isinstance(image, bytes) else os.path.basename(str(image)) for image in sample.images])
             for sample in samples)
     return {"rows of --data": digest(*rows), "prompt template": digest(prompt_id(config.prompt), *prompt),
             "weights of --model": weights_id(model_folder)}
@@ -178,7 +179,7 @@ def replace_buckets(folder: str, samples: list[Sample], rows: list[dict], group_
     with replaced_folder(folder) as writing:
         sizes = data.write_buckets(writing, samples, correct, group_size)
         write_text(os.path.join(writing, "rollouts.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
-    shutil.rmtree(asked)
+    drop_kept(asked)
     print(f"{len(rows)} questions -> {folder}: " + ", ".join(f"{size} {name}" for name, size in sizes.items()))
 
 
@@ -225,13 +226,19 @@ def run_id(config, prints: dict[str, str]) -> str:
 def read_shards(folder: str, way: str) -> dict[str, dict]:
     """qid -> row, of all processes of all runs so far. A line that a killed run has left half is no row."""
     rows = {}
-    for path in glob(os.path.join(escape(folder), f"{way}-*.jsonl")):
-        with open(path) as file:
+    for path in sorted(glob(os.path.join(escape(folder), f"{way}-*.jsonl"))):
+        with open(path, errors="replace") as file:
             for line in file:
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, KeyError):
                     row = json.loads(line)
-                    rows[row["qid"]] = row
+                    rows.setdefault(row["qid"], row)
     return rows
+
+
+def drop_kept(folder: str):
+    """Delete the rows of finished questions, and those under other settings: what was made of them is complete."""
+    for path in glob(escape(folder.rpartition("-")[0]) + "-*"):
+        shutil.rmtree(path)
 
 
 def kept(folder: str, way: str, samples: list[Sample],

@@ -298,8 +298,38 @@ CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n
 
 def test_empty_names_are_no_files(tmp_path):
     assert len(data.load_samples(write(tmp_path / "a.json", [GOOD]) + ",")) == 1
-    with pytest.raises(InputError, match="--data : no rows; give a file"):
+    with pytest.raises(InputError, match="for 0 of --data"):
         data.load_samples("")
+
+
+def test_a_file_of_several_without_rows_is_named(tmp_path):
+    both = write(tmp_path / "a.json", [GOOD]) + "," + write(tmp_path / "b.json", [])
+    with pytest.raises(InputError, match=r"b\.json: no rows"):
+        data.load_samples(both)
+
+
+def test_as_many_image_roots_as_files_or_one(tmp_path):
+    both = ",".join(write(tmp_path / f"{name}.json", [GOOD | {"image": "1.png"}]) for name in "ab")
+    assert [sample.images for sample in data.load_samples(both, "/r,/s")] == [("/r/1.png",), ("/s/1.png",)]
+    with pytest.raises(InputError, match="--image_root has 3 folders for 2 of --data"):
+        data.load_samples(both, "/r,/s,/t")
+
+
+@pytest.mark.parametrize("text, items", [
+    (json.dumps(["红圆", "π"]), ("红圆", "π")), ('["2, 3", "4, 5"]', ("2, 3", "4, 5")), ("['a', 'b']", ("a", "b"))])
+def test_a_list_that_is_one_text_is_read_as_json_first(text, items):
+    assert data.texts({"choices": text}, "row 1", "choices") == items
+
+
+def test_turns_that_are_no_objects_are_one_line():
+    with pytest.raises(InputError, match="row 1: a turn has"):
+        data.sample_from_row({"messages": ["hi", "there"]}, "row 1", "1", ".")
+
+
+def test_a_picture_that_was_given_stays_open(tmp_path):
+    Image.new("RGB", (60, 60)).save(tmp_path / "a.png")
+    picture = Image.open(tmp_path / "a.png")
+    assert data.image_size(picture) == data.load_image(picture).size == (60, 60)
 
 
 def test_folders_of_one_name_are_read_as_they_are_now(tmp_path, monkeypatch):

@@ -170,6 +170,9 @@ def test_extract_reads_every_style(item, response, expected):
      "nothing"),
     (ANGLE, "(A) 30°\n(B) 45°\n(C) 60°\n(D) 75°", "(A) 30°\n(B) 45°\n(C) 60°\n(D) 75°", "nothing"),
     (YES_NO, "The image is of a bus and a truck.", "The image is of a bus and a truck.", "nothing"),
+    (COUNT, "There are one hundred five cubes.", "There are one hundred five cubes.", "nothing"),
+    (ANGLE, "It is wide; none of the options is right.", "It is wide; none of the options is right.", "nothing"),
+    (ANGLE, "So the answer is not among the choices.", "So the answer is not among the choices.", "nothing"),
 ])
 def test_extract_says_when_there_is_no_answer(item, response, expected, rule):
     assert extract(response, item) == (expected, rule)

@@ -228,6 +228,7 @@ BAD_MODELS = [
     *settings("flat", "config.json", "no place for model.layers.1.input_layernorm.weight",
               num_hidden_layers=[1]),
     *settings("flat", "config.json", "no place for visual.blocks.1", "vision_config.", depth=[1]),
+    *settings("flat", "generation_config.json", "has no eos_token_id", eos_token_id=[None]),
     *rows("flat", "generation_config.json", *[(text, "generation_config.json cannot be read")
                                               for text in ("[]", "{", "5", b"\xff", FOLDER)]),
     *rows("new", WEIGHTS, (GONE, r"in \*.safetensors .* is missing"), *[(text, "its weights cannot be read")

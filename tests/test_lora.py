@@ -93,9 +93,9 @@ def test_targets_choose_the_layers(processor, config, adapters):
 
 
 @pytest.mark.parametrize("config, reason", [
-    (lora(4, 8.0, "q_prj"), "q_prj: give all-linear, attention, or some of .*q_proj"),
+    (lora(65, 8.0), "at most 64"), (lora(4, 8.0, "q_prj"), "q_prj: give all-linear, attention, or some of .*q_proj"),
     (lora(4, 8.0, "lm_head"), "lm_head: give all-linear")])
-def test_a_target_that_no_layer_has_is_refused(processor, config, reason):
+def test_a_rank_or_target_that_does_not_fit_is_refused(processor, config, reason):
     with pytest.raises(InputError, match=reason):
         add_adapters(demo.make_model(processor), config, torch.float32)
 
@@ -288,7 +288,7 @@ def test_a_recipe_gives_way_to_the_command_line():
 
 
 @pytest.mark.parametrize("flags, reason", [
-    (["--lora_rank", "-1"], "--lora_rank -1 is not in"),
+    (["--lora_rank", "-1"], "--lora_rank -1 is not in"), (["--lora_rank", "400"], "--lora_rank 400: a layer has only"),
     (["--lora_rank", "4", "--lora_alpha", "0"], "--lora_alpha 0.0 is not in"),
     (["--lora_rank", "4", "--lora_targets", "q_porj"], "some of down_proj,"),
     (["--lora_rank", "4", "--lora_targets", ""], "give all-linear"),

@@ -231,7 +231,7 @@ def agreement(problems, output):
 def test_extract_agrees_with_the_published_verdicts(problems, outputs):
     every, decided = zip(*(agreement(problems, outputs[name]) for name in CLEAN))
     assert sum(every) / 4 >= 97.0 and min(every) >= 96.0  # 97.80 and 96.77
-    assert sum(decided) / 4 >= 97.8 and min(decided) >= 96.0  # 98.57 and 96.94
+    assert sum(decided) / 4 >= 97.8 and min(decided) >= 96.0  # 98.55 and 96.94
 
 
 @needs_data

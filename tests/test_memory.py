@@ -55,6 +55,13 @@ def run_out(*args, **kwargs):
     raise torch.OutOfMemoryError("CUDA out of memory (as if)")
 
 
+def test_out_of_memory_while_models_load_is_one_line(tiny_folder, questions, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "load_models", run_out)
+    assert train.main(stage_1(tiny_folder, questions, tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "out of memory in the loading of the start" in error
+
+
 @pytest.mark.parametrize("module, name, phase, advice", [
     (sampler, "Slots", "rollout of step 1", "lower --slots"),
     (train, "update", "update of step 1", "lower --token_budget"),
