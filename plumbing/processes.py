@@ -176,7 +176,7 @@ def barrier(patience: float = 60.0):
     if store.add("met", 1) == n * W:  # the last to come
         store.set(f"go/{n}", "")
         store.delete_key(f"go/{n - 1}")  # all have read it: they are here
-    began, signs = time.monotonic(), 1
+    began, signs, pause = time.monotonic(), 1, 1e-4
     while not store.check([f"go/{n}"]):
         waited = time.monotonic() - began
         if waited > min(signs * SIGN_OF_LIFE, patience * 60):
@@ -186,7 +186,8 @@ def barrier(patience: float = 60.0):
                 raise TimeoutError(f"gave up after {patience:g} minutes of waiting for ranks {missing}")
             if missing and rank == min(set(range(W)) - set(missing)):
                 print(f"waiting for ranks {missing}", file=sys.stderr, flush=True)
-        time.sleep(0.01)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.1)
     if reason := store.get(f"go/{n}").decode():
         raise SharedError(reason)
 
