@@ -16,6 +16,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, so before the imports below
 
 import argparse
+import contextlib
 import json
 import random
 import statistics
@@ -40,7 +41,6 @@ import train
 import view
 from benchmarks.report import interval
 from engine.weights import FAMILIES, transformers_class
-from plumbing.console import learned, log_to, table
 from plumbing.processes import barrier, is_main, print0, shard_of_rank, start_processes, stop_processes
 from plumbing.run_folder import write_text
 
@@ -385,6 +385,37 @@ def phases(out: str, seed: int, world: World, family: str, lora_rank: int = 0) -
         "stage2": lambda: stage("2", out, steps["stage2"], *rl)}
 
 
+# --- the screen, and all of it --------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def log_to(path: str):
+    """Inside, what rank 0 prints goes to this file. Yields a print for the screen and the file."""
+    screen = sys.stdout
+    with open(path if is_main() else os.devnull, "w", buffering=1) as file, contextlib.redirect_stdout(file):
+        def say(text: str):
+            for each in (screen, file) if is_main() else ():
+                print(text, file=each, flush=True)
+
+        yield say
+
+
+def learned(folder: str, metrics: tuple[str, ...]) -> str:
+    """What a stage has changed: of each metric the mean of the first and of the last three steps. Of stage sample, how
+    many questions it has found easy, medium and hard."""
+    sizes = {kind: f"{folder}/{kind}.jsonl" for kind in ("easy", "medium", "hard")}
+    if os.path.exists(sizes["easy"]):
+        return ", ".join(f"{len(data.read_json(path))} {kind}" for kind, path in sizes.items())
+    rows = list(data.read_json(f"{folder}/metrics.jsonl").values()) if metrics else []
+    return ", ".join(f"{metric.split('/')[1]} {statistics.fmean(row[metric] for row in rows[:3]):.2f} -> "
+                     f"{statistics.fmean(row[metric] for row in rows[-3:]):.2f}" for metric in metrics)
+
+
+def table(rows: dict[str, dict[str, tuple[float, float]]]) -> str:
+    """Mean and half width of the 95 % interval of each figure."""
+    lines = [f"\n{'':<22}" + "".join(f"{figure:>16}" for figure in FIGURES)]
+    return "\n".join(lines + [f"{name:<22}" + "".join(f"{mean:>9.3f} ±{half:.3f}" for mean, half in row.values())
+                              for name, row in rows.items()])
+
+
 def run(out: str, seed: int, world: World, say=print0, family: str = "qwen2_5_vl", lora_rank: int = 0):
     """The world, its base models, the stages and their evaluation. Rank 0 writes out/summary.json: the seconds of each
     phase, and the mean of each figure with the half width of its 95 % interval."""
@@ -402,7 +433,7 @@ def run(out: str, seed: int, world: World, say=print0, family: str = "qwen2_5_vl
     if is_main():
         write_text(f"{out}/summary.json", json.dumps(dict(seconds=seconds, phases=results), indent=1))
         view.main([out])
-        say(table(FIGURES, {PHASES[name]: figures for name, figures in results.items()}))
+        say(table({PHASES[name]: figures for name, figures in results.items()}))
         say(f"\n{sum(seconds.values()):.0f} seconds; open {out}/view.html: curves, and what was written about an image")
 
 

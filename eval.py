@@ -9,11 +9,9 @@ Prompt, pixels and sampler are those of training; a benchmark's prompt text take
 (benchmarks/registry.py finds them) come from the hub, its cache, or --data: a folder, a .parquet or a .json file. Their
 scores need no judge model and no key: "official" is the published rule, "strict" counts no answer as wrong.
 
-A benchmark writes to out/NAME. Every process appends its responses to its own file in out/asked-ID as soon as they are
-there, so the same command goes on where a run was cut off, on any number of processes; ID is that of model, questions
-and settings, so responses under different ones never mix. In the end responses.jsonl has them in the order of the data
-set, of a benchmark with what was made of each, beside report.json and report.md. A file of questions is graded like
-training data: accuracy, pass@n, format and the other reward parts. Intervals take every question as one draw.
+Responses go to disk as they come, so the same command goes on where a run was cut off, on any number of processes; what
+is kept belongs to one model, its questions and its settings. A benchmark writes to out/NAME. A file of questions is
+graded like training data: accuracy, pass@n, format and the other reward parts.
 """
 import json
 import os

@@ -3,9 +3,8 @@
     python view.py runs/demo                      writes runs/demo/view.html; also while training goes on, or cut off
     python view.py runs/eval/mathvista            an evaluation alone
 
-It reads the files that a run leaves (metrics.jsonl, rollouts/, report.json, responses.jsonl) and needs neither model
-nor network. The page holds everything it shows, so it can be sent to somebody. Missing images are left out, and a note
-on the page says so. plumbing/page.html is the page: it draws curves and cards from the JSON that is written here.
+It reads the files that a run leaves and needs neither model nor network. The page holds everything it shows, so it can
+be sent to somebody. plumbing/page.html is the page: it draws curves and cards from the JSON that is written here.
 """
 import argparse
 import base64

@@ -1,10 +1,9 @@
 """MathVista as its authors score it: questions on pictures, hub AI4Math/MathVista, testmini 1000, test 5141.
 
 official is the published rule (lupantech/MathVista, evaluation/calculate_score.py), quirk included: whatever text
-stands in for an answer becomes the nearest option, so an empty response is right on 168 of the 540 multiple-choice
-questions of testmini, 16.8 points for saying nothing. strict counts a response that holds no answer as wrong.
-Deviations from the authors' scripts: a missing response is wrong, instead of dropping out of the denominator; groups
-come from the data set, instead of the copy of its metadata in the file of responses.
+stands in for an answer becomes the nearest option, so an empty response is right on 168 of testmini's 1000 questions.
+strict counts a response that holds no answer as wrong. Deviations from the authors' scripts: a missing response is
+wrong, instead of dropping out; groups come from the data set, not from its copy in the file of responses.
 """
 import re
 

@@ -4,9 +4,8 @@
     items = load_items("mathvista", rows)                        pid -> Item: question, prompt text, gold, labels
     samples = load_samples(items, rows, root)                    what the sampler is asked
 
-Each benchmark has two figures. "strict" is ours: read by extraction.py, and a response without an answer is wrong.
-"official" is the published rule as far as it needs no judge. Each file says what its data set is and what counts as
-right there, and which columns every row has: rows of another data set are refused before anything is asked.
+Each file says what its data set is, what counts as right there, and which columns every row has: rows of another data
+set are refused before anything is asked.
 """
 import importlib
 import os

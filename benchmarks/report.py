@@ -5,8 +5,8 @@
     report = summarize("mathvista", items, {"responses": rows})  what report.json holds
     print(markdown(report | {"model": .., "prompt_id": ..}))
 
-No model, no process group, no images: stored responses can be scored again anywhere, and give the identical numbers.
-Figures are shares of all questions of the split; a question without a response is wrong and is listed.
+Stored responses can be scored again anywhere, and give the identical numbers. Figures are shares of all questions of
+the split; a question without a response is wrong.
 """
 import math
 import statistics

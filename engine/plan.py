@@ -5,10 +5,6 @@
     config = fit_plan(config, folder, device)                  as many slots as it has room for
     policy, ref_policy, replica = load_models(config, ..)      the models of a stage, no weight held twice
 
-    always     master weights, Adam's moments, the sampler's copy of the weights, the reference policy, CLIP
-    rollout    + the key-value cache of all slots, reading prompts, drawing tokens
-    training   + gradients, gathered weights, and the activations of one packed row at its largest moment
-
 Weights and cache are counted exactly. Activations are what autograd keeps of transformers' layers, added up below per
 token; tests/test_plan.py holds them against the allocator's own figures. The row is the worst that can come: as many
 prompts with the largest image as fit beside one full chunk of logits.

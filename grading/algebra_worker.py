@@ -2,9 +2,8 @@
 
     python algebra_worker.py own 2        a line ["candidate", "gold"] in, a line true or false out; 2 seconds a pair
 
-It says "ready" once its imports are done, ends when its input ends, and knows neither torch nor this project's files.
-Whoever asks keeps the clock and kills it. Its own limits, of memory and of time for a pair, are for the case that the
-asker is gone; macOS, which does not know that of memory, runs without it.
+It says "ready" once its imports are done, and ends when its input ends. Whoever asks keeps the clock and kills it; its
+own limits, of time and memory, are for the case that the asker is gone.
 """
 import contextlib
 import json

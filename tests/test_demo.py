@@ -11,7 +11,6 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 import data
 import demo
 import train
-from plumbing.console import learned, log_to
 from ranks import ranks
 
 
@@ -60,7 +59,7 @@ def test_a_stage_that_fails_ends_the_demo_with_its_exit_code(tmp_path):
 def test_a_quiet_demo_says_little_and_its_log_has_everything(tmp_path, capsys):
     """A failing stage's line is seen all the same, since errors are not redirected."""
     log = tmp_path / "log.txt"
-    with pytest.raises(SystemExit) as stop, log_to(str(log)) as say:
+    with pytest.raises(SystemExit) as stop, demo.log_to(str(log)) as say:
         say("warm-up  9 s")
         demo.call(train, "--stage", "sft", "--model", tmp_path / "absent", "--data", "absent.jsonl", "--out", tmp_path)
     out, err = capsys.readouterr()
@@ -71,10 +70,10 @@ def test_a_quiet_demo_says_little_and_its_log_has_everything(tmp_path, capsys):
 def test_a_stages_line_has_the_means_of_its_first_and_its_last_three_steps(tmp_path):
     # (0 + 1 + 2) / 3 and (7 + 8 + 9) / 3
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"reward/clip": i}) + "\n" for i in range(10)))
-    assert learned(str(tmp_path), ("reward/clip",)) == "clip 1.00 -> 8.00"
+    assert demo.learned(str(tmp_path), ("reward/clip",)) == "clip 1.00 -> 8.00"
     for i, name in enumerate(("easy", "medium", "hard")):
         (tmp_path / f"{name}.jsonl").write_text("{}\n" * i)
-    assert learned(str(tmp_path), ()) == "0 easy, 1 medium, 2 hard"
+    assert demo.learned(str(tmp_path), ()) == "0 easy, 1 medium, 2 hard"
 
 
 @pytest.mark.parametrize("end, code", [
