@@ -174,9 +174,9 @@ def column(row: dict, where: str, *names: str, types: tuple = TEXT, default=None
 def texts(row: dict, where: str, *names: str) -> tuple[str, ...]:
     """A column with a list of texts, or such a list as one text, in brackets and quotes or not."""
     values = column(row, where, *names, types=(str, list), default=[])
-    if isinstance(values, str):
-        with contextlib.suppress(ValueError):  # as JSON
-            values = json.loads(values if values.strip()[0] == "[" else "")
+    if isinstance(values, str) and values.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):  # it is no JSON, perhaps as Python prints a list
+            values = json.loads(values)
     if isinstance(values, str):
         parts = re.split(r"[，、;；|\n]|,(?!\d{3}(?!\d))", values.strip("[] "))  # 1,000 is a number
         values = [part.strip("\"' ") for part in parts]
@@ -233,7 +233,7 @@ def named_rows(source: str, image_root: str, split: str) -> Iterator[tuple]:
     its file stands in front of each qid."""
     paths, roots = list(filter(str.strip, source.split(","))), image_root.split(",")
     if not paths or len(roots) not in (1, len(paths)):
-        raise InputError(f"--image_root has {len(roots)} folders for {len(paths)} of --data; give one each, or one")
+        raise InputError(f"--data names {len(paths)} sets, --image_root {len(roots)} folders: give one or one for each")
     for number, (path, root) in enumerate(zip(paths, roots * len(paths)), 1):
         root = root or (os.path.dirname(path) if os.path.isfile(path) else path)
         rows = read_rows(path, split)

@@ -372,7 +372,7 @@ def start(config: Config) -> Run:
     prints = fingerprints(config, folder, samples, processor.chat_template)
     check_folder(config, out, prints)
     config = fit_plan(config, folder, device)  # chooses the slots
-    with Timer("the start")("loading"):
+    with Timer("the models")("loading"):
         policy, ref_policy, replica = load_models(config, folder, device, mesh)
     return Run(config, out, prints, device, processor, samples, held_out, batches, policy, ref_policy, replica, clip,
                choose_loss(grpo_loss, config.fused_loss, device, log=print0))

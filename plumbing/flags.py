@@ -137,7 +137,7 @@ def read_stage(argv: list[str], doc: str, kind, stages: dict, recipes: dict, fol
     settings = stages.get(stage, {}) | recipes.get(words.get("--recipe"), {}) | release
     config = Flags(kind, doc).read(argv, settings)
     given = {name: getattr(config, name).replace("{out}", config.out) for name in ("model", "data")}
-    if config.plan and given["model"].startswith(config.out) and not os.path.exists(given["model"]):
+    if config.plan and config.model == settings.get("model") and not os.path.exists(given["model"]):
         given["model"] = stages["sft"]["model"]  # a plan needs its shape only, and the stage before has yet to make it
     config = dataclasses.replace(config, **given)
     if not config.plan:

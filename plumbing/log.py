@@ -79,9 +79,9 @@ def step_metrics(rows: list[dict], parts: tuple[str, ...], stats: list[dict], se
     return metrics | {"perf/peak_memory_gb": peak_memory()}
 
 
-def check_skipped(run, step: int, skipped: int, most: int = 4):
-    """InputError after more than `most` steps in a row without a finite gradient, of which the last is `step`."""
-    if skipped > most:
+def check_skipped(run, step: int, skipped: int):
+    """InputError after five steps in a row without a finite gradient, of which the last is `step`."""
+    if skipped == 5:
         qids = ", ".join(run.samples[i].qid for i in run.batches[step])
         raise SharedError(f"{skipped} steps in a row, the last is step {step}, had a gradient that is not finite: no "
                           f"model is exported; lower --lr, in a run of its own; the last step's rows are qid {qids}")

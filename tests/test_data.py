@@ -298,7 +298,7 @@ CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n
 
 def test_empty_names_are_no_files(tmp_path):
     assert len(data.load_samples(write(tmp_path / "a.json", [GOOD]) + ",")) == 1
-    with pytest.raises(InputError, match="for 0 of --data"):
+    with pytest.raises(InputError, match="names 0 sets"):
         data.load_samples("")
 
 
@@ -311,7 +311,7 @@ def test_a_file_of_several_without_rows_is_named(tmp_path):
 def test_as_many_image_roots_as_files_or_one(tmp_path):
     both = ",".join(write(tmp_path / f"{name}.json", [GOOD | {"image": "1.png"}]) for name in "ab")
     assert [sample.images for sample in data.load_samples(both, "/r,/s")] == [("/r/1.png",), ("/s/1.png",)]
-    with pytest.raises(InputError, match="--image_root has 3 folders for 2 of --data"):
+    with pytest.raises(InputError, match="names 2 sets, --image_root 3 folders"):
         data.load_samples(both, "/r,/s,/t")
 
 

@@ -59,7 +59,7 @@ def test_out_of_memory_while_models_load_is_one_line(tiny_folder, questions, tmp
     monkeypatch.setattr(train, "load_models", run_out)
     assert train.main(stage_1(tiny_folder, questions, tmp_path)) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "out of memory in the loading of the start" in error
+    assert error.count("\n") == 1 and "out of memory in the loading of the models" in error
 
 
 @pytest.mark.parametrize("module, name, phase, advice", [

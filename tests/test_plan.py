@@ -308,6 +308,8 @@ def test_the_command_prints_a_plan_without_data_weights_or_gpu(tmp_path, capsys)
 
 def test_a_plan_for_a_model_yet_to_be_made_is_that_of_its_base(tmp_path):
     assert read_config(["--stage", "1", "--plan", "--out", str(tmp_path)]).model == "Qwen/Qwen2.5-VL-7B-Instruct"
+    wrong = str(tmp_path / "modle")  # of a name that was given, no other model is planned
+    assert read_config(["--stage", "1", "--plan", "--out", str(tmp_path), "--model", wrong]).model == wrong
     for flags in ([], ["--plan", "False"]):
         with pytest.raises(InputError, match="is missing"):
             read_config(["--stage", "1", "--out", str(tmp_path), *flags])
